@@ -1,0 +1,108 @@
+"""Boxes: the part of an image where a label can be, as one slice per spatial axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+from torch import Tensor
+
+__all__ = [
+    "Box",
+    "align_box",
+    "cut",
+    "grow_box",
+    "intersect",
+    "label_boxes",
+    "mask_box",
+    "shift",
+    "union_box",
+    "voxel_size",
+]
+
+Box = tuple[slice, ...]
+
+
+def label_boxes(label_map: Tensor) -> dict[int, Box]:
+    """The bounding box of every label of a map, in one pass.
+
+    Args:
+        label_map: ``(*spatial)``, integers >= 0 of any dtype.
+
+    Example:
+        >>> label_boxes(torch.tensor([[0, 7, 7], [0, 0, 9]]))
+        {7: (slice(0, 1, None), slice(1, 3, None)), 9: (slice(1, 2, None), slice(2, 3, None))}
+    """
+    boxes = ndimage.find_objects(np.asarray(label_map.detach().cpu().to(torch.int32)))
+    return {i + 1: tuple(box) for i, box in enumerate(boxes) if box is not None}
+
+
+def mask_box(mask: Tensor) -> Box | None:
+    """The bounding box of a mask ``(*spatial)``, ``None`` for an empty one."""
+    inside = mask.bool()
+    box = []
+    for axis in range(mask.ndim):
+        others = [i for i in range(mask.ndim) if i != axis]
+        where = torch.nonzero(inside.any(dim=others) if others else inside).flatten()
+        if not len(where):
+            return None
+        box.append(slice(int(where[0]), int(where[-1]) + 1))
+    return tuple(box)
+
+
+def cut(tensor: Tensor, box: Sequence[slice]) -> Tensor:
+    """A view of what is inside the box, the last axes being spatial."""
+    index: tuple[Any, ...] = (Ellipsis, *box)
+    return tensor[index]
+
+
+def union_box(boxes: Sequence[Box]) -> Box:
+    """The smallest box around one or more boxes."""
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+
+
+def grow_box(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+    """The box grown by ``margin`` voxels on both sides of each axis, within an image of ``shape``.
+
+    Example:
+        >>> grow_box((slice(2, 5), slice(8, 9)), (3, 1), (10, 10))
+        (slice(0, 8, None), slice(7, 10, None))
+    """
+    return tuple(
+        slice(max(axis.start - m, 0), min(axis.stop + m, size))
+        for axis, m, size in zip(box, margin, shape, strict=True)
+    )
+
+
+def align_box(box: Box, stride: int) -> Box:
+    """The box with its starts moved back to multiples of ``stride``."""
+    return tuple(slice(axis.start - axis.start % stride, axis.stop) for axis in box)
+
+
+def intersect(box: Box, other: Box) -> Box | None:
+    """What two boxes share, ``None`` where that is nothing."""
+    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, other, strict=True))
+    return both if all(axis.start < axis.stop for axis in both) else None
+
+
+def shift(box: Box, origin: Box) -> Box:
+    """The box in the coordinates of one that contains it."""
+    return tuple(slice(a.start - o.start, a.stop - o.start) for a, o in zip(box, origin, strict=True))
+
+
+def voxel_size(image: Tensor, spatial_dims: int) -> tuple[float, ...]:
+    """Size of a voxel in mm along each spatial axis; 1 mm where the tensor carries no affine.
+
+    Args:
+        image: any tensor; a :class:`monai.data.MetaTensor`, single or batched, knows its affine.
+        spatial_dims: how many axes.
+    """
+    if not isinstance(image, MetaTensor):
+        return (1.0,) * spatial_dims
+    affine = torch.as_tensor(image.affine, dtype=torch.float64)
+    affine = affine[0] if affine.ndim == 3 else affine
+    return tuple(torch.linalg.norm(affine[:spatial_dims, :spatial_dims], dim=0).tolist())

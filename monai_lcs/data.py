@@ -1,0 +1,392 @@
+"""Finds images and labels on disk, and checks them before long work starts."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from monai.config import PathLike
+from monai.data import MetaTensor, NibabelReader, is_supported_format
+from monai.transforms import LoadImage
+from monai.transforms.io.array import SUPPORTED_READERS
+from monai.utils import ensure_tuple, look_up_option
+from tqdm import tqdm
+
+from monai_lcs.labels import LabelTable
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "MGHReader",
+    "case_name",
+    "check_case",
+    "check_cases",
+    "check_labels",
+    "check_writable",
+    "find_cases",
+    "find_images",
+    "grid_distance",
+    "require_valid",
+]
+
+Case: TypeAlias = dict[str, str]
+
+IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
+"""File name endings taken for images in a folder, the longer ones first."""
+
+N_FOLDS = 5
+"""Folds of cases that come without fold numbers of their own."""
+
+
+class MGHReader(NibabelReader):
+    """Reads FreeSurfer's `.mgz` and `.mgh`, which MONAI's own choice of readers leaves to ITK, which cannot.
+
+    Importing this module adds it to MONAI's `SUPPORTED_READERS`, so a plain `LoadImage()` reads these files too.
+    (`LoadImage(reader="NibabelReader")` would as well, but it falls back to ITK for files that nibabel rejects,
+    and ITK fills a truncated NIfTI with zeros.)
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """True for files this reader is meant for."""
+        return is_supported_format(filename, ["mgz", "mgh"])
+
+
+SUPPORTED_READERS["mghreader"] = MGHReader
+
+
+def case_name(path: PathLike) -> str:
+    """The name of a case: its file name without folder and extension, if that is one of `IMAGE_EXTENSIONS`.
+
+    Example:
+        >>> case_name("scans/sub-01.v2.nii.gz"), case_name("bert/T1.mgz")
+        ('sub-01.v2', 'T1')
+    """
+    name = Path(path).name
+    for extension in IMAGE_EXTENSIONS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return name
+
+
+def find_cases(
+    dataset_dir: PathLike | None = None,
+    datalist: PathLike | None = None,
+    section: str = "training",
+    fold: int | None = None,
+    with_labels: bool = True,
+    exclude: PathLike | Sequence[PathLike] | None = None,
+) -> list[Case]:
+    """Images, and their label maps, of one section of a data set.
+
+    With a `datalist`, its sections `training`, `validation` and `testing` (or `test`) are used. Without one, the files
+    of `dataset_dir/images` are paired with those of `dataset_dir/labels` by name (extensions may differ, and an image
+    may carry nnU-Net's `_0000`), sorted by name; `testing` is then all of them.
+
+    Training and validation cases are told apart by, in this order: the datalist's `validation` section, where there is
+    one and `fold` is None; the `fold` number of each item (validation is that fold, training the rest); the position i
+    in the list, which belongs to fold i % 5. `fold` is 0 by default. Files are numbered before `exclude` is applied, so
+    the folds do not depend on it.
+
+    Args:
+        dataset_dir: folder with `images` and `labels`, or the folder that the datalist's relative paths start from.
+        datalist: MONAI or Decathlon JSON file. Its relative paths start from its own folder if `dataset_dir` is None.
+        section: `"training"`, `"validation"` or `"testing"`.
+        fold: validation fold.
+        with_labels: whether each case needs a label map; if False, only images are looked for and returned.
+        exclude: file or files to leave out, such as the atlas: no case with one of them is returned.
+
+    Returns:
+        Dictionaries with keys `"image"` and, `with_labels`, `"label"`: absolute paths. Other keys are dropped.
+
+    Raises:
+        ValueError: if neither source is given, a source is missing or broken, nothing matches or nothing is left.
+    """
+    section = look_up_option(section, ("training", "validation", "testing"))
+    if datalist is not None:
+        cases = _cases_of_datalist(Path(datalist), dataset_dir, section, fold, with_labels)
+    elif dataset_dir is not None:
+        cases = _cases_of_folders(Path(dataset_dir), with_labels)
+        if section != "testing":
+            cases = _split(cases, [i % N_FOLDS for i in range(len(cases))], section, fold, str(dataset_dir))
+    else:
+        raise ValueError("Give `dataset_dir`, a folder with images/ and labels/, or `datalist`, a JSON file.")
+
+    excluded = {Path(path).resolve() for path in ensure_tuple(exclude)} if exclude is not None else set()
+    kept = [case for case in cases if excluded.isdisjoint(Path(path).resolve() for path in case.values())]
+    if not kept:
+        raise ValueError(f"No {section} cases are left in {datalist or dataset_dir}: {len(cases)} before `exclude`.")
+    return kept
+
+
+def find_images(paths: PathLike | Sequence[PathLike]) -> list[Case]:
+    """Images to segment, from a file, a list of files, or a folder (its image files, sorted by name).
+
+    Files need not exist: :func:`check_case` tells the bad ones from the good ones.
+
+    Raises:
+        ValueError: if a folder holds no image, or two images have the same case name, so that the results of one would
+            overwrite those of the other.
+    """
+    cases: list[Case] = []
+    for path in map(Path, ensure_tuple(paths)):
+        files = _image_files(path) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path} holds no images: no file there ends in {', '.join(IMAGE_EXTENSIONS)}.")
+        cases += [{"image": str(file.absolute())} for file in files]
+    _by_name(Path(case["image"]) for case in cases)
+    return cases
+
+
+def _cases_of_datalist(
+    path: Path, dataset_dir: PathLike | None, section: str, fold: int | None, with_labels: bool
+) -> list[Case]:
+    """Cases of a section of a JSON file, relative paths made absolute."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read the datalist {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"The datalist {path} must hold a JSON object of sections, got a {type(content).__name__}.")
+
+    sections = {name: items for name, items in content.items() if isinstance(items, list)}
+    if section == "testing" and section not in sections:
+        found = "test"
+    elif section == "validation" and (section not in sections or fold is not None):
+        found = "training"
+    else:
+        found = section
+    if found not in sections:
+        raise ValueError(f'The datalist {path} has no section "{found}", only {sorted(sections)}.')
+
+    # Decathlon's "test" holds plain file names; MONAI's own loader takes them under that one name only.
+    items = [{"image": item} if isinstance(item, str) else item for item in sections[found]]
+    base = Path(path.parent if dataset_dir is None else dataset_dir).absolute()
+    keys = ("image", "label") if with_labels else ("image",)
+    cases = []
+    for item in items:
+        missing = [key for key in keys if not (isinstance(item, dict) and isinstance(item.get(key), str))]
+        if missing:
+            raise ValueError(
+                f'An item of section "{found}" of {path} names no {" and no ".join(missing)} file: {item}.'
+            )
+        cases.append({key: str(base / item[key]) for key in keys})
+
+    if found in ("test", "testing", "validation") or (fold is None and "validation" in sections):
+        return cases
+    numbered = [item.get("fold") for item in items]
+    if None in numbered and any(number is not None for number in numbered):
+        item = items[numbered.index(None)]
+        raise ValueError(f'Some items of section "{found}" of {path} have a "fold" and some do not: {item}.')
+    folds = [i % N_FOLDS for i in range(len(items))] if None in numbered else numbered
+    return _split(cases, folds, section, fold, str(path))
+
+
+def _split(cases: list[Case], folds: Sequence[Any], section: str, fold: int | None, source: str) -> list[Case]:
+    """The validation cases, which are those of `fold`, or the training cases, which are the rest."""
+    fold = 0 if fold is None else fold
+    if fold not in folds:
+        raise ValueError(f"`fold` must be one of {sorted(set(folds), key=str)}, which {source} has, got {fold}.")
+    return [case for case, number in zip(cases, folds, strict=True) if (number == fold) == (section == "validation")]
+
+
+def _cases_of_folders(folder: Path, with_labels: bool) -> list[Case]:
+    """Images and label maps of the same name, sorted."""
+    image_dir, label_dir = folder.absolute() / "images", folder.absolute() / "labels"
+    images = _by_name(_image_files(image_dir))
+    if not with_labels:
+        if not images:
+            raise ValueError(f"{image_dir} holds no images: no file there ends in {', '.join(IMAGE_EXTENSIONS)}.")
+        return [{"image": str(path)} for path in images.values()]
+
+    labels = _by_name(_image_files(label_dir))
+    label_of = {name: name if name in labels else name.removesuffix("_0000") for name in images}
+    cases = [
+        {"image": str(path), "label": str(labels[label_of[name]])}
+        for name, path in images.items()
+        if label_of[name] in labels
+    ]
+    unpaired = [path.name for name, path in images.items() if label_of[name] not in labels]
+    if not cases:
+        raise ValueError(
+            f"No image of {image_dir} has a label map of the same name in {label_dir}: "
+            f"found images {_some(unpaired)} and labels {_some([path.name for path in labels.values()])}."
+        )
+    unpaired += [path.name for name, path in labels.items() if name not in label_of.values()]
+    if unpaired:
+        warnings.warn(f"Left out of {folder}, without a partner of the same name: {_some(unpaired)}.", stacklevel=3)
+    return cases
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Image files right in a folder, sorted by name; none if there is no such folder."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        path.absolute()
+        for path in files
+        if path.name.lower().endswith(IMAGE_EXTENSIONS) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _by_name(files: Any) -> dict[str, Path]:
+    """Files by case name, which must be unique."""
+    named: dict[str, Path] = {}
+    for path in files:
+        other = named.setdefault(case_name(path), path)
+        if other != path:
+            raise ValueError(f'Two images are named "{case_name(path)}", rename one of them: {other} and {path}.')
+    return named
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names and how many more there are.
+
+    Example:
+        >>> _some(["a", "b", "c", "d"], most=2), _some([])
+        ('a, b and 2 more', 'none')
+    """
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest if names else "none"
+
+
+def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
+    """Reads the files of a case and raises if a network could not be trained or evaluated on them.
+
+    Checks the keys `"image"`, `"label"`, `"atlas_image"` and `"atlas_label"` where present: each file exists, can be
+    read to its end, has `spatial_dims` dimensions and one channel, and finite values; label maps hold integers >= 0;
+    an image and its label map have the same shape, and affines that place no corner of the grid more than a tenth of
+    a voxel apart. Reads every voxel, one key after the other: as slow as loading the case, and no more memory.
+
+    Raises:
+        ValueError: one sentence that names the file and what is wrong with it.
+    """
+    for image_key, label_key in (("image", "label"), ("atlas_image", "atlas_label")):
+        grids = {}
+        for key in (image_key, label_key):
+            if key in case:
+                volume = _read(case[key])
+                _check_dims(volume, case[key], spatial_dims)
+                _check_values(volume, case[key], is_label=key == label_key)
+                grids[key] = tuple(volume.shape[1:]), np.asarray(volume.affine, dtype=float)
+                del volume
+        if len(grids) == 2:
+            _check_same_grid(case[image_key], *grids[image_key], case[label_key], *grids[label_key])
+
+
+def _read(path: PathLike) -> MetaTensor:
+    """An image file as `(C, *spatial)` float32 with its affine."""
+    if not Path(path).exists():
+        raise ValueError(f"{path} does not exist.")
+    if Path(path).stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes).")
+    try:
+        return LoadImage(ensure_channel_first=True)(path)
+    except Exception as error:  # each of the readers has errors of its own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path} cannot be read as an image, it may be truncated or damaged: {reason}") from error
+
+
+def _check_dims(volume: torch.Tensor, path: PathLike, spatial_dims: int) -> None:
+    """One channel of `spatial_dims` dimensions; a file of a single slice is 2D, whichever axis has the length 1."""
+    channels, *spatial = volume.shape
+    if channels != 1:
+        raise ValueError(f"{path} must be {spatial_dims}D, got a {len(spatial) + 1}D file of {channels} channels.")
+    if len(spatial) != spatial_dims or (spatial_dims == 3 and 1 in spatial):
+        dims = len(spatial) if len(spatial) != spatial_dims else 2
+        raise ValueError(f"{path} must be {spatial_dims}D, got a {dims}D file of shape {tuple(spatial)}.")
+
+
+def _check_values(volume: torch.Tensor, path: str, is_label: bool) -> None:
+    """Finite values, and integers >= 0 in a label map."""
+    finite = torch.isfinite(volume)
+    if not finite.all():
+        raise ValueError(f"{path} has {int((~finite).sum())} NaN or Inf voxels of {volume.numel()}.")
+    if is_label:
+        wrong = volume[(volume < 0) | (volume != volume.round())]
+        if wrong.numel():
+            raise ValueError(f"The label map {path} must hold integers >= 0, got {wrong[0].item():g}.")
+
+
+def _check_same_grid(
+    path: str, shape: tuple[int, ...], affine: np.ndarray, path_2: str, shape_2: tuple[int, ...], affine_2: np.ndarray
+) -> None:
+    """The same shape, and affines less than a tenth of a voxel apart."""
+    if shape != shape_2:
+        raise ValueError(f"{path} and {path_2} must have the same grid, got shapes {shape} and {shape_2}.")
+    distance = grid_distance(affine, affine_2, shape)
+    if distance > 0.1 * np.linalg.norm(affine[:-1, :-1], axis=0).min():
+        raise ValueError(
+            f"{path} and {path_2} must have the same grid, got affines up to {distance:.3g} mm apart: "
+            f"{affine.round(4).tolist()} and {affine_2.round(4).tolist()}."
+        )
+
+
+def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """The largest distance, in mm, between the corners of two grids of the same shape `(*spatial)`.
+
+    Example:
+        >>> import numpy as np
+        >>> grid_distance(np.eye(4), np.diag([1.01, 1, 1, 1]), (101, 50, 50))  # the last voxel is number 100
+        1.0
+    """
+    sizes = [*shape, *[1] * (len(affine) - 1 - len(shape))]  # a 2D file may come with a 3D affine
+    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in sizes))]).T
+    offsets = (np.asarray(affine, dtype=float) - np.asarray(other, dtype=float)) @ corners
+    return round(float(np.linalg.norm(offsets[:-1], axis=0).max()), 9)
+
+
+def check_cases(
+    cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, progress: bool = True
+) -> list[tuple[Mapping[str, Any], str]]:
+    """The cases that fail :func:`check_case`, each with its error message; shows a progress bar.
+
+    An atlas that all cases share is read once if it is checked by a case of its own:
+    `check_cases([{"atlas_image": ..., "atlas_label": ...}, *cases])`.
+    """
+    bad = []
+    for case in tqdm(cases, desc="Checking files", unit="case", disable=not progress):
+        try:
+            check_case(case, spatial_dims)
+        except ValueError as error:
+            bad.append((case, str(error)))
+    return bad
+
+
+def require_valid(cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, progress: bool = True) -> None:
+    """Checks all cases and raises one ValueError that lists what is wrong: how many are bad, and the first ten."""
+    bad = check_cases(cases, spatial_dims, progress)
+    if bad:
+        lines = [message for _, message in bad[:10]] + ["..."] * (len(bad) > 10)
+        raise ValueError("\n  ".join([f"{len(bad)} of {len(cases)} cases cannot be used:", *lines]))
+
+
+def check_writable(folder: PathLike) -> None:
+    """Creates a folder for results where it is missing, and makes sure that files can be written there.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=str(folder)):
+            pass
+    except OSError as error:
+        raise OSError(f"Cannot write to the output folder {folder}: {error.strerror or error}.") from error
+
+
+def check_labels(atlas_label_path: PathLike, ids: Sequence[int], table: LabelTable) -> None:
+    """Makes sure that the atlas has at least one voxel of each requested label.
+
+    Raises:
+        ValueError: naming the file and the missing ids with their names.
+    """
+    present = set(_read(atlas_label_path).unique().tolist())
+    missing = [id for id in ids if id not in present]
+    if missing:
+        names = [f"{id} ({table[id].name})" if id in table.ids else f"{id}" for id in missing]
+        raise ValueError(f"The atlas label map {atlas_label_path} has no voxel of label {_some(names, most=10)}.")

