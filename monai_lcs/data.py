@@ -269,7 +269,7 @@ def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
         grids = {}
         for key in (image_key, label_key):
             if key in case:
-                volume = _read(case[key])
+                volume = read_image(case[key])
                 _check_dims(volume, case[key], spatial_dims)
                 _check_values(volume, case[key], is_label=key == label_key)
                 grids[key] = tuple(volume.shape[1:]), np.asarray(volume.affine, dtype=float)
@@ -278,7 +278,7 @@ def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
             _check_same_grid(case[image_key], *grids[image_key], case[label_key], *grids[label_key])
 
 
-def _read(path: PathLike) -> MetaTensor:
+def read_image(path: PathLike) -> MetaTensor:
     """An image file as `(C, *spatial)` float32 with its affine."""
     if not Path(path).exists():
         raise ValueError(f"{path} does not exist.")
@@ -385,7 +385,7 @@ def check_labels(atlas_label_path: PathLike, ids: Sequence[int], table: LabelTab
     Raises:
         ValueError: naming the file and the missing ids with their names.
     """
-    present = set(_read(atlas_label_path).unique().tolist())
+    present = set(read_image(atlas_label_path).unique().tolist())
     missing = [id for id in ids if id not in present]
     if missing:
         names = [f"{id} ({table[id].name})" if id in table.ids else f"{id}" for id in missing]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .boxes import Box, align_box, cut, grow_box, intersect, label_boxes, mask_box, shift, union_box, voxel_size
 from .transforms.labels import LabelGroup, as_groups, label_mask
 
-__all__ = ["LabelBoxInferer", "LabelSweepInferer"]
+__all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
 
 EXACT_INTEGERS = {torch.bfloat16: 256, torch.float16: 2048}
 
@@ -428,3 +428,16 @@ def _check_sweep_input(inputs: Tensor, image_channels: int) -> None:
     if not torch.isfinite(label_map).all() or (label_map < 0).any() or (label_map != label_map.round()).any():
         wrong = label_map[~torch.isfinite(label_map) | (label_map < 0) | (label_map != label_map.round())][0].item()
         raise ValueError(f"The last channel must be the atlas label map, integers >= 0, got {wrong:g}.")
+
+
+class AtlasLabelInferer(Inferer):
+    """The atlas labels as they were aligned, whatever the network: the baseline every network must beat.
+
+    Example:
+        >>> AtlasLabelInferer()(torch.tensor([[[[0.5, 0.5]], [[0.4, 0.6]], [[17.0, 0.0]]]]), None)
+        tensor([[[[17,  0]]]], dtype=torch.int32)
+    """
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """``(B, 1, *spatial)`` int32, the last channel of ``inputs``."""
+        return inputs[:, -1:].to(torch.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import ImageMetaKey, TransformBackends, look_up_option
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
@@ -69,7 +71,7 @@ def volume_table(
     ids, counts = np.unique(_as_label_array(label_map), return_counts=True)
     _check_known(ids, table)
     count_of = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    affine = np.asarray(affine_or_voxel_mm3, dtype=float)
+    affine = _as_array(affine_or_voxel_mm3)
     voxel_mm3 = abs(np.linalg.det(affine[:3, :3])) if affine.ndim else float(affine)
     voxels = [count_of.get(id, 0) for id in table.ids]
     # 7 digits: the voxel sizes of a file are float32
@@ -99,7 +101,7 @@ def dice_table(buffer: NdarrayOrTensor, cases: Sequence[PathLike], table: LabelT
         0  ann   4  label-4   0.5
         1  ann   7  label-7   1.0
     """
-    dice = np.asarray(buffer, dtype=float)
+    dice = _as_array(buffer).astype(float)
     if dice.shape != (len(cases), len(table)):
         raise ValueError(f"`buffer` must be ({len(cases)} cases, {len(table)} labels), got {dice.shape}.")
     return pd.DataFrame(
@@ -176,36 +178,31 @@ def qc_picture(
         FileExistsError: if the file exists and is not to be overwritten.
         ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('qc_picture needs matplotlib: pip install "monai-lcs[bundle]".') from error
-
     path = Path(path)
     _check_absent([path], overwrite)
-    convention = look_up_option(convention, ("radiological", "neurological"))
+    flip = look_up_option(convention, ("radiological", "neurological")) == "radiological"
     if image.ndim != 4 or image.shape[0] != 1 or image.shape != label_map.shape:
         raise ValueError(
             "`image` and `label_map` must be (1, *spatial) with three dimensions, "
             f"got {tuple(image.shape)} and {tuple(label_map.shape)}."
         )
-    affine = np.asarray(getattr(image, "affine", None) if affine is None else affine, dtype=float)
+    affine = _as_array(getattr(image, "affine", None) if affine is None else affine)
     if affine.shape != (4, 4):
         raise ValueError("`affine` must be (4, 4) unless `image` is a MetaTensor.")
-    grey, labels, affine = _to_ras(np.asarray(image)[0], _as_label_array(label_map)[0], affine)
+    grey, labels, affine = _to_ras(_as_array(image)[0], _as_label_array(label_map)[0], affine)
     _check_known(np.unique(labels), table)
     black, white = _grey_window(grey)
-    # What is shown: all but the empty margins.
-    corner, grey, labels = _crop(grey, labels, (labels > 0) | (grey > black + 0.1 * (white - black)))
-    affine[:3, 3] += affine[:3, :3] @ corner
+    shown = (labels > 0) | (grey > black + 0.1 * (white - black))
+    if shown.any():  # not the empty margins
+        start, end = generate_spatial_bounding_box(shown[None], margin=2, allow_smaller=True)
+        grey, labels = (volume[tuple(map(slice, start, end))] for volume in (grey, labels))
+        affine[:3, 3] += affine[:3, :3] @ start
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = np.array(labels.shape) * spacing
     center = np.argwhere(labels).mean(0) if labels.any() else (np.array(labels.shape) - 1) / 2
     index = np.rint(center).astype(int)
     position = affine @ [*index, 1]
 
-    flip = convention == "radiological"
     sides = ("R", "L") if flip else ("L", "R")
     # name, normal axis, axes drawn to the right and upward, what is at either end of the first
     planes = [("sagittal x", 0, 1, 2, ("P", "A")), ("coronal y", 1, 0, 2, sides), ("axial z", 2, 0, 1, sides)]
@@ -213,37 +210,53 @@ def qc_picture(
     planes_height = 12 * max(size[up] for _, _, _, up, _ in planes) / sum(widths)  # inches, as what follows
     head, foot = 0.65, 0.35
     height = head + planes_height + foot
-    figure = Figure(figsize=(12.3, height), facecolor="black", dpi=150)
-    FigureCanvasAgg(figure)
+    # Not pyplot, which has a backend and a current figure for the whole process.
+    figure = _matplotlib("matplotlib.figure").Figure(figsize=(12.3, height), facecolor="black", dpi=150)
+    _matplotlib("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1, 3, width_ratios=widths, wspace=0.02)
     grid.update(left=0.012, right=0.988, bottom=foot / height, top=1 - head / height)
-
     for column, (name, normal, right, up, ends) in enumerate(planes):
-        slices = [volume.take(index[normal], normal).T for volume in (grey, labels)]
-        if right == 0 and flip:
-            slices = [pixels[:, ::-1] for pixels in slices]
+        pixels = [volume.take(index[normal], normal).T for volume in (grey, labels)]
+        if flip and right == 0:
+            pixels = [array[:, ::-1] for array in pixels]
         axes = figure.add_subplot(grid[column])
-        axes.set_axis_off()
-        extent = (0.0, size[right], 0.0, size[up])
-        axes.imshow(slices[0], "gray", vmin=black, vmax=white, origin="lower", extent=extent, interpolation="bilinear")
-        # One voxel of background all around closes the outlines of labels that the edge of the image cuts.
-        outlined = np.pad(slices[1], 1)
-        x, y = ((np.arange(labels.shape[axis] + 2) - 0.5) * spacing[axis] for axis in (right, up))
-        for id in np.unique(outlined[outlined > 0]).tolist():
-            color = tuple(part / 255 for part in table[id].color)
-            axes.contour(x, y, outlined == id, levels=[0.5], colors=[color], linewidths=0.9)
-        axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+        _draw_plane(axes, pixels[0], pixels[1], spacing[[right, up]], table, black, white)
+        for x, text in zip((0.03, 0.97), ends, strict=True):
+            where = {"transform": axes.transAxes, "ha": "center", "va": "top"}
+            axes.text(x, 0.97, text, where, color="white", fontsize=13, fontweight="bold")
         box = axes.get_position(original=True)
         heading = f"{name} = {position[normal]:.0f} mm"
         figure.text((box.x0 + box.x1) / 2, box.y1 + 0.05 / height, heading, color="0.75", fontsize=10, ha="center")
-        for x_text, text in zip((0.03, 0.97), ends, strict=True):
-            where = {"transform": axes.transAxes, "ha": "center", "va": "center"}
-            axes.text(x_text, 0.5, text, where, color="white", fontsize=13, fontweight="bold")
 
     note = f"{convention} convention: the patient's left is on the {'right' if flip else 'left'} of the picture"
     figure.text(0.5, 0.1 / height, note, color="0.75", fontsize=9, ha="center", va="bottom")
-    figure.text(0.5, 1 - 0.08 / height, title, color="white", fontsize=12, ha="center", va="top")
+    figure.text(0.5, 1 - 0.08 / height, title, color="white", fontsize=12, ha="center", va="top", parse_math=False)
     _write(path, figure.savefig)
+
+
+def _draw_plane(
+    axes: Any, grey: np.ndarray, labels: np.ndarray, spacing: np.ndarray, table: LabelTable, black: float, white: float
+) -> None:
+    """Draws the pixels `(rows from the bottom up, columns)` of a plane; `spacing` is in mm to the right and upward."""
+    height, width = labels.shape
+    extent = (0.0, width * spacing[0], 0.0, height * spacing[1])
+    axes.imshow(grey, "gray", vmin=black, vmax=white, origin="lower", extent=extent, interpolation="bilinear")
+    # One voxel of background all around closes the outlines of labels that the edge of the image cuts.
+    labels = np.pad(labels, 1)
+    x, y = ((np.arange(n + 2) - 0.5) * mm for n, mm in zip((width, height), spacing, strict=True))
+    for id in np.unique(labels[labels > 0]).tolist():
+        color = tuple(part / 255 for part in table[id].color)
+        axes.contour(x, y, labels == id, levels=[0.5], colors=[color], linewidths=0.9)
+    axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+    axes.set_axis_off()
+
+
+def _matplotlib(module: str) -> Any:
+    """A module of matplotlib, which only the pictures need."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError('Pictures need matplotlib: pip install "monai-lcs[bundle]", or set picture=False.') from error
 
 
 def _to_ras(image: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -251,15 +264,6 @@ def _to_ras(image: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> tuple[
     orientation = io_orientation(affine)
     affine = affine @ inv_ornt_aff(orientation, image.shape)
     return apply_orientation(image, orientation), apply_orientation(labels, orientation), affine
-
-
-def _crop(grey: np.ndarray, labels: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The box around all of `shown`, with its first voxel; everything where nothing is shown."""
-    axes_shown = [np.flatnonzero(shown.any(axis=(0, 1, 2)[:axis] + (0, 1, 2)[axis + 1 :])) for axis in range(3)]
-    if not shown.any():
-        return np.zeros(3), grey, labels
-    box = tuple(slice(positions[0], positions[-1] + 1) for positions in axes_shown)
-    return np.array([positions[0] for positions in axes_shown]), grey[box], labels[box]
 
 
 def _grey_window(image: np.ndarray) -> tuple[float, float]:
@@ -293,6 +297,9 @@ class SaveSegmentation(Transform):
         overwrite: whether to replace existing files.
         picture: whether to draw the picture; needs matplotlib.
 
+    Raises:
+        ImportError: if there are to be pictures and matplotlib is not installed.
+
     Example:
         >>> import tempfile, torch
         >>> from monai.data import MetaTensor
@@ -313,6 +320,8 @@ class SaveSegmentation(Transform):
         self.label_table = label_table if isinstance(label_table, LabelTable) else LabelTable.read(label_table)
         self.overwrite = overwrite
         self.picture = picture
+        if picture:
+            _matplotlib("matplotlib")  # rather now than after the first segmentation
 
     def __call__(self, label_map: MetaTensor, image: MetaTensor) -> dict[str, str]:  # type: ignore[override]
         """Writes the files of one case.
@@ -338,7 +347,7 @@ class SaveSegmentation(Transform):
         paths = {kind: self.output_dir / f"{case}_{ending}" for kind, ending in endings.items()}
         _check_absent(list(paths.values()), self.overwrite)
 
-        affine = np.asarray(image.affine.cpu(), dtype=float)
+        affine = _as_array(image.affine)
         labels = _as_label_array(label_map)
         try:
             volumes = volume_table(labels, affine, self.label_table)
@@ -351,7 +360,7 @@ class SaveSegmentation(Transform):
         _write(paths["labels"], self.label_table.write)
         _write(paths["volumes"], lambda temporary: _write_tsv(volumes, temporary))
         if self.picture:
-            qc_picture(image.cpu(), labels, self.label_table, paths["qc"], affine, title=case, overwrite=True)
+            qc_picture(image, labels, self.label_table, paths["qc"], affine, title=case, overwrite=True)
         _write(paths["dseg"], lambda temporary: nib.save(segmentation, temporary))
         return {kind: str(path) for kind, path in paths.items()}
 
@@ -363,7 +372,7 @@ class SaveSegmentation(Transform):
                 f"The segmentation of {source} must have the shape (1, *spatial) of the image, three dimensions, "
                 f"got {tuple(label_map.shape)} for {tuple(image.shape)}: invert the preprocessing first."
             )
-        affine, expected = (np.asarray(tensor.affine.cpu(), dtype=float) for tensor in (label_map, image))
+        affine, expected = (_as_array(tensor.affine) for tensor in (label_map, image))
         distance = grid_distance(affine, expected, image.shape[1:])
         if distance > 0.01 * np.linalg.norm(expected[:3, :3], axis=0).min():
             raise ValueError(
@@ -417,9 +426,14 @@ class SaveSegmentationd(MapTransform):
 SaveSegmentationD = SaveSegmentationDict = SaveSegmentationd
 
 
+def _as_array(values: Any) -> np.ndarray:
+    """A tensor, wherever it is, or an array as a numpy array without metadata."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
 def _as_label_array(label_map: NdarrayOrTensor) -> np.ndarray:
     """A label map as a numpy array of integers >= 0."""
-    values = np.asarray(label_map.cpu() if isinstance(label_map, torch.Tensor) else label_map)
+    values = _as_array(label_map)
     wrong = values[(values < 0) | (values != np.rint(values))]
     if wrong.size:
         raise ValueError(f"A label map must hold integers >= 0, got {wrong[0]:g}.")
@@ -463,7 +477,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a new file next to `path` and renames it, so that nothing half-written is taken for a result."""
+    """Lets `write` fill a new file next to `path` and renames it, so that nothing half-written looks like a result."""
     temporary = path.with_name(f".{uuid.uuid4().hex}_{path.name}")
     try:
         write(temporary)

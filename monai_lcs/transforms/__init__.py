@@ -1,6 +1,15 @@
 """Transforms: which labels are asked for, and where the atlas lies on the image."""
 
+from monai_lcs.transforms.align import (
+    AlignAtlas,
+    AlignAtlasD,
+    AlignAtlasd,
+    AlignAtlasDict,
+)
 from monai_lcs.transforms.atlas_pool import (
+    AddAtlasD,
+    AddAtlasd,
+    AddAtlasDict,
     RandPickAtlas,
     RandPickAtlasD,
     RandPickAtlasd,
@@ -27,6 +36,9 @@ from monai_lcs.transforms.labels import (
 )
 
 __all__ = [
+    "AddAtlasD",
+    "AddAtlasDict",
+    "AddAtlasd",
     "AlignAtlas",
     "AlignAtlasD",
     "AlignAtlasDict",

@@ -7,11 +7,20 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from monai.config import PathLike
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, RandomizableTransform, Transform
 from monai.utils import TransformBackends
 
-__all__ = ["RandPickAtlas", "RandPickAtlasD", "RandPickAtlasDict", "RandPickAtlasd"]
+__all__ = [
+    "AddAtlasD",
+    "AddAtlasDict",
+    "AddAtlasd",
+    "RandPickAtlas",
+    "RandPickAtlasD",
+    "RandPickAtlasDict",
+    "RandPickAtlasd",
+]
 
 
 class RandPickAtlas(RandomizableTransform):
@@ -140,3 +149,26 @@ class RandPickAtlasd(RandomizableTransform, MapTransform):
 
 
 RandPickAtlasD = RandPickAtlasDict = RandPickAtlasd
+
+
+class AddAtlasd(Transform):
+    """Adds the files of one atlas to every sample, for the transforms that load and align it.
+
+    Args:
+        atlas_image: the atlas image file.
+        atlas_label: the atlas label map file.
+
+    Example:
+        >>> AddAtlasd("atlas_T1w.nii.gz", "atlas_dseg.nii.gz")({"image": "sub-01.nii.gz"})
+        {'image': 'sub-01.nii.gz', 'atlas_image': 'atlas_T1w.nii.gz', 'atlas_label': 'atlas_dseg.nii.gz'}
+    """
+
+    def __init__(self, atlas_image: PathLike, atlas_label: PathLike) -> None:
+        self.atlas: dict[Hashable, Any] = {"atlas_image": str(atlas_image), "atlas_label": str(atlas_label)}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with keys ``atlas_image`` and ``atlas_label``."""
+        return {**data, **self.atlas}
+
+
+AddAtlasD = AddAtlasDict = AddAtlasd

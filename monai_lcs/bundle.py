@@ -1,0 +1,271 @@
+"""What the bundle's configs call: cases, labels and atlas checked before long work starts, and runs that go on.
+
+A user's mistake ends the program with one sentence, not with a traceback of the config parser.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monai.data import DataLoader, Dataset
+from monai.engines import Evaluator
+from monai.utils import optional_import
+from tqdm import tqdm
+
+from . import data, reports
+from .labels import LabelTable
+from .transforms.labels import present_labels
+
+__all__ = [
+    "ask_labels",
+    "cases",
+    "check_weights",
+    "check_writable",
+    "images",
+    "keep_resumable",
+    "label_groups",
+    "read_table",
+    "run_each",
+    "show_epochs",
+    "write_dice",
+]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def _one_sentence(function: T) -> T:
+    """Turn what a user can mend into one sentence on stderr and exit status 1."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"Error: {error}") from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+@_one_sentence
+def read_table(label_table: str | None, atlas_labels: str) -> LabelTable:
+    """The labels that both the table and the atlas have; all of the atlas, with made-up names, without a table."""
+    data.check_case({"label": atlas_labels})
+    present = _present(atlas_labels)
+    if label_table is None:
+        return LabelTable.from_ids(present)
+    table = LabelTable.read(label_table)
+    both = [label for label in table.ids if label in set(present)]
+    if not both:
+        raise ValueError(
+            f"The atlas label map {atlas_labels} has no label of {label_table}:"
+            f" the table has {list(table.ids[:8])} ..., the atlas {list(present[:8])} ... ."
+        )
+    return table
+
+
+@_one_sentence
+def ask_labels(table: LabelTable, labels: Any, atlas_labels: str) -> list[int]:
+    """The ids asked for; all that both the table and the atlas have by default.
+
+    Args:
+        table: the label table.
+        labels: see :meth:`monai_lcs.labels.LabelTable.select`; ``None`` for all.
+        atlas_labels: the atlas label map file.
+    """
+    if labels is None or labels == "all":
+        present = set(_present(atlas_labels))
+        return [label for label in table.ids if label in present]
+    ids = table.select(labels)
+    data.check_labels(atlas_labels, ids, table)
+    return list(ids)
+
+
+@_one_sentence
+def label_groups(
+    table: LabelTable, labels: Sequence[int], coarse_labels: Mapping[str, Any] | str | None
+) -> list[tuple[int, ...]]:
+    """What training asks for: each label by itself, or each coarse label as the union of its fine ones.
+
+    Args:
+        table: the label table.
+        labels: the ids in use.
+        coarse_labels: ``"parent"`` for the table's parents; or a mapping from a coarse name to its fine labels,
+            see :meth:`monai_lcs.labels.LabelTable.select`; labels it leaves out are not trained.
+    """
+    if coarse_labels is None:
+        return [(label,) for label in labels]
+    if coarse_labels == "parent":
+        unions = list(table.children().values())
+    elif isinstance(coarse_labels, Mapping):
+        unions = [table.select(query) for query in coarse_labels.values()]
+    else:
+        raise ValueError(f"`coarse_labels` must be a mapping, 'parent' or null, got {coarse_labels!r}.")
+    groups = [tuple(label for label in union if label in set(labels)) for union in unions]
+    return [group for group in groups if group]
+
+
+@_one_sentence
+def cases(
+    dataset_dir: str | None,
+    datalist: str | None,
+    section: str,
+    fold: int | None = None,
+    atlas_image: str | None = None,
+    atlas_labels: str | None = None,
+    check: bool = True,
+) -> list[dict[str, str]]:
+    """Cases with labels, the atlas's own left out, all checked.
+
+    Args:
+        dataset_dir: see :func:`monai_lcs.data.find_cases`, as for the next three.
+        datalist: likewise.
+        section: likewise.
+        fold: likewise.
+        atlas_image: the atlas image file, checked with the label map.
+        atlas_labels: the atlas label map file.
+        check: read every file now.
+    """
+    atlas = {k: v for k, v in (("atlas_image", atlas_image), ("atlas_label", atlas_labels)) if v is not None}
+    found = data.find_cases(dataset_dir or None, datalist or None, section, fold, exclude=list(atlas.values()) or None)
+    if check:
+        data.require_valid([*([atlas] if atlas else []), *found])
+    return found
+
+
+@_one_sentence
+def images(
+    dataset_dir: str | None, datalist: str | None, section: str, atlas: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Images to segment: a file, a list of files, a folder of files, or a datalist's section.
+
+    Args:
+        dataset_dir: a file, files or a folder; where it has a folder ``images``, the files in there.
+        datalist: a datalist to use instead.
+        section: the section of the datalist.
+        atlas: files ``atlas_image`` and ``atlas_label``, checked now; images are checked one by one as they are run.
+    """
+    data.check_case(atlas)
+    if datalist:
+        return data.find_cases(dataset_dir or None, datalist, section, with_labels=False)
+    if not dataset_dir:
+        raise ValueError("Nothing to segment: give --dataset_dir (a file or a folder) or --datalist.")
+    inner = Path(str(dataset_dir)) / "images"
+    return data.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
+
+
+@_one_sentence
+def check_writable(folder: str) -> None:
+    """Make sure that results can be written, see :func:`monai_lcs.data.check_writable`."""
+    data.check_writable(folder)
+
+
+@_one_sentence
+def check_weights(path: str | None) -> None:
+    """Make sure that the weights to start from are there; ``None`` starts from none."""
+    if path is not None and not Path(path).is_file():
+        raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
+
+
+@_one_sentence
+def keep_resumable(trainer: Any, state: Mapping[str, Any], ckpt_dir: str, interval: int, resume: bool) -> None:
+    """Save all that a training needs to go on, every few epochs, and go on from there if asked to.
+
+    Args:
+        trainer: the trainer; its epoch and iteration are saved with the state.
+        state: what to save besides: network, optimizer, scheduler.
+        ckpt_dir: where to save ``resume_epoch=N.pt``, only the newest of which is kept.
+        interval: epochs between two saves.
+        resume: load the newest before training starts.
+
+    Raises:
+        SystemExit: when there is nothing to resume.
+    """
+    saver, _ = optional_import("monai.handlers", name="CheckpointSaver")
+    loader, _ = optional_import("monai.handlers", name="CheckpointLoader")
+    everything = {**state, "trainer": trainer}
+    if resume:
+        found = sorted(Path(ckpt_dir).glob("resume_*.pt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ValueError(f"There is no training to resume in {ckpt_dir}.")
+        loader(str(found[-1]), everything, map_location="cpu").attach(trainer)
+    saver(ckpt_dir, everything, file_prefix="resume", save_interval=interval, n_saved=1).attach(trainer)
+
+
+def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
+    """A progress bar over a training's epochs, with the loss and the last validation; that one in TensorBoard too.
+
+    Args:
+        trainer: the trainer.
+        evaluator: the evaluator of the validation.
+        log_dir: of TensorBoard.
+    """
+    tensorboard, _ = optional_import("monai.handlers", name="TensorBoardStatsHandler")
+    tensorboard(log_dir=log_dir, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch).attach(
+        evaluator
+    )
+    handlers, _ = optional_import("ignite.handlers")
+    events, _ = optional_import("ignite.engine", name="Events")
+    bar = handlers.ProgressBar(desc="Epoch", persist=True)
+
+    def shown(output: Any) -> dict[str, float]:
+        return {"loss": output[0]["loss"].item(), **evaluator.state.metrics}
+
+    bar.attach(trainer, event_name=events.EPOCH_COMPLETED, closing_event_name=events.COMPLETED, output_transform=shown)
+
+
+def run_each(evaluator: Evaluator) -> None:
+    """Run an evaluator case by case: a bad case does not stop the others; at the end the bad ones are listed.
+
+    Args:
+        evaluator: its data loader's dataset must have ``data``, the cases, and ``transform``.
+
+    Raises:
+        SystemExit: with status 1, when a case failed.
+    """
+    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
+    failed = {}
+    evaluator.state.epoch_length = 1
+    for case in tqdm(dataset.data, desc="Cases", unit="case"):
+        try:
+            data.check_case(case)
+            evaluator.data_loader = DataLoader(Dataset([case], dataset.transform), batch_size=1)
+            evaluator.run()
+        except Exception as error:
+            failed[str(case["image"])] = _cause(error)
+    if failed:
+        lines = [f"  {path}: {message}" for path, message in failed.items()]
+        print(f"{len(failed)} of {len(dataset.data)} cases failed:", *lines, sep="\n", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _cause(error: BaseException) -> str:
+    """The message of the first error in a chain: MONAI wraps what a transform raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@_one_sentence
+def write_dice(evaluator: Evaluator, table: LabelTable, output_dir: str, overwrite: bool = False) -> None:
+    """Write ``dice.tsv``, the Dice of each label in each case, and print the means.
+
+    Args:
+        evaluator: after its run, with a :class:`monai_lcs.metrics.LabelMapDice` as key metric.
+        table: names of the labels.
+        output_dir: where to write.
+        overwrite: replace a table that is there.
+    """
+    buffer = evaluator.state.metric_details[evaluator.state.key_metric_name]
+    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
+    dice = reports.dice_table(buffer, [case["image"] for case in dataset.data], table)
+    path = Path(output_dir) / "dice.tsv"
+    reports.write_dice_tsv(dice, path, overwrite=overwrite)
+    print(reports.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
+
+
+def _present(path: str) -> tuple[int, ...]:
+    return present_labels(data.read_image(path))
