@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor
 
 __all__ = [
     "Box",
-    "align_box",
+    "crop_box",
     "cut",
     "grow_box",
     "intersect",
     "label_boxes",
     "mask_box",
+    "pad_end",
     "shift",
     "union_box",
     "voxel_size",
@@ -78,9 +81,35 @@ def grow_box(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
     )
 
 
-def align_box(box: Box, stride: int) -> Box:
-    """The box with its starts moved back to multiples of ``stride``."""
-    return tuple(slice(axis.start - axis.start % stride, axis.stop) for axis in box)
+def crop_box(box: Box, stride: int, shape: Sequence[int]) -> Box:
+    """The crop in which a box is decoded: it contains the box, starts at a multiple of ``stride``, and has one of few
+    sizes, multiples of 16 (and of the stride), so that the crops of many labels can be stacked into one batch.
+
+    Args:
+        box: inside an image of ``shape``.
+        stride: of the network.
+        shape: of the image, multiples of the stride, see :func:`pad_end`.
+
+    Example:
+        >>> crop_box((slice(5, 18), slice(50, 60)), stride=4, shape=(80, 60))
+        (slice(4, 20, None), slice(44, 60, None))
+    """
+    crop = []
+    for axis, size in zip(box, shape, strict=True):
+        start = axis.start - axis.start % stride
+        multiple = math.lcm(16, stride)
+        length = min(-(-(axis.stop - start) // multiple) * multiple, size)
+        start = min(start, size - length)
+        crop.append(slice(start, start + length))
+    return tuple(crop)
+
+
+def pad_end(x: Tensor, stride: int) -> Tensor:
+    """``(B, C, *spatial)`` with its edge repeated at the end of each axis, up to a multiple of ``stride``."""
+    missing = [-size % stride for size in x.shape[2:]]
+    if not any(missing):
+        return x
+    return F.pad(x, [side for pad in reversed(missing) for side in (0, pad)], mode="replicate")
 
 
 def intersect(box: Box, other: Box) -> Box | None:

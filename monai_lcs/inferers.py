@@ -16,7 +16,7 @@ from monai.utils import BlendMode, ensure_tuple_rep, fall_back_tuple, look_up_op
 from torch import Tensor
 from tqdm import tqdm
 
-from .boxes import Box, align_box, cut, grow_box, intersect, label_boxes, mask_box, shift, union_box, voxel_size
+from .boxes import Box, crop_box, cut, grow_box, intersect, label_boxes, mask_box, pad_end, shift, union_box, voxel_size
 from .transforms.labels import LabelGroup, as_groups, label_mask
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
@@ -123,9 +123,9 @@ class LabelSweepInferer(Inferer):
 
         Args:
             inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last, on the image's grid.
-            network: with ``encode`` and ``decode`` as :class:`~monai_lcs.networks.LabelConditionedUNet` has them; or
-                any that takes one tensor, image, atlas image and one mask, and returns one channel of logits
-                (slower, the same answer).
+            network: with ``stride``, ``encode`` and ``decode`` as :class:`~monai_lcs.networks.LabelConditionedUNet`
+                has them, and features with ``crop`` and ``cat``; or any that takes one tensor, image, atlas image and
+                one mask, and returns one channel of logits (slower, the same answer).
             *args: passed to a network of the second kind.
             **kwargs: likewise.
 
@@ -186,18 +186,17 @@ class LabelSweepInferer(Inferer):
                     continue
                 view = cut(volume, window).to(sw_device)
                 features = decoder.encode(view[:-1], key=i if len(labels) < len(boxes) else None)
-                for crop, chunk in self._chunks(here, boxes, window, decoder.stride):
-                    masks = torch.cat([label_mask(cut(view[-1:], crop), groups[label]) for label in chunk])
-                    for label, logits in zip(chunk, decoder.decode(features, masks, crop), strict=True):
-                        shared = shift(_shared(window, boxes[label]), window)
-                        part = logits[shift(shared, crop)].to(importance.dtype) * importance[shared]
+                label_map = pad_end(view[None, -1:], decoder.stride)[0]
+                for chunk in self._chunks(here, boxes, window, decoder.stride, label_map.shape[1:]):
+                    masks = [label_mask(cut(label_map, crop), groups[label]) for label, crop in chunk]
+                    answers = decoder.decode(features, torch.stack(masks), [crop for _, crop in chunk])
+                    for (label, crop), logits in zip(chunk, answers, strict=True):
+                        shared = _shared(window, boxes[label])
+                        inside = shift(shared, window)
+                        part = logits[shift(inside, crop)].to(importance.dtype) * importance[inside]
                         if label not in live:
-                            live[label] = torch.zeros(
-                                [axis.stop - axis.start for axis in boxes[label]],
-                                dtype=weights.dtype,
-                                device=weights.device,
-                            )
-                        live[label][shift(_shared(window, boxes[label]), boxes[label])] += part.to(weights.device)
+                            live[label] = weights.new_zeros([axis.stop - axis.start for axis in boxes[label]])
+                        live[label][shift(shared, boxes[label])] += part.to(weights.device)
                 for label in here:
                     if touched[label][-1] == i:
                         yield label, live.pop(label)
@@ -228,15 +227,17 @@ class LabelSweepInferer(Inferer):
         for first in range(0, len(labels), size):
             yield labels[first : first + size]
 
-    def _chunks(self, labels, boxes, window: Box, stride: int) -> Iterator[tuple[Box, list[int]]]:
-        """Labels that can be decoded in one call, those of the same crop of the window, and the crop."""
-        crops: dict[tuple, tuple[Box, list[int]]] = {}
+    def _chunks(
+        self, labels: Sequence[int], boxes: Mapping[int, Box], window: Box, stride: int, shape: Sequence[int]
+    ) -> Iterator[list[tuple[int, Box]]]:
+        """Labels that are decoded in one call, those whose crops have the same size, each with its crop."""
+        together: dict[tuple[int, ...], list[tuple[int, Box]]] = {}
         for label in labels:
-            crop = align_box(shift(_shared(window, boxes[label]), window), stride)
-            crops.setdefault(tuple((axis.start, axis.stop) for axis in crop), (crop, []))[1].append(label)
-        for crop, together in crops.values():
-            for first in range(0, len(together), self.labels_per_pass):
-                yield crop, together[first : first + self.labels_per_pass]
+            crop = crop_box(shift(_shared(window, boxes[label]), window), stride, shape)
+            together.setdefault(tuple(axis.stop - axis.start for axis in crop), []).append((label, crop))
+        for group in together.values():
+            for first in range(0, len(group), self.labels_per_pass):
+                yield group[first : first + self.labels_per_pass]
 
 
 class LabelBoxInferer(Inferer):
@@ -360,9 +361,11 @@ class _Decoder:
             self.kept[key] = features
         return features
 
-    def decode(self, features: Any, masks: Tensor, crop: Box) -> Tensor:
-        """Logits ``(K, *crop)`` of masks ``(K, *crop)``."""
-        return self.network.decode(features, masks[None], crop)[0]
+    def decode(self, features: Any, masks: Tensor, crops: Sequence[Box]) -> Tensor:
+        """Logits ``(N, *size)`` of N masks ``(N, 1, *size)``, each in its own crop."""
+        if all(crop == crops[0] for crop in crops):  # nothing of the features need be copied for each mask
+            return self.network.decode(features.crop(crops[0]), masks[:, 0][None])[0]
+        return self.network.decode(type(features).cat([features.crop(crop) for crop in crops]), masks)[:, 0]
 
 
 class _PlainDecoder:
@@ -377,12 +380,14 @@ class _PlainDecoder:
         """Nothing to encode."""
         return window
 
-    def decode(self, window: Tensor, masks: Tensor, crop: Box) -> Tensor:
-        """Logits ``(K, *crop)`` of masks ``(K, *crop)``, cut out of the window's."""
+    def decode(self, window: Tensor, masks: Tensor, crops: Sequence[Box]) -> list[Tensor]:
+        """Logits ``(*size)`` of N masks ``(N, 1, *size)``, each in its own crop, cut out of the window's."""
         full = window.new_zeros(len(masks), 1, *window.shape[1:])
-        cut(full, crop)[:] = masks[:, None].to(full.dtype)
+        for i, crop in enumerate(crops):
+            full[i, 0][crop] = masks[i, 0].to(full.dtype)
         inputs = torch.cat([window[None].expand(len(masks), *window.shape), full], dim=1)
-        return cut(self.network(inputs, *self.args, **self.kwargs)[:, 0], crop)
+        logits = self.network(inputs, *self.args, **self.kwargs)
+        return [logits[i, 0][crop] for i, crop in enumerate(crops)]
 
 
 _AnyDecoder = _Decoder | _PlainDecoder

@@ -12,7 +12,7 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
-from .boxes import Box, align_box, cut, shift
+from .boxes import Box, crop_box, cut, pad_end, shift
 
 __all__ = ["Features", "LabelConditionedUNet"]
 
@@ -27,6 +27,12 @@ class Features:
     Attributes:
         levels: a tensor ``(B, C_i, *padded_spatial / 2**i)`` for each level ``i``, the bottleneck's input last.
         spatial_shape: the window's spatial shape before it was padded.
+
+    Example:
+        >>> features = Features((torch.rand(1, 4, 8, 8), torch.rand(1, 4, 4, 4)), spatial_shape=(7, 8))
+        >>> crops = [features.crop((slice(0, 4), slice(4, 8))), features.crop((slice(4, 8), slice(0, 4)))]
+        >>> [tuple(level.shape) for level in Features.cat(crops).levels]
+        [(2, 4, 4, 4), (2, 4, 2, 2)]
     """
 
     levels: tuple[Tensor, ...]
@@ -35,6 +41,26 @@ class Features:
     def item(self, index: int) -> Features:
         """The features of one item of the batch, as a batch of one."""
         return Features(tuple(level[index : index + 1] for level in self.levels), self.spatial_shape)
+
+    def crop(self, box: Sequence[slice]) -> Features:
+        """The features inside a box of the padded window, whose starts and stops are multiples of the stride."""
+        stride = 2 ** (len(self.levels) - 1)
+        for axis, size in zip(box, self.levels[0].shape[2:], strict=True):
+            if axis.start % stride or axis.stop % stride or not 0 <= axis.start < axis.stop <= size:
+                window = tuple(self.levels[0].shape[2:])
+                raise ValueError(
+                    f"`box` must have multiples of {stride} and lie inside the window {window}, got {box}."
+                )
+        levels = [
+            cut(level, [slice(axis.start >> i, axis.stop >> i) for axis in box]) for i, level in enumerate(self.levels)
+        ]
+        return Features(tuple(levels), tuple(axis.stop - axis.start for axis in box))
+
+    @staticmethod
+    def cat(features: Sequence[Features]) -> Features:
+        """Features of the same shape as one batch."""
+        levels = zip(*(f.levels for f in features), strict=True)
+        return Features(tuple(torch.cat(level) for level in levels), features[0].spatial_shape)
 
 
 class LabelConditionedUNet(nn.Module):
@@ -75,9 +101,9 @@ class LabelConditionedUNet(nn.Module):
         >>> features = net.encode(image, atlas_image)  # once for all labels
         >>> net.decode(features, masks[:, :1]).shape  # once for each label
         torch.Size([1, 1, 16, 18, 20])
-        >>> box = (slice(4, 12), slice(0, 18), slice(8, 20))  # starts are multiples of net.stride
-        >>> net.decode(features, masks[:, :, 4:12, :, 8:20], box).shape
-        torch.Size([1, 3, 8, 18, 12])
+        >>> box = (slice(4, 12), slice(0, 16), slice(8, 20))  # multiples of net.stride
+        >>> net.decode(features, masks[:, :, 4:12, 0:16, 8:20], box).shape
+        torch.Size([1, 3, 8, 16, 12])
     """
 
     def __init__(
@@ -150,25 +176,33 @@ class LabelConditionedUNet(nn.Module):
             x[:, self.image_channels : first_mask],
             x[:, first_mask:],
         )
-        features = self.encode(image, atlas_image)
         if not self.conditioning:
-            return self.decode(features, None)
+            return self.decode(self.encode(image), None)
         if boxes is None:
-            return self.decode(features, masks)
-        return torch.stack([self._decode_boxes(features.item(i), masks[i], boxes[i]) for i in range(len(x))])
+            return self.decode(self.encode(image, atlas_image), masks)
+        return self._decode_boxes(self.encode(image, atlas_image), masks, boxes)
 
-    def _decode_boxes(self, features: Features, masks: Tensor, boxes: Sequence[Box | None]) -> Tensor:
-        """Logits ``(K, *spatial)`` of masks ``(K, *spatial)``, each decoded in its own box."""
-        logits = []
-        for mask, box in zip(masks, boxes, strict=True):
-            if box is None:
-                logits.append(features.levels[0].new_full(mask.shape, OUTSIDE))
-                continue
-            crop = align_box(box, self.stride)
-            answer = self.decode(features, mask[crop][None, None], crop)[0, 0][shift(box, crop)]
-            sides = [(axis.start, size - axis.stop) for axis, size in zip(box, mask.shape, strict=True)]
-            logits.append(F.pad(answer, [side for pair in reversed(sides) for side in pair], value=OUTSIDE))
-        return torch.stack(logits)
+    def _decode_boxes(self, features: Features, masks: Tensor, boxes: Sequence[Sequence[Box | None]]) -> Tensor:
+        """Logits ``(B, K, *spatial)``, each mask decoded in its own box, boxes of the same size together."""
+        shape = masks.shape[2:]
+        masks = pad_end(masks, self.stride)
+        logits: dict[tuple[int, int], Tensor] = {}
+        together: dict[tuple[int, ...], list[tuple[int, int, Box, Box]]] = {}
+        for i, boxes_of_item in enumerate(boxes):
+            for k, box in enumerate(boxes_of_item):
+                if box is None:
+                    logits[i, k] = masks.new_full(shape, OUTSIDE)
+                    continue
+                crop = crop_box(box, self.stride, masks.shape[2:])
+                together.setdefault(tuple(axis.stop - axis.start for axis in crop), []).append((i, k, box, crop))
+        for group in together.values():
+            crops = Features.cat([features.item(i).crop(crop) for i, _, _, crop in group])
+            answers = self.decode(crops, torch.stack([cut(masks[i, k : k + 1], crop) for i, k, _, crop in group]))
+            for (i, k, box, crop), answer in zip(group, answers, strict=True):
+                sides = [(axis.start, size - axis.stop) for axis, size in zip(box, shape, strict=True)]
+                inside = answer[0][shift(box, crop)].to(masks.dtype)
+                logits[i, k] = F.pad(inside, [side for pair in reversed(sides) for side in pair], value=OUTSIDE)
+        return torch.stack([torch.stack([logits[i, k] for k in range(masks.shape[1])]) for i in range(len(masks))])
 
     def encode(self, image: Tensor, atlas_image: Tensor | None = None) -> Features:
         """All that no label changes: the encoder's features and the pooled atlas image.
@@ -178,7 +212,7 @@ class LabelConditionedUNet(nn.Module):
             atlas_image: ``(B, atlas_channels, *spatial)``; ignored by the plain U-Net.
         """
         spatial_shape = tuple(image.shape[2:])
-        x = self._pad(image)
+        x = pad_end(image, self.stride)
         levels = []
         for block in self.encoder:
             x = block(x)
@@ -189,7 +223,7 @@ class LabelConditionedUNet(nn.Module):
             if atlas_image is None or atlas_image.shape[1] != self.atlas_channels:
                 got = None if atlas_image is None else tuple(atlas_image.shape)
                 raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
-            atlas = self._pyramid(self._pad(atlas_image))
+            atlas = self._pyramid(pad_end(atlas_image, self.stride))
             for i in range(self.depth + 1) if self.conditioning == "multiscale" else (self.depth,):
                 levels[i] = torch.cat([levels[i], atlas[i].to(levels[i].dtype)], dim=1)
         return Features(tuple(levels), spatial_shape)
@@ -202,56 +236,51 @@ class LabelConditionedUNet(nn.Module):
         norm in evaluation), the answer equals the window's.
 
         Args:
-            features: from :meth:`encode`.
-            masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks inside the box; ``None`` for the plain
-                U-Net.
-            box: one slice per spatial axis, in voxels of the window, starting at multiples of :attr:`stride`; the
-                whole window by default.
+            features: from :meth:`encode`, or crops of them, see :class:`Features`.
+            masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks, inside the box if there is one; ``None``
+                for the plain U-Net.
+            box: one slice per spatial axis; starts and stops are multiples of :attr:`stride`, in the window padded to
+                such multiples. The whole window by default.
 
         Returns:
             Logits ``(B, K, *spatial)`` inside the box. Their cost grows with B, K and the box.
 
         Raises:
-            ValueError: When the box does not start at a multiple of the stride or leaves the window, or the masks do
-                not have the box's shape.
+            ValueError: When the box is not as described, or the masks do not have its shape.
         """
-        box, shape = self._box(features, box)
-        levels = [cut(level, self._level_box(box, i)) for i, level in enumerate(features.levels)]
+        if box is not None:
+            features = features.crop(box)
+        shape, levels = features.spatial_shape, list(features.levels)
         batch, count = levels[0].shape[0], 1
         pyramid: list[Tensor] = []
         if self.conditioning:
             if masks is None or masks.ndim != self.spatial_dims + 2 or tuple(masks.shape[2:]) != shape:
                 got = None if masks is None else tuple(masks.shape)
-                raise ValueError(f"`masks` must be (B, K, {', '.join(map(str, shape))}), as the box is, got {got}.")
+                raise ValueError(
+                    f"`masks` must be (B, K, {', '.join(map(str, shape))}) as the features are, got {got}."
+                )
             count = masks.shape[1]
             masks = masks.reshape(batch * count, 1, *shape).to(levels[0].dtype)
-            pyramid = self._pyramid(self._pad(masks))
+            pyramid = self._pyramid(pad_end(masks, self.stride))
             levels = [_for_each_label(level, count) for level in levels]
-            levels[-1] = torch.cat([levels[-1], pyramid[-1]], dim=1)
+        # PyTorch convolves a single small volume on the CPU six times slower than a batch of two
+        alone = batch * count == 1 and levels[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        if alone:
+            levels, pyramid = [_twice(level) for level in levels], [_twice(mask) for mask in pyramid]
+        logits = self._decoder(levels, pyramid)
+        logits = cut(logits[:1] if alone else logits, [slice(0, size) for size in shape])
+        return logits.reshape(batch, count * logits.shape[1], *shape)
 
-        x = self.dropout(self.bottleneck(levels[-1]))
+    def _decoder(self, levels: Sequence[Tensor], pyramid: Sequence[Tensor]) -> Tensor:
+        """Logits of a batch, from the features and the masks of every level."""
+        x = torch.cat([levels[-1], pyramid[-1]], dim=1) if self.conditioning else levels[-1]
+        x = self.dropout(self.bottleneck(x))
         for i, up, block in zip(reversed(range(self.depth)), self.up, self.decoder, strict=True):
             parts = [up(x), levels[i]]
             if self.conditioning == "multiscale":
                 parts.append(pyramid[i])
             x = block(torch.cat(parts, dim=1))
-        logits = cut(self.head(x), tuple(slice(0, size) for size in shape))
-        return logits.reshape(batch, count * logits.shape[1], *shape)
-
-    def _box(self, features: Features, box: Sequence[slice] | None) -> tuple[tuple[slice, ...], tuple[int, ...]]:
-        window = features.spatial_shape
-        box = tuple(slice(0, size) for size in window) if box is None else tuple(box)
-        for axis, size in zip(box, window, strict=True):
-            if axis.start % self.stride or not 0 <= axis.start < axis.stop <= size:
-                raise ValueError(
-                    f"`box` must start at multiples of {self.stride} and lie inside the window {window}, got {box}."
-                )
-        return box, tuple(axis.stop - axis.start for axis in box)
-
-    def _level_box(self, box: Sequence[slice], level: int) -> tuple[slice, ...]:
-        """The box grown at its end to a multiple of the stride, in the voxels of a level."""
-        ends = [axis.stop + (axis.start - axis.stop) % self.stride for axis in box]
-        return tuple(slice(axis.start >> level, end >> level) for axis, end in zip(box, ends, strict=True))
+        return self.head(x)
 
     def _pyramid(self, x: Tensor) -> list[Tensor]:
         """``x`` max-pooled to the size of every level."""
@@ -259,12 +288,6 @@ class LabelConditionedUNet(nn.Module):
         for _ in range(self.depth):
             levels.append(self.pool(levels[-1]))
         return levels
-
-    def _pad(self, x: Tensor) -> Tensor:
-        missing = [-size % self.stride for size in x.shape[2:]]
-        if not any(missing):
-            return x
-        return F.pad(x, [side for pad in reversed(missing) for side in (0, pad)], mode="replicate")
 
     def _check_input(self, x: Tensor, at_least: int) -> None:
         wrong = x.shape[1] < at_least if self.conditioning else x.shape[1] != at_least
@@ -299,6 +322,10 @@ def _up(spatial_dims: int, in_channels: int, out_channels: int, upsample: str) -
         return Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel_size=2, stride=2)
     conv = Convolution(spatial_dims, in_channels, out_channels, conv_only=True)
     return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
+
+
+def _twice(x: Tensor) -> Tensor:
+    return x.expand(2, *x.shape[1:])
 
 
 def _for_each_label(level: Tensor, count: int) -> Tensor:

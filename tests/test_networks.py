@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from monai.utils import set_determinism
 from torch import nn
 
+from monai_lcs.boxes import pad_end
 from monai_lcs.networks import LabelConditionedUNet
 
 
@@ -156,15 +157,15 @@ def test_box_equals_window_away_from_border(conditioning):
     image, atlas = torch.rand(2, 1, 1, 78, 81)
     masks = (torch.rand(1, 2, 78, 81) > 0.8).float()
     halo = 20  # what the bottleneck sees, 5 voxels of 4: 3 at level 0, 2 + 3 at level 1, 3 + 2 at level 2
-    box = (slice(4, 70), slice(8, 81))
+    box = (slice(4, 68), slice(8, 84))  # the second axis ends with the window, padded to a multiple of 4
     with torch.no_grad():
         features = net.encode(image, atlas)
         whole = net.decode(features, masks)
-        crop = net.decode(features, masks[:, :, 4:70, 8:81], box)
-    assert crop.shape == (1, 2, 66, 73)
-    inner = whole[:, :, 4 + halo : 70 - halo, 8 + halo : 81]
-    assert torch.allclose(crop[:, :, halo:-halo, halo:], inner, atol=1e-5)  # the last box side is the window's
-    assert not torch.allclose(crop[:, :, :1], whole[:, :, 4:5, 8:81], atol=1e-4)
+        crop = net.decode(features, pad_end(masks, 4)[:, :, 4:68, 8:84], box)
+    assert crop.shape == (1, 2, 64, 76)
+    inner = whole[:, :, 4 + halo : 68 - halo, 8 + halo : 81]
+    assert torch.allclose(crop[:, :, halo:-halo, halo:73], inner, atol=1e-5)
+    assert not torch.allclose(crop[:, :, :1, :73], whole[:, :, 4:5, 8:81], atol=1e-4)
 
 
 def test_box_that_is_the_window_is_exact():
@@ -182,8 +183,8 @@ def test_forward_in_boxes_is_decode_in_each_box():
     with torch.no_grad():
         out = net(x, boxes=[[box, None], [None, box]])
         features = net.encode(x[1:, :1], x[1:, 1:2])
-        crop = net.decode(features, x[1:, 3:, 4:15, 8:20], (slice(4, 15), slice(8, 20)))
-    assert torch.allclose(out[1, 1, 6:15, 8:20], crop[0, 0, 2:], atol=1e-5)
+        crop = net.decode(features, x[1:, 3:, 4:20, 4:20], (slice(4, 20), slice(4, 20)))  # 16 voxels
+    assert torch.allclose(out[1, 1, 6:15, 8:20], crop[0, 0, 2:11, 4:], atol=1e-5)
     outside = torch.ones(20, 20, dtype=torch.bool)
     outside[box] = False
     assert (out[1, 1][outside] == -20).all()
@@ -275,9 +276,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="`atlas_image` must have 1 channels, got shape None"):
         net.encode(torch.rand(1, 1, 8, 8))
     features = net.encode(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="multiples of 4"):
-        net.decode(features, torch.zeros(1, 1, 6, 8), (slice(2, 8), slice(0, 8)))
-    with pytest.raises(ValueError, match="lie inside the window"):
+    with pytest.raises(ValueError, match="multiples of 4 and lie inside"):
+        net.decode(features, torch.zeros(1, 1, 4, 8), (slice(2, 6), slice(0, 8)))
+    with pytest.raises(ValueError, match="lie inside"):
         net.decode(features, torch.zeros(1, 1, 12, 8), (slice(0, 12), slice(0, 8)))
-    with pytest.raises(ValueError, match=r"`masks` must be \(B, K, 8, 8\), as the box is, got \(1, 1, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"`masks` must be \(B, K, 8, 8\) as the features are, got \(1, 1, 4, 8\)"):
         net.decode(features, torch.zeros(1, 1, 4, 8))

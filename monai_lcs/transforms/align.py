@@ -31,8 +31,9 @@ class AlignAtlas(Transform):
     ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores,
     within about 2 s for a head. Only the final resampling costs more on finer grids.
 
-    Foreground is what Otsu's threshold says; the overlap compared with ``min_overlap`` is the Dice score of the
-    foregrounds of image and aligned atlas. It finds atlases that missed or that show something else, not heads turned
+    Background is the value that at least half of a grid's border has, else the minimum; foreground is what Otsu's
+    threshold of the root of the difference from it says. The overlap compared with ``min_overlap`` is the Dice score of the foregrounds of
+    image and aligned atlas. It finds atlases that missed or that show something else, not heads turned
     the wrong way inside a round outline. Rotations up to about 30 degrees beyond what the affines say are recovered.
 
     Args:
@@ -100,9 +101,9 @@ class AlignAtlas(Transform):
             atlas_label: ``(1, *spatial)``, integer values in any dtype, on its own grid.
 
         Returns:
-            Atlas image (float32, linear interpolation, the atlas's minimum beyond its border) and atlas label map (same
-            ids and dtype, nearest neighbor, 0 beyond its border), both ``(1, *image_spatial)`` with the image's affine,
-            on its device.
+            Atlas image (float32, linear interpolation, its background beyond its border) and atlas label map (same ids
+            and dtype, nearest neighbor, 0 beyond its border), both ``(1, *image_spatial)`` with the image's affine, on
+            its device.
 
         Raises:
             ValueError: for wrong shapes, values or affines, for grids that differ with mode ``"none"``, and for a
@@ -118,6 +119,9 @@ class AlignAtlas(Transform):
             for x, converted in ((atlas, moving), (atlas_ids, labels)):
                 _check_same_grid(target, x)
                 converted.CopyInformation(fixed)
+        else:
+            _check_size(target)
+            _check_size(atlas)
 
         problem, transform, metric, overlap = self._register(fixed, moving)
         aligned_labels, _ = _from_sitk(sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0.0))
@@ -137,22 +141,30 @@ class AlignAtlas(Transform):
         """Find the transform from image to atlas; return what went wrong if anything, transform, metric and overlap."""
         fixed = _shrink(fixed, self.spacing_mm)
         moving = _shrink(moving, self.spacing_mm)
-        for name, small in (("image", fixed), ("atlas image", moving)):
-            if np.ptp(sitk.GetArrayViewFromImage(small)) == 0:
-                return f"the {name} is constant", self._placements(fixed, moving)[0], 0.0, 0.0
 
         def score(transform: sitk.Transform) -> float:
             return _mutual_information(fixed, moving, transform, self.seed)
 
-        placement = max(self._placements(fixed, moving), key=score)
-        problem, transform = "", placement
+        center = _grid_center(fixed)
+        as_they_are = _translation(center, 0 * center)
+        by_grids = _translation(center, _grid_center(moving) - center)
+        placement = as_they_are if self.mode == "none" else by_grids
+        for name, small in (("image", fixed), ("atlas image", moving)):
+            if np.ptp(sitk.GetArrayViewFromImage(small)) == 0:
+                return f"the {name} is constant", placement, 0.0, 0.0
+        if self.mode != "none":
+            by_foregrounds = _translation(center, _foreground_center(moving) - _foreground_center(fixed))
+            placement = max(as_they_are, by_grids, by_foregrounds, key=score)
+
+        transform: sitk.Transform = placement
+        problem = ""
         if self.mode != "none":
             try:
                 rigid = _optimize(fixed, moving, placement, self.seed)
-                stages: list[sitk.Transform] = [placement, rigid]
+                transform = max(placement, rigid, key=score)
                 if self.mode == "affine":
-                    stages.append(_optimize(fixed, moving, _as_affine(rigid), self.seed))
-                transform = max(stages, key=score)
+                    affine = _optimize(fixed, moving, _as_affine(transform), self.seed)
+                    transform = max(transform, affine, key=score)
             except RuntimeError as e:
                 problem = f"the optimizer stopped with {str(e).strip().splitlines()[-1]!r}"
         overlap = _overlap(fixed, moving, transform)
@@ -162,18 +174,6 @@ class AlignAtlas(Transform):
             transform, overlap = placement, _overlap(fixed, moving, placement)
         return problem, transform, score(transform), overlap
 
-    def _placements(self, fixed: sitk.Image, moving: sitk.Image) -> list[Rigid]:
-        """Transforms to start from: grid on grid, foreground on foreground, positions as the files give them."""
-        center = _grid_center(fixed)
-        as_is = _translation(center, center, center)
-        if self.mode == "none":
-            return [as_is]
-        return [
-            _translation(center, _grid_center(moving), center),
-            _translation(_foreground_center(fixed), _foreground_center(moving), center),
-            as_is,
-        ]
-
     def _fail(self, problem: str, image: MetaTensor, atlas_image: MetaTensor) -> None:
         message = f"Aligning {_name(atlas_image, 'the atlas image')} to {_name(image, 'the image')} failed: {problem}; "
         if self.on_failure == "error":
@@ -181,7 +181,7 @@ class AlignAtlas(Transform):
                 f"{message}check that both show the same body part and have the right orientation in their headers, "
                 "or pass another `mode`, a lower `min_overlap`, or on_failure='warn'."
             )
-        warnings.warn(f"{message}the atlas is used as placed before registration.", stacklevel=3)
+        warnings.warn(f"{message}the atlas stays at the best placement found, check it.", stacklevel=3)
 
 
 class AlignAtlasd(MapTransform):
@@ -305,6 +305,14 @@ def _check_same_grid(image: MetaTensor, atlas: MetaTensor) -> None:
         )
 
 
+def _check_size(x: MetaTensor, minimum: int = 4) -> None:
+    if min(x.shape[1:]) < minimum:
+        raise ValueError(
+            f"Registration needs {minimum} voxels or more along each axis, got shape {tuple(x.shape[1:])} for "
+            f"{_name(x, 'an image')}; drop the axis of a single slice, or use mode='none'."
+        )
+
+
 # MetaTensor <-> SimpleITK
 
 
@@ -358,8 +366,22 @@ def _shrink(image: sitk.Image, spacing_mm: float, min_size: int = 32) -> sitk.Im
     )
 
 
+def _background(image: sitk.Image) -> float:
+    """Return the value of at least half the border (0 for brains normalized inside a mask), else the minimum."""
+    array = sitk.GetArrayViewFromImage(image)
+    on_border = np.ones(array.shape, dtype=bool)
+    on_border[(slice(1, -1),) * array.ndim] = False
+    border = array[on_border]
+    median = np.median(border)
+    return float(median if (border == median).mean() >= 0.5 else array.min())
+
+
 def _foreground(image: sitk.Image) -> sitk.Image:
-    return sitk.OtsuThreshold(image, 0, 1)
+    """Return the mask of the voxels that differ from the background, by Otsu's threshold.
+
+    The root keeps darker tissue in, and in a brain normalized to mean 0 the tissue near 0.
+    """
+    return sitk.OtsuThreshold(sitk.Sqrt(sitk.Abs(image - _background(image))), 0, 1)
 
 
 def _grid_center(image: sitk.Image) -> np.ndarray:
@@ -372,11 +394,11 @@ def _foreground_center(image: sitk.Image) -> np.ndarray:
     return np.array(shape.GetCentroid(1))
 
 
-def _translation(fixed_point: np.ndarray, moving_point: np.ndarray, center: np.ndarray) -> Rigid:
-    """Return the rigid transform, turning around ``center``, that takes one point to the other without rotation."""
+def _translation(center: np.ndarray, offset: np.ndarray) -> Rigid:
+    """Return the rigid transform, turning around ``center``, that moves by ``offset`` and does not rotate."""
     transform = sitk.Euler3DTransform() if len(center) == 3 else sitk.Euler2DTransform()
     transform.SetCenter(center.tolist())
-    transform.SetTranslation((moving_point - fixed_point).tolist())
+    transform.SetTranslation(offset.tolist())
     return transform
 
 
@@ -389,8 +411,7 @@ def _as_affine(rigid: Rigid) -> sitk.AffineTransform:
 
 
 def _resample(moving: sitk.Image, fixed: sitk.Image, transform: sitk.Transform) -> sitk.Image:
-    background = float(sitk.GetArrayViewFromImage(moving).min())
-    return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, background)
+    return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, _background(moving))
 
 
 def _mattes(fixed: sitk.Image, seed: int, samples: int = 60_000) -> sitk.ImageRegistrationMethod:
