@@ -209,10 +209,11 @@ def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
     )
     handlers, _ = optional_import("ignite.handlers")
     events, _ = optional_import("ignite.engine", name="Events")
-    bar = handlers.ProgressBar(desc="Epoch", persist=True)
+    distributed, _ = optional_import("ignite.distributed")
+    bar = handlers.ProgressBar(desc="Epoch", persist=True, disable=distributed.get_rank() > 0)
 
     def shown(output: Any) -> dict[str, float]:
-        return {"loss": output[0]["loss"].item(), **evaluator.state.metrics}
+        return {"loss": output[0]["loss"], **evaluator.state.metrics}
 
     bar.attach(trainer, event_name=events.EPOCH_COMPLETED, closing_event_name=events.COMPLETED, output_transform=shown)
 

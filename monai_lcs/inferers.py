@@ -281,10 +281,11 @@ class LabelBoxInferer(Inferer):
         Returns:
             Logits ``(B, K, *spatial)``.
         """
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # its upkeep costs at every layer
         if self.margin_mm is None:
-            return network(inputs, *args, **kwargs)
+            return network(plain, *args, **kwargs)
         # Through forward, where wrappers such as DistributedDataParallel expect the call
-        return network(inputs, boxes=self.boxes(inputs))
+        return network(plain, boxes=self.boxes(inputs))
 
     def boxes(self, inputs: Tensor) -> list[list[Box | None]]:
         """The box of every mask, ``None`` for an empty one: ``boxes[item][k]``."""

@@ -26,15 +26,16 @@ class AlignAtlas(Transform):
     """Put an atlas image and its label map on the grid of an image.
 
     The rigid and affine modes maximize Mattes mutual information, so image and atlas may differ in contrast, grid,
-    orientation and position. Registration starts from the better of three placements (positions as the files give them,
+    orientation and position. Registration starts from the best of three placements (positions as the files give them,
     centers of the grids, centers of the foregrounds), runs coarse to fine, rigid first, on copies shrunk to about
-    ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores,
-    within about 2 s for a head. Only the final resampling costs more on finer grids.
+    ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores, in 2 to 3 s
+    for a brain. Only the final resampling takes longer on finer grids.
 
-    Background is the value that at least half of a grid's border has, else the minimum; foreground is what Otsu's
-    threshold of the root of the difference from it says. The overlap compared with ``min_overlap`` is the Dice score of the foregrounds of
-    image and aligned atlas. It finds atlases that missed or that show something else, not heads turned
-    the wrong way inside a round outline. Rotations up to about 30 degrees beyond what the affines say are recovered.
+    Background is the value that at least half of a grid's border has, else the minimum; foreground is what differs from
+    it by Otsu's threshold, taken on the square root of the difference. The overlap compared with ``min_overlap`` is the
+    Dice score of the foregrounds of image and aligned atlas: it finds atlases that missed or that show something else,
+    not a head turned the wrong way inside a round outline. Rotations up to about 30 degrees beyond what the affines say
+    are recovered.
 
     Args:
         mode: ``"none"`` only checks that all grids agree within 0.1 mm; ``"rigid"`` rotates and translates;
@@ -418,7 +419,7 @@ def _mattes(fixed: sitk.Image, seed: int, samples: int = 60_000) -> sitk.ImageRe
     """Set up mutual information on a fixed number of voxels, so that time does not grow with the image."""
     method = sitk.ImageRegistrationMethod()
     # Several threads add up the gradient in whichever order they finish: results would differ in the last bits.
-    method.SetNumberOfThreads(1)
+    method.SetNumberOfWorkUnits(1)
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
     method.SetMetricSamplingStrategy(method.REGULAR)
     # SimpleITK reads seed 0 as "take the clock".
