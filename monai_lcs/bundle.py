@@ -16,7 +16,7 @@ from monai.engines import Evaluator
 from monai.utils import optional_import
 from tqdm import tqdm
 
-from . import data, reports
+from . import data, tables
 from .labels import LabelTable
 from .transforms.labels import present_labels
 
@@ -262,10 +262,10 @@ def write_dice(evaluator: Evaluator, table: LabelTable, output_dir: str, overwri
     """
     buffer = evaluator.state.metric_details[evaluator.state.key_metric_name]
     dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
-    dice = reports.dice_table(buffer, [case["image"] for case in dataset.data], table)
+    dice = tables.dice_table(buffer, [case["image"] for case in dataset.data], table)
     path = Path(output_dir) / "dice.tsv"
-    reports.write_dice_tsv(dice, path, overwrite=overwrite)
-    print(reports.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
+    tables.write_dice_tsv(dice, path, overwrite=overwrite)
+    print(tables.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
 
 
 def _present(path: str) -> tuple[int, ...]:

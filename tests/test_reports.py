@@ -12,16 +12,9 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd, LoadImage, LoadImaged, Orientationd, Spacingd
 
 from monai_lcs.labels import Label, LabelTable
-from monai_lcs.reports import (
-    SaveSegmentation,
-    SaveSegmentationd,
-    SaveSegmentationDict,
-    dice_summary,
-    dice_table,
-    qc_picture,
-    volume_table,
-    write_dice_tsv,
-)
+from monai_lcs.pictures import qc_picture
+from monai_lcs.reports import SaveSegmentation, SaveSegmentationd, SaveSegmentationDict
+from monai_lcs.tables import compare_dice, dice_summary, dice_table, main, volume_table, write_dice_tsv
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 TABLE = LabelTable([Label(4, "four", color=RED), Label(300, "three hundred", color=GREEN), Label(7, "seven")])
@@ -350,3 +343,16 @@ def test_dictionary_transform(tmp_path, case):
         transform({"scan": case[1]})
     with pytest.raises(ValueError, match="`keys` must be one key"):
         SaveSegmentationd(["a", "b"], output_dir=tmp_path, label_table=TABLE)
+
+
+def test_methods_side_by_side(tmp_path, capsys):
+    table = LabelTable.from_ids([4, 7])
+    better = dice_table(torch.tensor([[1.0, 0.5], [0.5, torch.nan]]), ["ann", "bo"], table)
+    worse = dice_table(torch.tensor([[0.5, 0.25], [0.25, torch.nan]]), ["ann", "bo"], table)
+    for name, dice in (("better", better), ("worse", worse)):
+        write_dice_tsv(dice, tmp_path / f"{name}.tsv")
+    main([f"a={tmp_path}/better.tsv", f"b={tmp_path}/worse.tsv"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["mean", "0.625", "0.3125"] in rows
+    with pytest.raises(ValueError, match="a and b must be scored on the same cases and labels"):
+        compare_dice({"a": better, "b": worse.iloc[:2]})

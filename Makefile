@@ -1,0 +1,51 @@
+# `make demo`: sample data, a short training, evaluation and the segmentation of a new scan, in about ten minutes.
+# `make test`: linter, types and the quick tests.
+# TORCH says which PyTorch to install first, for instance: make demo TORCH=torch
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+OUT ?= demo
+
+BIN := $(VENV)/bin
+BUNDLE := bundles/whole_brain_lcs_segmentation
+DATA := $(OUT)/data
+ATLAS := --atlas_image $(DATA)/atlas/atlas_T1w.nii.gz --atlas_labels $(DATA)/atlas/atlas_dseg.nii.gz \
+	--label_table $(DATA)/atlas/atlas_dseg.tsv
+STUDY := --dataset_dir $(DATA) --datalist $(DATA)/dataset.json $(ATLAS)
+RUN := $(BIN)/python -m monai.bundle run --bundle_root $(BUNDLE)
+# Small and coarse, for a few minutes without a GPU; the bundle's own settings are wider and finer
+SMALL := --spacing "[3,3,3]" --channels "[8,16,32,64]"
+TRAINING := --epochs 16 --val_interval 8 --learning_rate 0.002
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.demo
+	@rm -rf $(OUT)/model $(OUT)/lcs $(OUT)/alignment $(OUT)/scan
+	$(BIN)/python -m monai_lcs.sample_data $(DATA) --spacing 2 --overwrite
+	$(RUN) --config_file $(BUNDLE)/configs/train.json $(STUDY) $(SMALL) $(TRAINING) \
+		--ckpt_dir $(OUT)/model --output_dir $(OUT)/model
+	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) $(SMALL) \
+		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/lcs
+	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) \
+		--checkpoint None --inferer "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}" --output_dir $(OUT)/alignment
+	$(RUN) --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DATA)/scan/scan.nii.gz $(ATLAS) $(SMALL) \
+		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/scan
+	@$(BIN)/python -m monai_lcs.tables \
+		"label conditioned"=$(OUT)/lcs/dice.tsv "alignment only"=$(OUT)/alignment/dice.tsv
+	@ls $(OUT)/scan/*
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info
+
+$(VENV)/.%: setup.cfg
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
