@@ -129,12 +129,9 @@ def compare_dice(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         >>> import torch
         >>> from monai_lcs.labels import LabelTable
         >>> score = lambda dice: dice_table(torch.tensor(dice), ["ann", "bo"], LabelTable.from_ids([4, 7]))
-        >>> compare_dice({"this": score([[0.5, 1.0], [0.5, 0.5]]), "that": score([[0.5, 0.5], [0.25, 0.25]])})
-              this   that
-        case
-        ann   0.75  0.500
-        bo    0.50  0.250
-        mean  0.62  0.375
+        >>> means = compare_dice({"this": score([[0.5, 1.0], [0.5, 0.5]]), "that": score([[0.5, 0.5], [0.25, 0.25]])})
+        >>> means.loc["mean"].to_dict()
+        {'this': 0.625, 'that': 0.375}
     """
     keys = {name: table.set_index(["case", "id"])["dice"].sort_index().dropna() for name, table in tables.items()}
     first, *others = keys
@@ -148,9 +145,7 @@ def compare_dice(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Print methods side by side: ``python -m monai_lcs.tables NAME=dice.tsv NAME=dice.tsv``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_lcs.tables", description=compare_dice.__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m monai_lcs.tables", description="Methods side by side.")
     parser.add_argument("tables", nargs="+", metavar="NAME=dice.tsv")
     named = dict(text.split("=", 1) for text in parser.parse_args(args).tables)
     print(compare_dice({name: pd.read_csv(path, sep="\t", na_values="n/a") for name, path in named.items()}).round(4))
