@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import Evaluator
 from monai.utils import optional_import
@@ -23,11 +24,13 @@ from .transforms.labels import present_labels
 __all__ = [
     "ask_labels",
     "cases",
+    "check_new",
     "check_weights",
     "check_writable",
     "images",
     "keep_resumable",
     "label_groups",
+    "last_saved",
     "read_table",
     "run_each",
     "show_epochs",
@@ -52,7 +55,8 @@ def _one_sentence(function: T) -> T:
 
 @_one_sentence
 def read_table(label_table: str | None, atlas_labels: str) -> LabelTable:
-    """The labels that both the table and the atlas have; all of the atlas, with made-up names, without a table."""
+    """The label table; without one, the labels of the atlas with made-up names."""
+    _check_given(atlas_labels=atlas_labels)
     data.check_case({"label": atlas_labels})
     present = _present(atlas_labels)
     if label_table is None:
@@ -105,7 +109,10 @@ def label_groups(
     else:
         raise ValueError(f"`coarse_labels` must be a mapping, 'parent' or null, got {coarse_labels!r}.")
     groups = [tuple(label for label in union if label in set(labels)) for union in unions]
-    return [group for group in groups if group]
+    groups = [group for group in groups if group]
+    if not groups:
+        raise ValueError(f"No label of `coarse_labels` {coarse_labels!r} is among the labels in use {list(labels)}.")
+    return groups
 
 
 @_one_sentence
@@ -113,10 +120,9 @@ def cases(
     dataset_dir: str | None,
     datalist: str | None,
     section: str,
-    fold: int | None = None,
-    atlas_image: str | None = None,
-    atlas_labels: str | None = None,
-    check: bool = True,
+    fold: int | None,
+    atlas_image: str,
+    atlas_labels: str,
 ) -> list[dict[str, str]]:
     """Cases with labels, the atlas's own left out, all checked.
 
@@ -125,20 +131,19 @@ def cases(
         datalist: likewise.
         section: likewise.
         fold: likewise.
-        atlas_image: the atlas image file, checked with the label map.
-        atlas_labels: the atlas label map file.
-        check: read every file now.
+        atlas_image: the atlas image file, checked as well.
+        atlas_labels: the atlas label map file, likewise.
     """
-    atlas = {k: v for k, v in (("atlas_image", atlas_image), ("atlas_label", atlas_labels)) if v is not None}
-    found = data.find_cases(dataset_dir or None, datalist or None, section, fold, exclude=list(atlas.values()) or None)
-    if check:
-        data.require_valid([*([atlas] if atlas else []), *found])
+    _check_given(atlas_image=atlas_image, atlas_labels=atlas_labels)
+    _check_source(dataset_dir, datalist)
+    found = data.find_cases(dataset_dir or None, datalist or None, section, fold, exclude=[atlas_image, atlas_labels])
+    data.require_valid([{"atlas_image": atlas_image, "atlas_label": atlas_labels}, *found])
     return found
 
 
 @_one_sentence
 def images(
-    dataset_dir: str | None, datalist: str | None, section: str, atlas: Mapping[str, str]
+    dataset_dir: str | None, datalist: str | None, section: str, atlas_image: str, atlas_labels: str
 ) -> list[dict[str, str]]:
     """Images to segment: a file, a list of files, a folder of files, or a datalist's section.
 
@@ -146,13 +151,14 @@ def images(
         dataset_dir: a file, files or a folder; where it has a folder ``images``, the files in there.
         datalist: a datalist to use instead.
         section: the section of the datalist.
-        atlas: files ``atlas_image`` and ``atlas_label``, checked now; images are checked one by one as they are run.
+        atlas_image: the atlas image file, checked now; images are checked one by one as they are run.
+        atlas_labels: the atlas label map file, likewise.
     """
-    data.check_case(atlas)
+    _check_given(atlas_image=atlas_image, atlas_labels=atlas_labels)
+    _check_source(dataset_dir, datalist)
+    data.check_case({"atlas_image": atlas_image, "atlas_label": atlas_labels})
     if datalist:
         return data.find_cases(dataset_dir or None, datalist, section, with_labels=False)
-    if not dataset_dir:
-        raise ValueError("Nothing to segment: give --dataset_dir (a file or a folder) or --datalist.")
     inner = Path(str(dataset_dir)) / "images"
     return data.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
 
@@ -164,35 +170,94 @@ def check_writable(folder: str) -> None:
 
 
 @_one_sentence
-def check_weights(path: str | None) -> None:
-    """Make sure that the weights to start from are there; ``None`` starts from none."""
-    if path is not None and not Path(path).is_file():
-        raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
+def check_new(output_dir: str, names: Iterable[str], overwrite: bool) -> None:
+    """Make sure, before the work is done, that its results will not replace others.
+
+    Args:
+        output_dir: where results go.
+        names: their file names.
+        overwrite: do not check.
+    """
+    there = [name for name in names if (Path(output_dir) / name).exists()]
+    if there and not overwrite:
+        rest = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ValueError(
+            f"{Path(output_dir) / there[0]}{rest} exists: choose another --output_dir, or give --overwrite True."
+        )
 
 
 @_one_sentence
-def keep_resumable(trainer: Any, state: Mapping[str, Any], ckpt_dir: str, interval: int, resume: bool) -> None:
+def check_weights(path: str | None, network: torch.nn.Module) -> None:
+    """Make sure that the weights to start from are there and fit.
+
+    Args:
+        path: their file; ``None`` to start from none.
+        network: what they are for.
+    """
+    if path is None:
+        return
+    if not Path(path).is_file():
+        raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = {name: tuple(weight.shape) for name, weight in state.get("model", state).items()}
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {_cause(error)}") from error
+    expected = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
+    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if wrong:
+        raise ValueError(
+            f"The weights in {path} are another network's, {wrong[0]} has the shape {found.get(wrong[0])} instead of"
+            f" {expected.get(wrong[0])}: give the --channels, --conditioning and --norm it was trained with."
+        )
+
+
+@_one_sentence
+def last_saved(ckpt_dir: str, epochs: int) -> str:
+    """The file from which a training goes on, the newest that :func:`keep_resumable` saved.
+
+    Args:
+        ckpt_dir: where it saved.
+        epochs: how many there are to be in the end.
+
+    Raises:
+        SystemExit: when there is nothing to resume, or nothing left to do.
+    """
+    found = sorted(Path(ckpt_dir).glob("resume_*.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"There is no training to resume in {ckpt_dir}.")
+    done = int(found[-1].stem.rpartition("_")[2])
+    if done >= epochs:
+        raise ValueError(f"The training in {ckpt_dir} already has {done} epochs: give more than that as --epochs.")
+    return str(found[-1])
+
+
+def keep_resumable(
+    trainer: Any, state: Mapping[str, Any], ckpt_dir: str, interval: int, resume_from: str | None = None
+) -> None:
     """Save all that a training needs to go on, every few epochs, and go on from there if asked to.
 
     Args:
         trainer: the trainer; its epoch and iteration are saved with the state.
-        state: what to save besides: network, optimizer, scheduler.
-        ckpt_dir: where to save ``resume_epoch=N.pt``, only the newest of which is kept.
+        state: what to save besides: network, optimizer, scheduler, the best score so far.
+        ckpt_dir: where to save ``resume_checkpoint_N.pt`` after epoch N; only the newest is kept.
         interval: epochs between two saves.
-        resume: load the newest before training starts.
-
-    Raises:
-        SystemExit: when there is nothing to resume.
+        resume_from: the file to load when training starts, see :func:`last_saved`.
     """
-    saver, _ = optional_import("monai.handlers", name="CheckpointSaver")
+    handlers, _ = optional_import("ignite.handlers")
+    events, _ = optional_import("ignite.engine", name="Events")
     loader, _ = optional_import("monai.handlers", name="CheckpointLoader")
     everything = {**state, "trainer": trainer}
-    if resume:
-        found = sorted(Path(ckpt_dir).glob("resume_*.pt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise ValueError(f"There is no training to resume in {ckpt_dir}.")
-        loader(str(found[-1]), everything, map_location="cpu").attach(trainer)
-    saver(ckpt_dir, everything, file_prefix="resume", save_interval=interval, n_saved=1).attach(trainer)
+    saver = handlers.Checkpoint(
+        everything,
+        handlers.DiskSaver(ckpt_dir, require_empty=False, atomic=False),
+        filename_prefix="resume",
+        global_step_transform=lambda engine, _: engine.state.epoch,
+        include_self=True,
+    )
+    if resume_from is not None:
+        loader(resume_from, {**everything, "checkpointer": saver}, map_location="cpu").attach(trainer)
+    trainer.add_event_handler(events.EPOCH_COMPLETED(every=interval), saver)
 
 
 def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
@@ -266,6 +331,19 @@ def write_dice(evaluator: Evaluator, table: LabelTable, output_dir: str, overwri
     path = Path(output_dir) / "dice.tsv"
     tables.write_dice_tsv(dice, path, overwrite=overwrite)
     print(tables.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
+
+
+def _check_given(**files: str) -> None:
+    """Every file is named."""
+    for name, path in files.items():
+        if not path:
+            raise ValueError(f"Give --{name}, the file.")
+
+
+def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
+    """The images are named."""
+    if not dataset_dir and not datalist:
+        raise ValueError("Give --dataset_dir (a folder; for inference also a file or a list of files) or --datalist.")
 
 
 def _present(path: str) -> tuple[int, ...]:

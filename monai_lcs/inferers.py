@@ -54,7 +54,10 @@ class LabelSweepInferer(Inferer):
         output: ``"label_map"``, ``(B, 1, *spatial)`` of ids; or ``"masks"``, ``(B, L, *spatial)`` of 0 and 1, one
             channel for each of ``labels`` in their order (ascending where ``None``), which may overlap.
         on_label: called as ``on_label(item, label, probability)`` for each finished label: index in the batch, id,
-            ``(1, *spatial)``. The probability is not kept.
+            ``(1, *spatial)``. It is not kept.
+        upsample: refine the output's grid by this whole number: each label's logits are interpolated linearly before
+            the best label is chosen, so that outlines are finer than the network's voxels. The output's spatial shape,
+            and the time and memory of the merge, grow accordingly; its affine says where it lies.
         image_channels: channels of the image, which come first.
         progress: show a bar with the labels done.
         device: where the result is gathered; the input's by default.
@@ -88,6 +91,7 @@ class LabelSweepInferer(Inferer):
         labels_per_pass: int = 8,
         output: str = "label_map",
         on_label: Callable[[int, int, Tensor], Any] | None = None,
+        upsample: int = 1,
         image_channels: int = 1,
         progress: bool = False,
         device: torch.device | str | None = None,
@@ -101,6 +105,8 @@ class LabelSweepInferer(Inferer):
             raise ValueError(f"`margin_mm` must be >= 0 or None, got {margin_mm}.")
         if labels_per_pass < 1:
             raise ValueError(f"`labels_per_pass` must be > 0, got {labels_per_pass}.")
+        if upsample < 1 or upsample != int(upsample):
+            raise ValueError(f"`upsample` must be a whole number > 0, got {upsample}.")
         if any(not 0 <= o < 1 for o in (overlap if isinstance(overlap, Sequence) else (overlap,))):
             raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
         self.roi_size = roi_size
@@ -112,6 +118,7 @@ class LabelSweepInferer(Inferer):
         self.labels_per_pass = labels_per_pass
         self.output = look_up_option(output, ("label_map", "masks"))
         self.on_label = on_label
+        self.upsample = int(upsample)
         self.image_channels = image_channels
         self.progress = progress
         self.device = device
@@ -143,7 +150,11 @@ class LabelSweepInferer(Inferer):
             decoder = _Decoder(bare, self.image_channels) if splits else _PlainDecoder(network, args, kwargs)
             results.append(self._sweep(item, volume, decoder, margin))
         result = torch.stack(results)
-        return MetaTensor(result).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else result
+        if not isinstance(inputs, MetaTensor):
+            return result
+        result = MetaTensor(result).copy_meta_from(inputs)
+        result.affine = inputs.affine @ _refinement(self.upsample, inputs.affine.shape[-1])
+        return result
 
     def _sweep(self, item: int, volume: Tensor, decoder: _AnyDecoder, margin: Sequence[int] | None) -> Tensor:
         """Segment one volume ``(C, *spatial)``."""
@@ -155,20 +166,26 @@ class LabelSweepInferer(Inferer):
         boxes = self._boxes(label_map, groups, margin)
         dtype = torch.promote_types(volume.dtype, torch.float32)  # half precision is for the network, not for sums
         weights = grid.weights.to(device, dtype)
-        merge = _Merge(grid.shape, self.threshold, device, dtype)
+        fine = [size * self.upsample for size in grid.shape]
+        inner = _refine(grid.inner, self.upsample)
+        merge = _Merge(fine, self.threshold, device, dtype)
         masks = {}
         with tqdm(total=len(boxes), desc="labels", disable=not self.progress) as bar:
             for label, logits in self._finished(volume, grid, groups, boxes, decoder, weights):
-                probability = torch.sigmoid(logits / weights[boxes[label]])
-                merge.add(label, probability, boxes[label])
+                logits = logits / weights[boxes[label]]
+                if self.upsample > 1:
+                    mode = "bilinear" if logits.ndim == 2 else "trilinear"
+                    logits = F.interpolate(logits[None, None], scale_factor=float(self.upsample), mode=mode)[0, 0]
+                probability, box = torch.sigmoid(logits), _refine(boxes[label], self.upsample)
+                merge.add(label, probability, box)
                 if self.output == "masks":
-                    masks[label] = grid.uncrop(probability > self.threshold, boxes[label])
+                    masks[label] = _paste(probability > self.threshold, box, fine)[inner][None]
                 if self.on_label is not None:
-                    self.on_label(item, label, grid.uncrop(probability, boxes[label]))
+                    self.on_label(item, label, _paste(probability, box, fine)[inner][None])
                 bar.update()
         if self.output == "label_map":
-            return merge.label_map[grid.inner][None]
-        absent = torch.zeros_like(merge.label_map, dtype=torch.bool)[grid.inner][None]
+            return merge.label_map[inner][None]
+        absent = torch.zeros_like(merge.label_map, dtype=torch.bool)[inner][None]
         return torch.cat([masks.get(label, absent) for label in groups]).to(torch.uint8)
 
     def _finished(
@@ -323,12 +340,6 @@ class _Windows:
         for window in self.windows:
             self.weights[window] += self.importance
 
-    def uncrop(self, part: Tensor, box: Box) -> Tensor:
-        """``(1, *spatial)`` on the volume as it was given, from the part inside a box; zero outside."""
-        full = part.new_zeros(self.shape)
-        full[box] = part
-        return full[self.inner][None]
-
 
 class _Merge:
     """The best score and its label so far, at every voxel."""
@@ -392,6 +403,25 @@ class _PlainDecoder:
 
 
 _AnyDecoder = _Decoder | _PlainDecoder
+
+
+def _refine(box: Box, factor: int) -> Box:
+    return tuple(slice(axis.start * factor, axis.stop * factor) for axis in box)
+
+
+def _refinement(factor: int, size: int) -> Tensor:
+    """The matrix ``(size, size)`` from voxels of the refined grid to those of the grid."""
+    matrix = torch.eye(size, dtype=torch.float64)
+    matrix[:-1, :-1] /= factor
+    matrix[:-1, -1] = (1 / factor - 1) / 2  # voxel centers: the first fine one is before the first coarse one
+    return matrix
+
+
+def _paste(part: Tensor, box: Box, shape: Sequence[int]) -> Tensor:
+    """The part in an otherwise empty volume."""
+    full = part.new_zeros(tuple(shape))
+    full[box] = part
+    return full
 
 
 def _margin_voxels(margin_mm: float, inputs: Tensor) -> list[int]:

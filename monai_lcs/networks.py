@@ -87,6 +87,8 @@ class LabelConditionedUNet(nn.Module):
         norm: normalization, as MONAI names it.
         upsample: ``"nontrainable"`` (nearest, then a 3x3x3 convolution) or ``"deconv"`` (transposed convolution).
         residual: concatenate the input of every block to its output.
+        prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
+            atlas label carried over instead of from nothing; 0, as in the paper, for none.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -119,6 +121,7 @@ class LabelConditionedUNet(nn.Module):
         norm: str | tuple = "batch",
         upsample: str = "nontrainable",
         residual: bool = False,
+        prior_logit: float = 0.0,
     ) -> None:
         super().__init__()
         _check(spatial_dims, image_channels, atlas_channels, channels, conditioning, out_channels)
@@ -126,6 +129,7 @@ class LabelConditionedUNet(nn.Module):
         self.image_channels = image_channels
         self.atlas_channels = atlas_channels if conditioning else 0
         self.conditioning = conditioning
+        self.prior_logit = prior_logit
         self.depth = len(channels) - 1
         self.stride = 2**self.depth
         upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
@@ -280,7 +284,10 @@ class LabelConditionedUNet(nn.Module):
             if self.conditioning == "multiscale":
                 parts.append(pyramid[i])
             x = block(torch.cat(parts, dim=1))
-        return self.head(x)
+        logits = self.head(x)
+        if self.conditioning and self.prior_logit:
+            logits = logits + self.prior_logit * (2 * pyramid[0] - 1)
+        return logits
 
     def _pyramid(self, x: Tensor) -> list[Tensor]:
         """``x`` max-pooled to the size of every level."""

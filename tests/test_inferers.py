@@ -6,6 +6,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
+from scipy.ndimage import map_coordinates
 
 from monai_lcs.boxes import grow_box, label_boxes, mask_box
 from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
@@ -175,6 +176,31 @@ def test_metadata_is_kept(network, inputs):
     assert torch.equal(torch.as_tensor(result.affine).reshape(-1, 4, 4)[0], affine.double())
 
 
+@pytest.mark.parametrize("margin_mm", [None, 4])
+def test_upsampled_labels_lie_where_they_were(network, inputs, margin_mm):
+    """In mm, the same logits interpolated with scipy, thresholded, one label at a time."""
+    affine = torch.tensor([[0, 0, 3.0, 10], [-2, 0, 0, 20], [0, 1, 0, 30], [0, 0, 0, 1]])
+    image = MetaTensor(inputs[:1], affine=affine)
+    coarse, fine = {}, {}
+    for factor, got in ((1, coarse), (3, fine)):
+        LabelSweepInferer(
+            margin_mm=margin_mm, upsample=factor, on_label=lambda _, label, p, got=got: got.setdefault(label, p)
+        )(image, network)
+    result = LabelSweepInferer(margin_mm=margin_mm, upsample=3)(image, network)
+    assert result.shape == (1, 1, *(3 * size for size in SHAPE))
+    to_coarse = np.linalg.inv(affine.numpy()) @ result.affine.numpy().reshape(-1, 4, 4)[0]
+    voxels = np.indices(result.shape[2:]).reshape(3, -1)
+    where = to_coarse[:3, :3] @ voxels + to_coarse[:3, 3:]
+    for label, p in fine.items():
+        p = p.numpy().ravel()
+        inside = p > 0  # of the box, whose border interpolation does not cross
+        logits = np.log(np.maximum(coarse[label][0].numpy(), 1e-300)) - np.log1p(-coarse[label][0].numpy())
+        box = mask_box(coarse[label][0] > 0)
+        local = where - np.array([[axis.start] for axis in box])
+        expected = map_coordinates(logits[box], local, order=1, mode="nearest")
+        assert np.allclose(p[inside], 1 / (1 + np.exp(-expected[inside])), atol=1e-6)
+
+
 def test_absent_label_is_said(network, inputs):
     with pytest.warns(UserWarning, match=r"no voxel of \[99\]"):
         result = LabelSweepInferer(labels=[3, 99], output="masks")(inputs[:1], network)
@@ -205,6 +231,7 @@ def test_boxes_by_hand():
     [
         ({"threshold": 1.0}, r"`threshold` must be in \[0, 1\), got 1.0"),
         ({"margin_mm": -1}, "`margin_mm` must be >= 0 or None, got -1"),
+        ({"upsample": 1.5}, "`upsample` must be a whole number > 0, got 1.5"),
         ({"labels_per_pass": 0}, "`labels_per_pass` must be > 0, got 0"),
         ({"overlap": 1.0}, r"`overlap` must be in \[0, 1\), got 1.0"),
         ({"mode": "gauss"}, "gauss"),

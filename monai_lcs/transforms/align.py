@@ -357,7 +357,12 @@ Stage = TypeVar("Stage", bound=sitk.Transform)
 
 
 def _shrink(image: sitk.Image, spacing_mm: float, min_size: int = 32) -> sitk.Image:
-    """Average blocks of voxels to reach about ``spacing_mm``, never from above ``min_size`` voxels an axis to below."""
+    """Average blocks of voxels to reach about ``spacing_mm``, never from above ``min_size`` voxels an axis to below.
+
+    3D axes are brought into one order first: how a file stores its voxels must not decide which of them are sampled.
+    """
+    if image.GetDimension() == 3:
+        image = sitk.DICOMOrient(image, "LPS")
     return sitk.BinShrink(
         image,
         [
@@ -444,13 +449,20 @@ def _mutual_information(fixed: sitk.Image, moving: sitk.Image, transform: sitk.T
 def _optimize(fixed: sitk.Image, moving: sitk.Image, start: Stage, seed: int) -> Stage:
     """Maximize mutual information, coarse to fine, over the parameters of ``start``; ``start`` is not changed."""
     method = _mattes(fixed, seed)
-    step_mm = max(fixed.GetSpacing())
+    voxel_mm = max(fixed.GetSpacing())
+    # The step shrinks slowly (0.8, not ITK's 0.5): twice the iterations, but rotations of 40 degrees are found.
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=step_mm, minStep=step_mm / 200, numberOfIterations=100, gradientMagnitudeTolerance=1e-6
+        learningRate=2 * voxel_mm,
+        minStep=voxel_mm / 200,
+        numberOfIterations=100,
+        relaxationFactor=0.8,
+        gradientMagnitudeTolerance=1e-6,
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    smallest = min(*fixed.GetSize(), *moving.GetSize())
+    factors = [factor for factor in (8, 4, 2, 1) if factor == 1 or smallest // factor >= 4]
+    method.SetShrinkFactorsPerLevel(factors)
+    method.SetSmoothingSigmasPerLevel([factor // 2 for factor in factors])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     transform = type(start)(start)
     method.SetInitialTransform(transform, inPlace=True)
