@@ -28,7 +28,7 @@ demo: $(VENV)/.demo
 	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) $(SMALL) \
 		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/lcs
 	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) \
-		--checkpoint None --inferer "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}" --output_dir $(OUT)/alignment
+		--checkpoint '' --inferer "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}" --output_dir $(OUT)/alignment
 	$(RUN) --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DATA)/scan/scan.nii.gz $(ATLAS) $(SMALL) \
 		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/scan
 	@$(BIN)/python -m monai_lcs.tables \

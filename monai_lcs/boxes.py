@@ -83,7 +83,7 @@ def grow_box(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
 
 def crop_box(box: Box, stride: int, shape: Sequence[int]) -> Box:
     """The crop in which a box is decoded: it contains the box, starts at a multiple of ``stride``, and has one of few
-    sizes, multiples of 16 (and of the stride), so that the crops of many labels can be stacked into one batch.
+    sizes, multiples of 16 and of twice the stride, so that the crops of many labels can be stacked into one batch.
 
     Args:
         box: inside an image of ``shape``.
@@ -97,7 +97,7 @@ def crop_box(box: Box, stride: int, shape: Sequence[int]) -> Box:
     crop = []
     for axis, size in zip(box, shape, strict=True):
         start = axis.start - axis.start % stride
-        multiple = math.lcm(16, stride)
+        multiple = math.lcm(16, 2 * stride)
         length = min(-(-(axis.stop - start) // multiple) * multiple, size)
         start = min(start, size - length)
         crop.append(slice(start, start + length))
@@ -105,8 +105,10 @@ def crop_box(box: Box, stride: int, shape: Sequence[int]) -> Box:
 
 
 def pad_end(x: Tensor, stride: int) -> Tensor:
-    """``(B, C, *spatial)`` with its edge repeated at the end of each axis, up to a multiple of ``stride``."""
-    missing = [-size % stride for size in x.shape[2:]]
+    """``(B, C, *spatial)`` with its edge repeated at the end of each axis, up to a multiple of ``stride``, two at least:
+    an instance norm needs more than one voxel at the coarsest level.
+    """
+    missing = [max(-size % stride, 2 * stride - size) for size in x.shape[2:]]
     if not any(missing):
         return x
     return F.pad(x, [side for pad in reversed(missing) for side in (0, pad)], mode="replicate")

@@ -199,6 +199,14 @@ def test_padding_is_inside():
         assert torch.allclose(net(x), net(F.pad(x, (0, 0, 0, 3), mode="replicate"))[:, :, :13], atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 17])
+def test_any_size_with_a_norm_that_needs_several_voxels(size):
+    net = LabelConditionedUNet(3, channels=(2, 3, 4, 5), conditioning="multiscale", norm="instance")
+    x = torch.rand(1, 3, size, size, size)
+    window = (slice(0, size),) * 3
+    assert net(x).shape == net(x, boxes=[[window]]).shape == (1, 1, size, size, size)
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.float64])
 def test_masks_of_any_dtype(dtype):
     net = trained_like(LabelConditionedUNet(2, channels=(3, 4)))
