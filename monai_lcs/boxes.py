@@ -105,8 +105,9 @@ def crop_box(box: Box, stride: int, shape: Sequence[int]) -> Box:
 
 
 def pad_end(x: Tensor, stride: int) -> Tensor:
-    """``(B, C, *spatial)`` with its edge repeated at the end of each axis, up to a multiple of ``stride``, two at least:
-    an instance norm needs more than one voxel at the coarsest level.
+    """``(B, C, *spatial)`` with its edge repeated at the end of each axis, up to a multiple of ``stride``.
+
+    Two of it at least: an instance norm needs more than one voxel at the coarsest level.
     """
     missing = [max(-size % stride, 2 * stride - size) for size in x.shape[2:]]
     if not any(missing):

@@ -191,10 +191,10 @@ def check_weights(path: str | None, network: torch.nn.Module) -> None:
     """Make sure that the weights to start from are there and fit.
 
     Args:
-        path: their file; ``None`` to start from none.
+        path: their file; ``None`` or an empty string to start from none.
         network: what they are for.
     """
-    if path is None:
+    if not path:
         return
     if not Path(path).is_file():
         raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
@@ -303,14 +303,14 @@ def run_each(evaluator: Evaluator) -> None:
         except Exception as error:
             failed[str(case["image"])] = _cause(error)
     if failed:
-        lines = [f"  {path}: {message}" for path, message in failed.items()]
+        lines = [f"  {text}" if path in text else f"  {path}: {text}" for path, text in failed.items()]
         print(f"{len(failed)} of {len(dataset.data)} cases failed:", *lines, sep="\n", file=sys.stderr)
         raise SystemExit(1)
 
 
 def _cause(error: BaseException) -> str:
-    """The message of the first error in a chain: MONAI wraps what a transform raises."""
-    while error.__cause__ is not None:
+    """The message of an error, or of what MONAI wraps in a RuntimeError where a transform or an expression fails."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
 

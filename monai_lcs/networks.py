@@ -130,6 +130,7 @@ class LabelConditionedUNet(nn.Module):
         self.atlas_channels = atlas_channels if conditioning else 0
         self.conditioning = conditioning
         self.prior_logit = prior_logit
+        self.channels = tuple(channels)
         self.depth = len(channels) - 1
         self.stride = 2**self.depth
         upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
@@ -267,13 +268,21 @@ class LabelConditionedUNet(nn.Module):
             masks = masks.reshape(batch * count, 1, *shape).to(levels[0].dtype)
             pyramid = self._pyramid(pad_end(masks, self.stride))
             levels = [_for_each_label(level, count) for level in levels]
-        # PyTorch convolves a single small volume on the CPU six times slower than a batch of two
-        alone = batch * count == 1 and levels[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        alone = batch * count == 1 and self._slow_alone(levels[0])
         if alone:
             levels, pyramid = [_twice(level) for level in levels], [_twice(mask) for mask in pyramid]
         logits = self._decoder(levels, pyramid)
         logits = cut(logits[:1] if alone else logits, [slice(0, size) for size in shape])
         return logits.reshape(batch, count * logits.shape[1], *shape)
+
+    def _slow_alone(self, finest: Tensor) -> bool:
+        """Whether PyTorch's CPU convolution of this single volume is up to seven times slower than that of two.
+
+        It takes the slow path where channels times the first two axes are 20480 or less.
+        """
+        if finest.device.type != "cpu" or self.spatial_dims != 3 or torch.compiler.is_compiling():
+            return False
+        return self.channels[0] * finest.shape[2] * finest.shape[3] <= 20480
 
     def _decoder(self, levels: Sequence[Tensor], pyramid: Sequence[Tensor]) -> Tensor:
         """Logits of a batch, from the features and the masks of every level."""

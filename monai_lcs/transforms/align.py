@@ -28,13 +28,13 @@ class AlignAtlas(Transform):
     The rigid and affine modes maximize Mattes mutual information, so image and atlas may differ in contrast, grid,
     orientation and position. Registration starts from the best of three placements (positions as the files give them,
     centers of the grids, centers of the foregrounds), runs coarse to fine, rigid first, on copies shrunk to about
-    ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores, in 2 to 3 s
-    for a brain. Only the final resampling takes longer on finer grids.
+    ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores, in about
+    4 s for a brain. Only the final resampling takes longer on finer grids.
 
     Background is the value that at least half of a grid's border has, else the minimum; foreground is what differs from
     it by Otsu's threshold, taken on the square root of the difference. The overlap compared with ``min_overlap`` is the
     Dice score of the foregrounds of image and aligned atlas: it finds atlases that missed or that show something else,
-    not a head turned the wrong way inside a round outline. Rotations up to about 30 degrees beyond what the affines say
+    not a head turned the wrong way inside a round outline. Rotations up to about 40 degrees beyond what the affines say
     are recovered.
 
     Args:
