@@ -159,6 +159,7 @@ def images(
     data.check_case({"atlas_image": atlas_image, "atlas_label": atlas_labels})
     if datalist:
         return data.find_cases(dataset_dir or None, datalist, section, with_labels=False)
+    assert dataset_dir is not None
     inner = Path(str(dataset_dir)) / "images"
     return data.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
 

@@ -55,9 +55,9 @@ class LabelSweepInferer(Inferer):
             channel for each of ``labels`` in their order (ascending where ``None``), which may overlap.
         on_label: called as ``on_label(item, label, probability)`` for each finished label: index in the batch, id,
             ``(1, *spatial)``. It is not kept.
-        upsample: refine the output's grid by this whole number: each label's logits are interpolated linearly before
-            the best label is chosen, so that outlines are finer than the network's voxels. The output's spatial shape,
-            and the time and memory of the merge, grow accordingly; its affine says where it lies.
+        upsample: put this many voxels where there was one along each axis, the first and the last staying where they
+            are (``(size - 1) * upsample + 1``): each label's logits are interpolated linearly before the best label is
+            chosen, so that outlines are finer than the network's voxels. Time and memory of the merge grow accordingly.
         image_channels: channels of the image, which come first.
         progress: show a bar with the labels done.
         device: where the result is gathered; the input's by default.
@@ -153,7 +153,8 @@ class LabelSweepInferer(Inferer):
         if not isinstance(inputs, MetaTensor):
             return result
         result = MetaTensor(result).copy_meta_from(inputs)
-        result.affine = inputs.affine @ _refinement(self.upsample, inputs.affine.shape[-1])
+        # The first voxel stays where it is: on a file of twice the resolution, fine voxels and the file's coincide
+        result.affine = inputs.affine / torch.tensor([*[self.upsample] * (inputs.affine.shape[-1] - 1), 1])
         return result
 
     def _sweep(self, item: int, volume: Tensor, decoder: _AnyDecoder, margin: Sequence[int] | None) -> Tensor:
@@ -166,17 +167,19 @@ class LabelSweepInferer(Inferer):
         boxes = self._boxes(label_map, groups, margin)
         dtype = torch.promote_types(volume.dtype, torch.float32)  # half precision is for the network, not for sums
         weights = grid.weights.to(device, dtype)
-        fine = [size * self.upsample for size in grid.shape]
+        fine = [(size - 1) * self.upsample + 1 for size in grid.shape]
         inner = _refine(grid.inner, self.upsample)
         merge = _Merge(fine, self.threshold, device, dtype)
         masks = {}
         with tqdm(total=len(boxes), desc="labels", disable=not self.progress) as bar:
             for label, logits in self._finished(volume, grid, groups, boxes, decoder, weights):
                 logits = logits / weights[boxes[label]]
+                box = _refine(boxes[label], self.upsample)
                 if self.upsample > 1:
                     mode = "bilinear" if logits.ndim == 2 else "trilinear"
-                    logits = F.interpolate(logits[None, None], scale_factor=float(self.upsample), mode=mode)[0, 0]
-                probability, box = torch.sigmoid(logits), _refine(boxes[label], self.upsample)
+                    size = [axis.stop - axis.start for axis in box]
+                    logits = F.interpolate(logits[None, None], size=size, mode=mode, align_corners=True)[0, 0]
+                probability = torch.sigmoid(logits)
                 merge.add(label, probability, box)
                 if self.output == "masks":
                     masks[label] = _paste(probability > self.threshold, box, fine)[inner][None]
@@ -406,15 +409,7 @@ _AnyDecoder = _Decoder | _PlainDecoder
 
 
 def _refine(box: Box, factor: int) -> Box:
-    return tuple(slice(axis.start * factor, axis.stop * factor) for axis in box)
-
-
-def _refinement(factor: int, size: int) -> Tensor:
-    """The matrix ``(size, size)`` from voxels of the refined grid to those of the grid."""
-    matrix = torch.eye(size, dtype=torch.float64)
-    matrix[:-1, :-1] /= factor
-    matrix[:-1, -1] = (1 / factor - 1) / 2  # voxel centers: the first fine one is before the first coarse one
-    return matrix
+    return tuple(slice(axis.start * factor, (axis.stop - 1) * factor + 1) for axis in box)
 
 
 def _paste(part: Tensor, box: Box, shape: Sequence[int]) -> Tensor:

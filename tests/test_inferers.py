@@ -187,7 +187,7 @@ def test_upsampled_labels_lie_where_they_were(network, inputs, margin_mm):
             margin_mm=margin_mm, upsample=factor, on_label=lambda _, label, p, got=got: got.setdefault(label, p)
         )(image, network)
     result = LabelSweepInferer(margin_mm=margin_mm, upsample=3)(image, network)
-    assert result.shape == (1, 1, *(3 * size for size in SHAPE))
+    assert result.shape == (1, 1, *(3 * size - 2 for size in SHAPE))
     to_coarse = np.linalg.inv(affine.numpy()) @ result.affine.numpy().reshape(-1, 4, 4)[0]
     voxels = np.indices(result.shape[2:]).reshape(3, -1)
     where = to_coarse[:3, :3] @ voxels + to_coarse[:3, 3:]

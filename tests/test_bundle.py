@@ -1,0 +1,670 @@
+"""The bundle from end to end, as a user runs it: train, evaluate and segment by overrides alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.utils import set_determinism
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.processing import resample_from_to
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monai_lcs.transforms import AlignAtlas
+
+# MONAI warns at every run that configs are code.
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
+
+BUNDLE = Path(__file__).parents[1] / "bundles/whole_brain_lcs_segmentation"
+SHAPE, MM = (28, 30, 26), 4.0
+AFFINE = np.array([[MM, 0, 0, -56], [0, MM, 0, -64], [0, 0, MM, -40], [0, 0, 0, 1]])
+
+# id: name, parent, hemisphere, center and radii in mm, grey value; the two sides differ
+BLOBS = {
+    11: ("Left-Caudate", "Striatum", "L", (-16, 14, 12), (11, 15, 11), 0.9),
+    50: ("Right-Caudate", "Striatum", "R", (16, 10, 15), (9, 13, 13), 0.9),
+    12: ("Left-Putamen", "Striatum", "L", (-30, -12, 4), (9, 16, 12), 0.7),
+    51: ("Right-Putamen", "Striatum", "R", (29, -15, 2), (10, 13, 15), 0.7),
+    16: ("Brain-Stem", "n/a", "n/a", (0, -16, -22), (11, 11, 15), 0.5),
+    300: ("Cerebellum", "n/a", "n/a", (2, -44, -10), (24, 10, 14), 0.35),
+}
+BASELINE = {"inferer": {"_target_": "monai_lcs.inferers.AtlasLabelInferer"}, "checkpoint": ""}
+CASES = [f"sub-{i}" for i in range(6)]
+
+
+def make_volume(rng=None):
+    """A head with six blobs; of another position, size, brightness and noise for each person."""
+    xyz = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1) @ AFFINE[:3, :3] + AFFINE[:3, 3]
+    if rng:
+        xyz = (xyz - rng.uniform(-4, 4, 3)) / rng.uniform(0.92, 1.08, 3)
+
+    def distance(center, radii):
+        return (np.square((xyz - center) / radii)).sum(-1)
+
+    head = distance((0, -8, 0), (46, 54, 42)) < 1
+    image, labels = 0.15 * head, np.zeros(SHAPE, np.int16)
+    for label, (*_, center, radii, grey) in BLOBS.items():
+        r = distance(center, radii)
+        labels[r < 1] = label
+        image += (grey - 0.15) * np.clip(1.5 - r, 0, 1) * head
+    if rng:
+        image = image * rng.uniform(0.8, 1.2) + 0.02 * rng.standard_normal(SHAPE)
+    return (100 * image).astype(np.float32), labels
+
+
+def save(array, path, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def voxels(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder of six people with labels, and an atlas."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    for case in CASES:
+        image, labels = make_volume(rng)
+        save(image, folder / f"images/{case}.nii.gz")
+        save(labels, folder / f"labels/{case}.nii.gz")
+    image, labels = make_volume()
+    save(image, folder / "atlas/T1w.nii.gz")
+    save(labels, folder / "atlas/dseg.nii.gz")
+    rows = [f"{label}\t{name}\t{parent}\t{side}" for label, (name, parent, side, *_) in BLOBS.items()]
+    (folder / "atlas/dseg.tsv").write_text("\n".join(["index\tname\tparent\themisphere", *rows, ""]))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def undetermined():
+    """What a training fixes for the whole process."""
+    yield
+    set_determinism(None)
+
+
+def overrides(study, **more):
+    return {
+        "bundle_root": str(BUNDLE),
+        "dataset_dir": str(study),
+        "atlas_image": str(study / "atlas/T1w.nii.gz"),
+        "atlas_labels": str(study / "atlas/dseg.nii.gz"),
+        "label_table": str(study / "atlas/dseg.tsv"),
+        "align": "none",
+        "spacing": [MM, MM, MM],
+        "channels": [4, 8, 16],
+        "margin_mm": 15.0,
+        "prior_logit": 0.0,  # what is learned must come from training
+        "device": "cpu",
+        **{key: str(value) if isinstance(value, Path) else value for key, value in more.items()},
+    }
+
+
+def config_files(*configs):
+    return [str(config if isinstance(config, Path) else BUNDLE / f"configs/{config}.json") for config in configs]
+
+
+def run(study, *configs, **more):
+    """``python -m monai.bundle run``, in this process; without the logging settings, which are process-wide."""
+    monai.bundle.run(config_file=config_files(*configs), logging_file=False, **overrides(study, **more))
+
+
+def train(study, folder, **more):
+    settings = {"epochs": 1, "val_interval": 1, "labels_per_image": 4, "learning_rate": 0.03}
+    run(study, "train", **{**settings, "ckpt_dir": folder, "output_dir": folder, **more})
+
+
+def command(study, *configs, **more):
+    """The same as words of a command line."""
+    words = ["-m", "monai.bundle", "run", "--config_file", str(config_files(*configs))]
+    return words + [word for key, value in overrides(study, **more).items() for word in (f"--{key}", str(value))]
+
+
+def evaluate(study, folder, **more):
+    run(study, "inference", "evaluate", output_dir=folder, **more)
+    return pd.read_csv(folder / "dice.tsv", sep="\t")
+
+
+def segment(study, folder, images, **more):
+    run(study, "inference", dataset_dir=images, output_dir=folder, **more)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def scalars(folder, tag):
+    """``{step: value}`` of all TensorBoard files in a folder."""
+    found = {}
+    for file in sorted(folder.glob("events*")):
+        events = EventAccumulator(str(file)).Reload()
+        if tag in events.Tags()["scalars"]:
+            found |= {event.step: event.value for event in events.Scalars(tag)}
+    return found
+
+
+def numpy_dice(pred, true, label):
+    p, t = pred == label, true == label
+    return 2 * (p & t).sum() / (p.sum() + t.sum())
+
+
+@pytest.fixture(scope="module")
+def trained(study, tmp_path_factory):
+    """A folder with a trained model."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(study, folder, epochs=9, val_interval=3, labels_per_image=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmented(study, trained, tmp_path_factory):
+    """A folder with the segmentations of all people."""
+    folder = tmp_path_factory.mktemp("segmented")
+    segment(study, folder, study, checkpoint=trained / "model.pt")
+    return folder
+
+
+# ---- training
+
+
+def test_training_learns(trained):
+    loss = list(scalars(trained, "train_loss").values())
+    assert len(loss) == 9 * 4
+    assert np.mean(loss[-4:]) < 0.6 * np.mean(loss[:4])
+    dice = scalars(trained, "val_mean_dice")
+    assert list(dice) == [3, 6, 9]
+    assert dice[9] > dice[3]
+
+
+def test_resumes_where_it_stopped(study, tmp_path):
+    train(study, tmp_path, epochs=2)
+    first = weights(tmp_path / "resume_checkpoint_2.pt")
+    assert first["trainer"]["iteration"] == 2 * 4
+    # A model better than all that comes is kept.
+    first["best"]["_saved"] = [(1.0, "model.pt")]
+    torch.save(first, tmp_path / "resume_checkpoint_2.pt")
+    best = (tmp_path / "model.pt").read_bytes()
+
+    train(study, tmp_path, epochs=4, resume=True)
+    assert [path.name for path in tmp_path.glob("resume_*")] == ["resume_checkpoint_4.pt"]
+    last = weights(tmp_path / "resume_checkpoint_4.pt")
+    assert last["trainer"]["iteration"] == 4 * 4
+    assert list(scalars(tmp_path, "val_mean_dice")) == [1, 2, 3, 4]
+    assert (tmp_path / "model.pt").read_bytes() == best
+    changed = [name for name, weight in first["network"].items() if not torch.equal(weight, last["network"][name])]
+    assert changed  # the schedule goes on to the new end, it does not stay at zero
+
+    with pytest.raises(SystemExit, match="already has 4 epochs: give more"):
+        train(study, tmp_path, epochs=4, resume=True)
+
+
+def test_nothing_to_resume(study, tmp_path):
+    with pytest.raises(SystemExit, match=f"^Error: There is no training to resume in {tmp_path}"):
+        train(study, tmp_path, resume=True)
+
+
+def test_short_training_is_validated_and_saved(study, tmp_path):
+    train(study, tmp_path, val_interval=10)
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"model.pt", "resume_checkpoint_1.pt"}
+
+
+def workflow(study, kind, *configs, **more):
+    flow = ConfigWorkflow(
+        config_file=config_files(*configs),
+        meta_file=str(BUNDLE / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        **overrides(study, **more),
+    )
+    flow.initialize()
+    return flow
+
+
+def case_names(cases):
+    return [Path(case["image"]).name.removesuffix(".nii.gz") for case in cases]
+
+
+def test_datalist_and_folds(study, tmp_path):
+    items = [
+        {"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz", "fold": i % 3}
+        for i, case in enumerate(CASES)
+    ]
+    datalist = tmp_path / "dataset.json"
+    datalist.write_text(json.dumps({"training": items[:4], "validation": items[4:5], "test": items[5:]}))
+    out = {"datalist": datalist, "output_dir": tmp_path, "ckpt_dir": tmp_path}
+
+    flow = workflow(study, "train", "train", **out)
+    assert case_names(flow.parser.get_parsed_content("train_cases")) == CASES[:4]
+    assert case_names(flow.parser.get_parsed_content("val_cases")) == CASES[4:5]
+    flow = workflow(study, "train", "train", fold=1, **out)
+    assert case_names(flow.parser.get_parsed_content("train_cases")) == ["sub-0", "sub-2", "sub-3"]
+    assert case_names(flow.parser.get_parsed_content("val_cases")) == ["sub-1"]
+
+    train(study, tmp_path, datalist=datalist, fold=1)
+    dice = evaluate(study, tmp_path, datalist=datalist, checkpoint=tmp_path / "model.pt")
+    assert set(dice["case"]) == {"sub-5"}
+
+
+@pytest.mark.parametrize(
+    ("coarse", "groups"),
+    [
+        ("parent", [(11, 12, 50, 51), (16,), (300,)]),
+        ({"left": "Left-*", "right": ["Right-Caudate", 51]}, [(11, 12), (50, 51)]),
+    ],
+)
+def test_coarse_labels(study, tmp_path, coarse, groups):
+    flow = workflow(study, "train", "train", coarse_labels=coarse, ckpt_dir=tmp_path, output_dir=tmp_path)
+    assert flow.parser.get_parsed_content("label_groups") == groups
+
+    run_with = {"coarse_labels": coarse, "union_prob": 0.0}
+    train(study, tmp_path, **run_with)
+    dice = evaluate(study, tmp_path, section="validation", checkpoint=tmp_path / "model.pt")
+    assert sorted(set(dice["id"])) == sorted(BLOBS)  # each fine label by itself
+
+
+def test_paper_settings(study, tmp_path):
+    paper = {"conditioning": "bottleneck", "norm": "batch", "margin_mm": "$None"}
+    train(study, tmp_path, dropout=0.5, loss={"_target_": "monai.losses.DiceLoss", "sigmoid": True}, **paper)
+    assert any("running_mean" in name for name in weights(tmp_path / "model.pt"))
+    segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt", **paper)
+    assert voxels(tmp_path / "sub-0_dseg.nii.gz").shape == SHAPE
+
+
+def test_affine_alignment(study, tmp_path):
+    """An atlas on a grid of its own, far away: nothing but registration can bring it here."""
+    grid = np.array([[-3.0, 0, 0, 250], [0, 0, 4, 100], [0, 5, 0, -300], [0, 0, 0, 1]])
+    here = grid.copy()
+    here[:3, 3] = 58, -66, -52
+    atlas = {}
+    for name, order in (("T1w", 1), ("dseg", 0)):
+        source = nib.load(study / f"atlas/{name}.nii.gz")
+        turned = resample_from_to(nib.Nifti1Image(source.get_fdata(), source.affine), ((38, 26, 32), here), order=order)
+        dtype = np.int16 if order == 0 else np.float32
+        atlas[name] = save(np.asarray(turned.dataobj).astype(dtype), tmp_path / f"{name}.nii.gz", grid)
+    where = {"atlas_image": atlas["T1w"], "atlas_labels": atlas["dseg"], "align": "affine"}
+    dice = evaluate(study, tmp_path, section="validation", **where, **BASELINE)
+    assert dice["dice"].mean() > 0.6
+
+
+# ---- evaluation
+
+
+def test_dice_of_evaluation_is_that_of_the_files(study, trained, segmented, tmp_path, capsys):
+    dice = evaluate(study, tmp_path, checkpoint=trained / "model.pt")
+    assert dice["case"].tolist() == [case for case in CASES for _ in BLOBS]
+    assert dice["id"].tolist() == sorted(BLOBS) * len(CASES)
+    assert dice["name"].tolist() == [BLOBS[label][0] for label in sorted(BLOBS)] * len(CASES)
+    expected = [
+        numpy_dice(voxels(segmented / f"{case}_dseg.nii.gz"), voxels(study / f"labels/{case}.nii.gz"), label)
+        for case in CASES
+        for label in sorted(BLOBS)
+    ]
+    np.testing.assert_allclose(dice["dice"], expected, atol=1e-4)
+    assert f"mean  {np.mean(expected):.4f}  6 cases" in capsys.readouterr().out
+
+
+def test_alignment_only(study, trained, tmp_path):
+    """The atlas labels carried over: perfect for the atlas itself, and what the model must beat."""
+    for folder, name in (("images", "T1w"), ("labels", "dseg")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(study / f"atlas/{name}.nii.gz", tmp_path / folder / "copy.nii.gz")
+    dice = evaluate(study, tmp_path, dataset_dir=tmp_path, **BASELINE)
+    assert dice["dice"].tolist() == [1.0] * len(BLOBS)
+
+    atlas = evaluate(study, tmp_path / "all", section="validation", **BASELINE)
+    assert max(scalars(trained, "val_mean_dice").values()) > atlas["dice"].mean() + 0.05
+
+
+def test_evaluation_keeps_earlier_results(study, tmp_path):
+    (tmp_path / "dice.tsv").write_text("mine")
+    with pytest.raises(SystemExit, match=r"dice.tsv exists: .* --overwrite True"):
+        evaluate(study, tmp_path, **BASELINE)
+    assert len(evaluate(study, tmp_path, overwrite=True, **BASELINE)) == len(CASES) * len(BLOBS)
+
+
+# ---- inference
+
+
+def test_files_of_a_case(study, segmented):
+    pred = nib.load(segmented / "sub-0_dseg.nii.gz")
+    labels = np.asarray(pred.dataobj)
+    assert labels.dtype == np.uint16  # id 300
+    assert set(np.unique(labels)) <= {0, *BLOBS}
+    np.testing.assert_array_equal(pred.affine, AFFINE)
+
+    volumes = pd.read_csv(segmented / "sub-0_volumes.tsv", sep="\t")
+    assert volumes["name"].tolist() == [BLOBS[label][0] for label in sorted(BLOBS)]
+    assert volumes["voxels"].tolist() == [(labels == label).sum() for label in volumes["id"]]
+    assert volumes["mm3"].tolist() == [n * MM**3 for n in volumes["voxels"]]
+    assert volumes["voxels"].min() > 0
+
+    picture = (segmented / "sub-0_qc.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+# An even factor puts the centers of the file's voxels halfway between those of the refined grid.
+@pytest.mark.parametrize("upsample", [1, 2, 3])
+@pytest.mark.parametrize("axes", ["LPI", "PSR"])
+def test_other_orientation(study, trained, tmp_path, axes, upsample):
+    """The same scan with its voxels in another order gets the same labels, voxel for voxel."""
+    source = nib.load(study / "images/sub-0.nii.gz")
+    turn = ornt_transform(io_orientation(source.affine), axcodes2ornt(axes))
+    nib.save(source, tmp_path / "straight.nii.gz")
+    nib.save(source.as_reoriented(turn), tmp_path / "turned.nii.gz")
+    images = [str(tmp_path / f"{name}.nii.gz") for name in ("straight", "turned")]
+    segment(study, tmp_path, images, checkpoint=trained / "model.pt", upsample=upsample)
+    pred, expected = (nib.load(tmp_path / f"{name}_dseg.nii.gz") for name in ("turned", "straight"))
+    assert nib.aff2axcodes(pred.affine) == tuple(axes)
+    np.testing.assert_allclose(pred.affine, AFFINE @ inv_ornt_aff(turn, SHAPE), atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(pred.dataobj), np.asarray(expected.as_reoriented(turn).dataobj))
+
+
+def test_other_spacing(study, trained, tmp_path):
+    """Anisotropic and oblique: the answer lies at the same place in the world."""
+    angle = 0.15
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine, shape = np.eye(4), (48, 36, 18)
+    affine[:3, :3] = turn @ np.diag([-2.5, 3.5, 6.0])
+    affine[:3, 3] = [0, -6, 10] - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    image = resample_from_to(nib.load(study / "images/sub-0.nii.gz"), (shape, affine), order=1)
+    nib.save(image, tmp_path / "oblique.nii.gz")
+    segment(study, tmp_path, tmp_path / "oblique.nii.gz", checkpoint=trained / "model.pt", align="rigid")
+    pred = nib.load(tmp_path / "oblique_dseg.nii.gz")
+    assert pred.shape == shape
+    np.testing.assert_allclose(pred.affine, affine, atol=1e-4)
+
+    true = nib.Nifti1Image(voxels(study / "labels/sub-0.nii.gz").astype(float), AFFINE)
+    true = resample_from_to(true, (shape, affine), order=0).get_fdata()
+    assert np.mean([numpy_dice(np.asarray(pred.dataobj), true, label) for label in BLOBS]) > 0.65
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "dtype"),
+    [
+        (300, {300}, np.uint16),
+        ("Brain-Stem", {16}, np.uint8),
+        ("Left-*", {11, 12}, np.uint8),
+        (["Striatum", "16"], {11, 12, 50, 51, 16}, np.uint8),
+    ],
+)
+def test_labels(study, trained, tmp_path, labels, ids, dtype):
+    segment(study, tmp_path, study / "images/sub-1.nii.gz", labels=labels, checkpoint=trained / "model.pt")
+    pred = voxels(tmp_path / "sub-1_dseg.nii.gz")
+    assert set(np.unique(pred)) == {0, *ids}
+    assert pred.dtype == dtype
+    assert set(pd.read_csv(tmp_path / "sub-1_volumes.tsv", sep="\t")["id"]) == ids
+
+
+def test_without_a_label_table(study, trained, tmp_path):
+    image = study / "images/sub-1.nii.gz"
+    segment(study, tmp_path, image, label_table="$None", checkpoint=trained / "model.pt")
+    assert pd.read_csv(tmp_path / "sub-1_volumes.tsv", sep="\t")["name"].tolist()[0] == "label-11"
+
+
+def test_keeps_earlier_results(study, trained, tmp_path):
+    images = [str(study / f"images/sub-{i}.nii.gz") for i in range(2)]
+    with_weights = {"checkpoint": trained / "model.pt", "labels": 16}
+    segment(study, tmp_path, images[0], **with_weights)
+    earlier = (tmp_path / "sub-0_dseg.nii.gz").read_bytes()
+    with pytest.raises(SystemExit, match=r"sub-0_dseg.nii.gz exists: .* --overwrite True"):
+        segment(study, tmp_path, images, **with_weights)
+    assert not (tmp_path / "sub-1_dseg.nii.gz").exists()
+    segment(study, tmp_path, images, overwrite=True, **{**with_weights, "labels": 11})
+    assert (tmp_path / "sub-0_dseg.nii.gz").read_bytes() != earlier
+    assert (tmp_path / "sub-1_dseg.nii.gz").exists()
+
+
+def test_bad_files_do_not_stop_the_good_ones(study, trained, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(study / "images", images)
+    whole = (images / "sub-0.nii.gz").read_bytes()
+    (images / "sub-0.nii.gz").write_bytes(whole[: len(whole) // 2])
+    save(np.ones(SHAPE[:2], np.float32), images / "sub-2.nii.gz")
+    image = voxels(study / "images/sub-4.nii.gz")
+    image[3, 4, 5] = np.nan
+    save(image, images / "sub-4.nii.gz")
+    save(image[4:], images / "sub-5.nii.gz")  # fails only when it is aligned
+
+    with pytest.raises(SystemExit) as stop:
+        segment(study, tmp_path / "out", tmp_path, checkpoint=trained / "model.pt", labels=16)
+    assert stop.value.code == 1
+    good = ("sub-1", "sub-3")
+    assert {path.name for path in (tmp_path / "out").glob("*_dseg.nii.gz")} == {f"{case}_dseg.nii.gz" for case in good}
+    lines = capsys.readouterr().err.splitlines()[-5:]
+    assert lines[0] == "4 of 6 cases failed:"
+    assert "sub-0.nii.gz cannot be read as an image, it may be truncated" in lines[1]
+    assert "sub-2.nii.gz must be 3D, got a 2D file" in lines[2]
+    assert "sub-4.nii.gz has 1 NaN or Inf voxels" in lines[3]
+    assert "sub-5.nii.gz has shape (24, 30, 26)" in lines[4]
+
+
+# ---- bad input
+
+
+@pytest.fixture
+def copy(study, tmp_path, monkeypatch):
+    """A copy of the study to damage; alignment would be the first of the long work."""
+    monkeypatch.setattr(AlignAtlas, "__call__", lambda *_: pytest.fail("long work has started"))
+    return Path(shutil.copytree(study, tmp_path / "study"))
+
+
+def changed(path, change):
+    """Rewrite an image."""
+    array = voxels(path).astype(np.float32)
+    save(change(array), path)
+
+
+def with_value(value):
+    def change(array):
+        array[5, 6, 7] = value
+        return array
+
+    return change
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def unpair(study):
+    for path in (study / "labels").iterdir():
+        path.rename(path.with_name(f"seg_{path.name}"))
+
+
+IMAGE, LABEL, ATLAS, ATLAS_LABELS = (
+    "images/sub-3.nii.gz",
+    "labels/sub-3.nii.gz",
+    "atlas/T1w.nii.gz",
+    "atlas/dseg.nii.gz",
+)
+DAMAGES = {
+    "grids differ": (lambda s: changed(s / LABEL, lambda a: a[1:]), rf"{IMAGE} and .*{LABEL} must have the same grid"),
+    "affines differ": (
+        lambda s: save(voxels(s / LABEL), s / LABEL, AFFINE + np.eye(4, k=3) * 5),
+        rf"{LABEL} must have the same grid, got affines up to 5 mm apart",
+    ),
+    "non-integer label": (lambda s: changed(s / LABEL, with_value(2.5)), rf"{LABEL} must hold integers >= 0, got 2.5"),
+    "negative label": (lambda s: changed(s / LABEL, with_value(-1)), rf"{LABEL} must hold integers >= 0, got -1"),
+    "NaN": (lambda s: changed(s / IMAGE, with_value(np.nan)), rf"{IMAGE} has 1 NaN or Inf"),
+    "Inf": (lambda s: changed(s / IMAGE, with_value(np.inf)), rf"{IMAGE} has 1 NaN or Inf"),
+    "2D": (lambda s: changed(s / IMAGE, lambda a: a[:, :, 0]), rf"{IMAGE} must be 3D, got a 2D file"),
+    "empty": (lambda s: (s / IMAGE).write_bytes(b""), rf"{IMAGE} is empty"),
+    "truncated": (lambda s: truncate(s / IMAGE), rf"{IMAGE} cannot be read as an image, it may be truncated"),
+    "no pairs": (unpair, r"No image of .*images has a label map of the same name in .*labels"),
+}
+ATLAS_DAMAGES = {
+    "non-integer atlas": (lambda s: changed(s / ATLAS_LABELS, with_value(2.5)), f"{ATLAS_LABELS} must hold integers"),
+    "NaN in atlas": (lambda s: changed(s / ATLAS, with_value(np.nan)), f"{ATLAS} has 1 NaN"),
+    "atlas grids differ": (lambda s: changed(s / ATLAS, lambda a: a[1:]), f"{ATLAS} and .* must have the same grid"),
+    "no atlas labels": (lambda s: (s / ATLAS_LABELS).unlink(), f"{ATLAS_LABELS} does not exist"),
+    "no atlas image": (lambda s: (s / ATLAS).unlink(), f"{ATLAS} does not exist"),
+    "no label table": (lambda s: (s / "atlas/dseg.tsv").unlink(), "There is no label table .*dseg.tsv"),
+}
+
+
+def stops(run_it, match):
+    """One sentence, or a list of files with one each, and nothing else."""
+    with pytest.raises(SystemExit, match=match) as stop:
+        run_it()
+    assert str(stop.value).startswith("Error: ")
+    return str(stop.value)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_case(copy, tmp_path, damage, job):
+    damage, match = DAMAGES[damage]
+    damage(copy)
+    if job == "train":
+        stops(lambda: train(copy, tmp_path), match)
+    else:
+        stops(lambda: evaluate(copy, tmp_path, **BASELINE), match)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "segment"])
+@pytest.mark.parametrize("damage", ATLAS_DAMAGES)
+def test_bad_atlas(copy, tmp_path, damage, job):
+    damage, match = ATLAS_DAMAGES[damage]
+    damage(copy)
+    jobs = {
+        "train": lambda: train(copy, tmp_path),
+        "evaluate": lambda: evaluate(copy, tmp_path, **BASELINE),
+        "segment": lambda: segment(copy, tmp_path, copy, **BASELINE),
+    }
+    stops(jobs[job], match)
+
+
+WRONG = {
+    "unknown label": (
+        {"labels": "Left-Caudatus"},
+        r"'Left-Caudatus' names no label of .*; the nearest: .*'Left-Caudate'",
+    ),
+    "unknown id": ({"labels": [11, 299]}, "There is no label 299 in .*; the nearest: .*300"),
+    "no atlas image": ({"atlas_image": ""}, "Give --atlas_image"),
+    "no atlas labels": ({"atlas_labels": ""}, "Give --atlas_labels"),
+    "no data": ({"dataset_dir": ""}, "Give --dataset_dir .* or --datalist"),
+    "no such folder": ({"dataset_dir": "/nowhere"}, "/nowhere"),
+    "no such datalist": ({"datalist": "/nowhere.json"}, "Cannot read the datalist /nowhere.json"),
+}
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "segment"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_override(copy, tmp_path, wrong, job):
+    more, match = WRONG[wrong]
+    jobs = {
+        "train": lambda: train(copy, tmp_path, **more),
+        "evaluate": lambda: evaluate(copy, tmp_path, **more, **BASELINE),
+        "segment": lambda: run(copy, "inference", output_dir=tmp_path, **more, **BASELINE),
+    }
+    if (wrong, job) == ("no such folder", "segment"):  # one bad file among the cases of a batch
+        with pytest.raises(SystemExit, match="1"):
+            jobs[job]()
+    else:
+        stops(jobs[job], match)
+
+
+def test_atlas_without_the_label(copy, tmp_path):
+    changed(copy / ATLAS_LABELS, lambda a: np.where(a == 16, 0, a))
+    with pytest.raises(SystemExit, match=rf"{ATLAS_LABELS} has no voxel of label 16 \(Brain-Stem\)"):
+        train(copy, tmp_path, labels=["Striatum", 16])
+
+
+def test_coarse_labels_of_nothing(copy, tmp_path):
+    stops(lambda: train(copy, tmp_path, coarse_labels={"x": "Left-Cat"}), "'Left-Cat' names no label")
+    stops(lambda: train(copy, tmp_path, labels=16, coarse_labels={"x": 11}), "No label of `coarse_labels`")
+    stops(lambda: train(copy, tmp_path, coarse_labels="lobe"), "`coarse_labels` must be a mapping")
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "segment"])
+def test_output_folder_that_cannot_be_written(copy, tmp_path, job):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file/out"
+    jobs = {
+        "train": lambda: train(copy, folder),
+        "evaluate": lambda: evaluate(copy, folder, **BASELINE),
+        "segment": lambda: segment(copy, folder, copy, **BASELINE),
+    }
+    stops(jobs[job], f"Cannot write to the output folder {folder}")
+
+
+def test_weights(copy, trained, tmp_path):
+    stops(
+        lambda: segment(copy, tmp_path, copy, checkpoint=tmp_path / "no.pt"), f"no weights in {tmp_path}/no.pt: train"
+    )
+    stops(lambda: evaluate(copy, tmp_path, checkpoint=tmp_path / "no.pt"), f"no weights in {tmp_path}/no.pt: train")
+    (tmp_path / "damaged.pt").write_bytes((trained / "model.pt").read_bytes()[:1000])
+    stops(lambda: segment(copy, tmp_path, copy, checkpoint=tmp_path / "damaged.pt"), "damaged.pt cannot be read as")
+    stops(
+        lambda: segment(copy, tmp_path, copy, checkpoint=trained / "model.pt", channels=[4, 8, 16, 32]),
+        "model.pt are another network's, .* instead of .*: give the --channels",
+    )
+
+
+# ---- from the command line
+
+
+def shell(words, **kwargs):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=BUNDLE, **kwargs)
+
+
+def test_command_line(study, trained, tmp_path):
+    """As the README has it; the last line of a failure is the sentence."""
+    image = study / "images/sub-0.nii.gz"
+    out = {"dataset_dir": image, "output_dir": tmp_path, "checkpoint": trained / "model.pt"}
+    done = shell(command(study, "inference", labels="['Left-*', 16]", bundle_root=".", **out))
+    assert done.returncode == 0, done.stderr
+    assert set(np.unique(voxels(tmp_path / "sub-0_dseg.nii.gz"))) == {0, 11, 12, 16}
+
+
+def test_command_line_error(study, tmp_path):
+    done = shell(command(study, "train", labels="Brainstem", output_dir=tmp_path, ckpt_dir=tmp_path))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: 'Brainstem' names no label of ")
+
+
+@pytest.mark.parametrize("kind", ["train", "inference", "evaluate"])
+def test_properties(study, trained, tmp_path, kind):
+    out = {"output_dir": tmp_path}
+    if kind == "train":
+        flow = workflow(study, "train", "train", ckpt_dir=tmp_path, **out)
+    else:
+        configs = ["inference", "evaluate"][: 1 + (kind == "evaluate")]
+        flow = workflow(study, "infer", *configs, checkpoint=trained / "model.pt", **out)
+    assert flow.check_properties() == []
+
+
+def test_two_processes(study, tmp_path):
+    """The multi-GPU overlay with two CPU processes: one training, not two."""
+    report = {
+        "+run": [
+            "$torch.save(@network.module.state_dict(), @output_dir + f'/rank{dist.get_rank()}.pt')",
+            "$torch.save(@validate#evaluator.state.metrics, @output_dir + f'/dice{dist.get_rank()}.pt')",
+        ]
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    more = {"epochs": 1, "labels_per_image": 4, "ckpt_dir": tmp_path, "output_dir": tmp_path}
+    done = shell(words + command(study, "train", "multi_gpu_train", tmp_path / "report.json", **more))
+    assert done.returncode == 0, done.stderr
+    ranks = [weights(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    model = weights(tmp_path / "model.pt")
+    assert list(model) == list(ranks[0])
+    assert all(torch.equal(model[name], rank[name]) for name in model for rank in ranks)
+    dice = [weights(tmp_path / f"dice{rank}.pt")["val_mean_dice"] for rank in range(2)]
+    assert dice[0] == dice[1]
+    assert weights(tmp_path / "resume_checkpoint_1.pt")["trainer"]["iteration"] == 2  # 4 people, two at a time
+    assert list(scalars(tmp_path, "train_loss")) == [1, 2]
+    segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt")
