@@ -25,11 +25,11 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m monai_lcs.sample_data $(DATA) --spacing 2 --overwrite
 	$(RUN) --config_file $(BUNDLE)/configs/train.json $(STUDY) $(SMALL) $(TRAINING) \
 		--ckpt_dir $(OUT)/model --output_dir $(OUT)/model
-	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) $(SMALL) \
+	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) \
 		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/lcs
 	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) \
 		--checkpoint '' --inferer "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}" --output_dir $(OUT)/alignment
-	$(RUN) --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DATA)/scan/scan.nii.gz $(ATLAS) $(SMALL) \
+	$(RUN) --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DATA)/scan/scan.nii.gz $(ATLAS) \
 		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/scan
 	@$(BIN)/python -m monai_lcs.tables \
 		"label conditioned"=$(OUT)/lcs/dice.tsv "alignment only"=$(OUT)/alignment/dice.tsv

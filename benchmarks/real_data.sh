@@ -14,13 +14,13 @@ case $study in
     malc2012)
         common+=(--atlas_image "$data/images/1000.nii.gz" --atlas_labels "$data/labels/1000.nii.gz")
         common+=(--label_table "$data/labels.csv")
-        network=(--spacing "[2,2,2]" --channels "[8,16,32,64]")
+        upsample=2 network=(--spacing "[2,2,2]" --channels "[8,16,32,64]")
         training=(--labels_per_image 8 --learning_rate 0.002 --epochs 60 --val_interval 20)
         ;;
     hippocampus)
         common+=(--atlas_image "$data/images/hippocampus_001.nii.gz" --atlas_labels "$data/labels/hippocampus_001.nii.gz")
         common+=(--label_table "$here/benchmarks/splits/hippocampus.tsv")
-        network=(--spacing "[1,1,1]" --channels "[16,32,64,128]" --upsample 1)
+        upsample=1 network=(--spacing "[1,1,1]" --channels "[16,32,64,128]")
         training=(--labels_per_image 2 --learning_rate 0.002 --epochs 10 --val_interval 5)
         ;;
     *)
@@ -33,7 +33,7 @@ run() { python -m monai.bundle run "${common[@]}" "$@"; }
 
 time run --config_file "$bundle/configs/train.json" "${network[@]}" "${training[@]}" \
     --ckpt_dir "$out/model" --output_dir "$out/model" "$@"
-run --config_file "$evaluate" "${network[@]}" --checkpoint "$out/model/model.pt" --output_dir "$out/lcs"
+run --config_file "$evaluate" --upsample "$upsample" --checkpoint "$out/model/model.pt" --output_dir "$out/lcs"
 # Alignment alone needs no network's grid: it is scored at the scans' own 1 mm
 run --config_file "$evaluate" --spacing "[1,1,1]" --upsample 1 --checkpoint "" --output_dir "$out/alignment" \
     --inferer "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}"

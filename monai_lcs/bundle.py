@@ -6,6 +6,7 @@ A user's mistake ends the program with one sentence, not with a traceback of the
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from monai.utils import optional_import
 from tqdm import tqdm
 
 from . import data, tables
+from .files import write_atomically
 from .labels import LabelTable
 from .transforms.labels import present_labels
 
@@ -33,7 +35,9 @@ __all__ = [
     "last_saved",
     "read_table",
     "run_each",
+    "save_settings",
     "show_epochs",
+    "trained_settings",
     "write_dice",
 ]
 
@@ -211,6 +215,35 @@ def check_weights(path: str | None, network: torch.nn.Module) -> None:
             f"The weights in {path} are another network's, {wrong[0]} has the shape {found.get(wrong[0])} instead of"
             f" {expected.get(wrong[0])}: give the --channels, --conditioning and --norm it was trained with."
         )
+
+
+def save_settings(ckpt_dir: str, settings: Mapping[str, Any]) -> None:
+    """Keep beside the weights, in ``model.json``, what a network must be used with as it was trained with it.
+
+    Args:
+        ckpt_dir: where the weights go.
+        settings: alignment, spacing, margin and the network's shape.
+    """
+    text = json.dumps(settings, indent=4)
+    write_atomically(Path(ckpt_dir) / "model.json", lambda temporary: temporary.write_text(text))
+
+
+@_one_sentence
+def trained_settings(checkpoint: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a network was trained with, see :func:`save_settings`; ``defaults`` where none were kept.
+
+    Args:
+        checkpoint: file of the weights; the settings are in the file of this name that ends in ``.json``.
+        defaults: the settings' names, and their values for weights that come without.
+    """
+    path = Path(checkpoint).with_suffix(".json") if checkpoint else None
+    if path is None or not path.is_file():
+        return dict(defaults)
+    try:
+        kept = json.loads(path.read_text())
+        return {name: kept.get(name, value) for name, value in defaults.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
 
 
 @_one_sentence

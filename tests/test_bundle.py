@@ -18,6 +18,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from nibabel.processing import resample_from_to
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_lcs.bundle import trained_settings
 from monai_lcs.transforms import AlignAtlas
 
 # MONAI warns at every run that configs are code.
@@ -111,13 +112,17 @@ def overrides(study, **more):
     }
 
 
+TRAINED_WITH = ("align", "spacing", "channels", "margin_mm", "prior_logit")
+
+
 def config_files(*configs):
     return [str(config if isinstance(config, Path) else BUNDLE / f"configs/{config}.json") for config in configs]
 
 
 def run(study, *configs, **more):
     """``python -m monai.bundle run``, in this process; without the logging settings, which are process-wide."""
-    monai.bundle.run(config_file=config_files(*configs), logging_file=False, **overrides(study, **more))
+    settings = {key: value for key, value in overrides(study, **more).items() if value != "not given"}
+    monai.bundle.run(config_file=config_files(*configs), logging_file=False, **settings)
 
 
 def train(study, folder, **more):
@@ -176,6 +181,29 @@ def segmented(study, trained, tmp_path_factory):
 
 
 # ---- training
+
+
+def test_settings_go_with_the_weights(study, trained, segmented, tmp_path):
+    """Segmentation need not be told how the network was trained; what it is told it takes."""
+    kept = json.loads((trained / "model.json").read_text())
+    assert (kept["spacing"], kept["channels"], kept["margin_mm"], kept["align"]) == (
+        [MM, MM, MM],
+        [4, 8, 16],
+        15,
+        "none",
+    )
+    scan = study / f"images/{CASES[0]}.nii.gz"
+    silent = dict.fromkeys(TRAINED_WITH, "not given")
+    segment(study, tmp_path / "same", scan, checkpoint=trained / "model.pt", **silent)
+    expected = voxels(segmented / f"{CASES[0]}_dseg.nii.gz")
+    assert np.array_equal(voxels(tmp_path / f"same/{CASES[0]}_dseg.nii.gz"), expected)
+    segment(study, tmp_path / "told", scan, checkpoint=trained / "model.pt", **{**silent, "margin_mm": 0.0})
+    assert not np.array_equal(voxels(tmp_path / f"told/{CASES[0]}_dseg.nii.gz"), expected)
+
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"model\.json must hold the settings of a training"):
+        trained_settings(str(tmp_path / "model.pt"), {"align": "affine"})
+    assert trained_settings(str(tmp_path / "other.pt"), {"align": "affine"}) == {"align": "affine"}
 
 
 def test_training_learns(trained):
