@@ -40,8 +40,13 @@ def label_boxes(label_map: Tensor) -> dict[int, Box]:
         >>> label_boxes(torch.tensor([[0, 7, 7], [0, 0, 9]]))
         {7: (slice(0, 1, None), slice(1, 3, None)), 9: (slice(1, 2, None), slice(2, 3, None))}
     """
-    boxes = ndimage.find_objects(np.asarray(label_map.detach().cpu().to(torch.int32)))
-    return {i + 1: tuple(box) for i, box in enumerate(boxes) if box is not None}
+    ids = np.asarray(label_map.detach().cpu().to(torch.int64))
+    values = None
+    if ids.size and ids.max() > 65535:  # find_objects makes a list as long as the largest id
+        values, ids = np.unique(np.append(ids, 0), return_inverse=True)
+        ids = ids[:-1].reshape(label_map.shape)
+    boxes = {i: box for i, box in enumerate(ndimage.find_objects(ids), start=1) if box is not None}
+    return {i if values is None else int(values[i]): box for i, box in boxes.items()}
 
 
 def mask_box(mask: Tensor) -> Box | None:
@@ -126,15 +131,16 @@ def shift(box: Box, origin: Box) -> Box:
     return tuple(slice(a.start - o.start, a.stop - o.start) for a, o in zip(box, origin, strict=True))
 
 
-def voxel_size(image: Tensor, spatial_dims: int) -> tuple[float, ...]:
-    """Size of a voxel in mm along each spatial axis; 1 mm where the tensor carries no affine.
+def voxel_size(image: Tensor, item: int = 0) -> tuple[float, ...]:
+    """Size in mm of a voxel along each spatial axis; 1 mm where the tensor carries no affine.
 
     Args:
-        image: any tensor; a :class:`monai.data.MetaTensor`, single or batched, knows its affine.
-        spatial_dims: how many axes.
+        image: ``(B, C, *spatial)``, any tensor; a :class:`monai.data.MetaTensor` knows its affine.
+        item: which of the batch; each has its own affine.
     """
+    dims = image.ndim - 2
     if not isinstance(image, MetaTensor):
-        return (1.0,) * spatial_dims
+        return (1.0,) * dims
     affine = torch.as_tensor(image.affine, dtype=torch.float64)
-    affine = affine[0] if affine.ndim == 3 else affine
-    return tuple(torch.linalg.norm(affine[:spatial_dims, :spatial_dims], dim=0).tolist())
+    affine = affine[item] if affine.ndim == 3 else affine
+    return tuple(torch.linalg.norm(affine[:dims, :dims], dim=0).tolist())

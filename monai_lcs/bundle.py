@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +33,11 @@ __all__ = [
     "check_writable",
     "images",
     "keep_resumable",
+    "keep_settings",
     "label_groups",
     "last_saved",
     "read_table",
     "run_each",
-    "save_settings",
     "show_epochs",
     "trained_settings",
     "write_dice",
@@ -142,12 +144,20 @@ def cases(
     _check_source(dataset_dir, datalist)
     found = data.find_cases(dataset_dir or None, datalist or None, section, fold, exclude=[atlas_image, atlas_labels])
     data.require_valid([{"atlas_image": atlas_image, "atlas_label": atlas_labels}, *found])
+    if section == "testing" and not datalist:
+        said = f"Note: these are all {len(found)} cases of {dataset_dir}, also those a network was trained on;"
+        print(said, "those left out of its training are --section validation.", file=sys.stderr)
     return found
 
 
 @_one_sentence
 def images(
-    dataset_dir: str | None, datalist: str | None, section: str, atlas_image: str, atlas_labels: str
+    dataset_dir: str | None,
+    datalist: str | None,
+    section: str,
+    fold: int | None,
+    atlas_image: str,
+    atlas_labels: str,
 ) -> list[dict[str, str]]:
     """Images to segment: a file, a list of files, a folder of files, or a datalist's section.
 
@@ -155,6 +165,7 @@ def images(
         dataset_dir: a file, files or a folder; where it has a folder ``images``, the files in there.
         datalist: a datalist to use instead.
         section: the section of the datalist.
+        fold: the fold of its sections.
         atlas_image: the atlas image file, checked now; images are checked one by one as they are run.
         atlas_labels: the atlas label map file, likewise.
     """
@@ -162,7 +173,7 @@ def images(
     _check_source(dataset_dir, datalist)
     data.check_case({"atlas_image": atlas_image, "atlas_label": atlas_labels})
     if datalist:
-        return data.find_cases(dataset_dir or None, datalist, section, with_labels=False)
+        return data.find_cases(dataset_dir or None, datalist, section, fold, with_labels=False)
     assert dataset_dir is not None
     inner = Path(str(dataset_dir)) / "images"
     return data.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
@@ -217,20 +228,39 @@ def check_weights(path: str | None, network: torch.nn.Module) -> None:
         )
 
 
-def save_settings(ckpt_dir: str, settings: Mapping[str, Any]) -> None:
-    """Keep beside the weights, in ``model.json``, what a network must be used with as it was trained with it.
+@_one_sentence
+def keep_settings(evaluator: Any, ckpt_dir: str, settings: Mapping[str, Any], resume: bool) -> None:
+    """Write beside the weights, in ``model.json``, what a network must be used with as it was trained with it.
+
+    Weights of an earlier training are kept under another name, with the time they are of.
 
     Args:
+        evaluator: whose first run saves the weights; the settings are written after it.
         ckpt_dir: where the weights go.
         settings: alignment, spacing, margin and the network's shape.
+        resume: whether the weights there are this training's.
+
+    Raises:
+        SystemExit: when a training is resumed with other settings.
     """
+    events, _ = optional_import("ignite.engine", name="Events")
+    weights, kept = Path(ckpt_dir) / "model.pt", Path(ckpt_dir) / "model.json"
     text = json.dumps(settings, indent=4)
-    write_atomically(Path(ckpt_dir) / "model.json", lambda temporary: temporary.write_text(text))
+    if resume and kept.is_file() and json.loads(kept.read_text()) != json.loads(text):
+        raise ValueError(f"This training had the settings of {kept}: {kept.read_text()}, got {text}.")
+    if not resume and weights.is_file():
+        time = datetime.fromtimestamp(weights.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+        for path in (weights, kept):
+            if path.is_file():
+                shutil.copy2(path, path.with_stem(f"model_{time}"))
+    evaluator.add_event_handler(
+        events.COMPLETED, lambda: write_atomically(kept, lambda temporary: temporary.write_text(text))
+    )
 
 
 @_one_sentence
 def trained_settings(checkpoint: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a network was trained with, see :func:`save_settings`; ``defaults`` where none were kept.
+    """The settings that a network was trained with, see :func:`keep_settings`; ``defaults`` where none were kept.
 
     Args:
         checkpoint: file of the weights; the settings are in the file of this name that ends in ``.json``.
@@ -303,13 +333,15 @@ def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
         log_dir: of TensorBoard.
     """
     tensorboard, _ = optional_import("monai.handlers", name="TensorBoardStatsHandler")
-    tensorboard(log_dir=log_dir, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch).attach(
-        evaluator
-    )
     handlers, _ = optional_import("ignite.handlers")
     events, _ = optional_import("ignite.engine", name="Events")
     distributed, _ = optional_import("ignite.distributed")
-    bar = handlers.ProgressBar(desc="Epoch", persist=True, disable=distributed.get_rank() > 0)
+    if distributed.get_rank() > 0:
+        return
+    tensorboard(log_dir=log_dir, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch).attach(
+        evaluator
+    )
+    bar = handlers.ProgressBar(desc="Epoch", persist=True)
 
     def shown(output: Any) -> dict[str, float]:
         return {"loss": output[0]["loss"], **evaluator.state.metrics}
@@ -361,7 +393,7 @@ def write_dice(evaluator: Evaluator, table: LabelTable, output_dir: str, overwri
     """
     buffer = evaluator.state.metric_details[evaluator.state.key_metric_name]
     dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
-    dice = tables.dice_table(buffer, [case["image"] for case in dataset.data], table)
+    dice = tables.dice_table(buffer, [case["case"] for case in dataset.data], table)
     path = Path(output_dir) / "dice.tsv"
     tables.write_dice_tsv(dice, path, overwrite=overwrite)
     print(tables.dice_summary(dice), f"Dice of each label: {path}", sep="\n")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import chain, count, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,12 +21,14 @@ from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import ensure_tuple, look_up_option
 from tqdm import tqdm
 
+from monai_lcs.files import as_array, check_ids
 from monai_lcs.labels import LabelTable
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "MGHReader",
     "case_name",
+    "case_names",
     "check_case",
     "check_cases",
     "check_labels",
@@ -35,7 +39,7 @@ __all__ = [
     "require_valid",
 ]
 
-Case: TypeAlias = dict[str, str]
+Case: TypeAlias = dict[str, Any]
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """File name endings taken for images in a folder, the longer ones first."""
@@ -74,6 +78,36 @@ def case_name(path: PathLike) -> str:
     return name
 
 
+def case_names(paths: Sequence[PathLike]) -> list[str]:
+    """A name for each image file that no other of them has, to call its results by.
+
+    The :func:`case_name` where that is unique; otherwise as many folders before it as it takes, joined by `_`. The
+    second of two files that differ in their extension only, or not at all, gets a number.
+
+    Example:
+        >>> case_names(["ann/mri/T1.mgz", "ben/mri/T1.mgz", "cleo.nii", "cleo.nii.gz"])
+        ['ann_mri_T1', 'ben_mri_T1', 'cleo', 'cleo_2']
+    """
+    # without the root or drive of a path, nor its "..", which no file name should start with
+    full = [Path(os.path.abspath(path)) for path in paths]
+    parts = [(*path.parent.parts[1:], case_name(path)) for path in full]
+    depths = dict.fromkeys(parts, 1)
+    while True:
+        names = {stem: "_".join(stem[-depth:]) for stem, depth in depths.items()}
+        counts = Counter(names.values())
+        equal = [stem for stem, depth in depths.items() if counts[names[stem]] > 1 and depth < len(stem)]
+        if not equal:
+            break
+        for stem in equal:
+            depths[stem] += 1
+
+    unique: dict[str, None] = {}  # ordered
+    for name in (names[stem] for stem in parts):
+        numbered = (f"{name}_{number}" for number in count(2))
+        unique[next(text for text in chain([name], numbered) if text not in unique)] = None
+    return list(unique)
+
+
 def find_cases(
     dataset_dir: PathLike | None = None,
     datalist: PathLike | None = None,
@@ -102,14 +136,17 @@ def find_cases(
         exclude: file or files to leave out, such as the atlas: no case with one of them is returned.
 
     Returns:
-        Dictionaries with keys `"image"` and, `with_labels`, `"label"`: absolute paths. Other keys are dropped.
+        Dictionaries with keys `"image"` and, `with_labels`, `"label"`: absolute paths; and `"case"`: a name that no
+        other case of the section has, see :func:`case_names`. `"label_groups"`, the labels that a partly labeled case
+        has (see :class:`monai_lcs.transforms.RandSelectLabelsd`), is taken over from a datalist; other keys are not.
 
     Raises:
         ValueError: if neither source is given, a source is missing or broken, nothing matches or nothing is left.
     """
     section = look_up_option(section, ("training", "validation", "testing"))
+    files = ("image", "label") if with_labels else ("image",)
     if datalist is not None:
-        cases = _cases_of_datalist(Path(datalist), dataset_dir, section, fold, with_labels)
+        cases = _cases_of_datalist(Path(datalist), dataset_dir, section, fold, files)
     elif dataset_dir is not None:
         cases = _cases_of_folders(Path(dataset_dir), with_labels)
         if section != "testing":
@@ -118,7 +155,7 @@ def find_cases(
         raise ValueError("Give `dataset_dir`, a folder with images/ and labels/, or `datalist`, a JSON file.")
 
     excluded = {Path(path).resolve() for path in ensure_tuple(exclude)} if exclude is not None else set()
-    kept = [case for case in cases if excluded.isdisjoint(Path(path).resolve() for path in case.values())]
+    kept = [case for case in cases if excluded.isdisjoint(Path(case[key]).resolve() for key in files)]
     if not kept:
         raise ValueError(f"No {section} cases are left in {datalist or dataset_dir}: {len(cases)} before `exclude`.")
     return kept
@@ -127,24 +164,35 @@ def find_cases(
 def find_images(paths: PathLike | Sequence[PathLike]) -> list[Case]:
     """Images to segment, from a file, a list of files, or a folder (its image files, sorted by name).
 
-    Files need not exist: :func:`check_case` tells the bad ones from the good ones.
+    Of a folder, files whose names end in `_dseg` are left out: label maps by BIDS, and results of an earlier run. Files
+    need not exist: :func:`check_case` tells the bad ones from the good ones.
+
+    Returns:
+        Dictionaries with keys `"image"`, the absolute path, and `"case"`, a name that no other has, see
+        :func:`case_names`.
 
     Raises:
-        ValueError: if a folder holds no image, or two images have the same case name, so that the results of one would
-            overwrite those of the other.
+        ValueError: if a folder holds no image.
     """
-    cases: list[Case] = []
+    images: list[str] = []
     for path in map(Path, ensure_tuple(paths)):
-        files = _image_files(path) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            files = [file for file in _image_files(path) if not case_name(file).endswith("_dseg")]
         if not files:
             raise ValueError(f"{path} holds no images: no file there ends in {', '.join(IMAGE_EXTENSIONS)}.")
-        cases += [{"image": str(file.absolute())} for file in files]
-    _by_name(Path(case["image"]) for case in cases)
-    return cases
+        images += [str(file.absolute()) for file in files]
+    return _named([{"image": image} for image in images])
+
+
+def _named(cases: list[Case]) -> list[Case]:
+    """The cases with a key `"case"`."""
+    names = case_names([case["image"] for case in cases])
+    return [{**case, "case": name} for case, name in zip(cases, names, strict=True)]
 
 
 def _cases_of_datalist(
-    path: Path, dataset_dir: PathLike | None, section: str, fold: int | None, with_labels: bool
+    path: Path, dataset_dir: PathLike | None, section: str, fold: int | None, files: Sequence[str]
 ) -> list[Case]:
     """Cases of a section of a JSON file, relative paths made absolute."""
     try:
@@ -167,15 +215,16 @@ def _cases_of_datalist(
     # Decathlon's "test" holds plain file names; MONAI's own loader takes them under that one name only.
     items = [{"image": item} if isinstance(item, str) else item for item in sections[found]]
     base = Path(path.parent if dataset_dir is None else dataset_dir).absolute()
-    keys = ("image", "label") if with_labels else ("image",)
     cases = []
     for item in items:
-        missing = [key for key in keys if not (isinstance(item, dict) and isinstance(item.get(key), str))]
+        missing = [key for key in files if not (isinstance(item, dict) and isinstance(item.get(key), str))]
         if missing:
             raise ValueError(
                 f'An item of section "{found}" of {path} names no {" and no ".join(missing)} file: {item}.'
             )
-        cases.append({key: str(base / item[key]) for key in keys})
+        partial = {key: item[key] for key in ("label_groups",) if key in item}
+        cases.append({key: str(base / item[key]) for key in files} | partial)
+    cases = _named(cases)
 
     if found in ("test", "testing", "validation") or (fold is None and "validation" in sections):
         return cases
@@ -202,7 +251,7 @@ def _cases_of_folders(folder: Path, with_labels: bool) -> list[Case]:
     if not with_labels:
         if not images:
             raise ValueError(f"{image_dir} holds no images: no file there ends in {', '.join(IMAGE_EXTENSIONS)}.")
-        return [{"image": str(path)} for path in images.values()]
+        return _named([{"image": str(path)} for path in images.values()])
 
     labels = _by_name(_image_files(label_dir))
     label_of = {name: name if name in labels else name.removesuffix("_0000") for name in images}
@@ -220,7 +269,7 @@ def _cases_of_folders(folder: Path, with_labels: bool) -> list[Case]:
     unpaired += [path.name for name, path in labels.items() if name not in label_of.values()]
     if unpaired:
         warnings.warn(f"Left out of {folder}, without a partner of the same name: {_some(unpaired)}.", stacklevel=3)
-    return cases
+    return _named(cases)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -258,8 +307,8 @@ def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
     """Reads the files of a case and raises if a network could not be trained or evaluated on them.
 
     Checks the keys `"image"`, `"label"`, `"atlas_image"` and `"atlas_label"` where present: each file exists, can be
-    read to its end, has `spatial_dims` dimensions and one channel, and finite values; label maps hold integers >= 0;
-    an image and its label map have the same shape, and affines that place no corner of the grid more than a tenth of
+    read to its end, has `spatial_dims` dimensions and one channel, and finite values; label maps hold integers from 0
+    to 2**24 - 1, which float32, the type of the network's input, holds exactly; an image and its label map have the same shape, and affines that place no corner of the grid more than a tenth of
     a voxel apart. Reads every voxel, one key after the other: as slow as loading the case, and no more memory.
 
     Raises:
@@ -302,14 +351,18 @@ def _check_dims(volume: torch.Tensor, path: PathLike, spatial_dims: int) -> None
 
 
 def _check_values(volume: torch.Tensor, path: str, is_label: bool) -> None:
-    """Finite values, and integers >= 0 in a label map."""
+    """Finite values, and in a label map integers >= 0 that float32 holds exactly."""
     finite = torch.isfinite(volume)
     if not finite.all():
         raise ValueError(f"{path} has {int((~finite).sum())} NaN or Inf voxels of {volume.numel()}.")
     if is_label:
-        wrong = volume[(volume < 0) | (volume != volume.round())]
-        if wrong.numel():
-            raise ValueError(f"The label map {path} must hold integers >= 0, got {wrong[0].item():g}.")
+        check_ids(as_array(volume), f"The label map {path}")
+        # 2**24 itself may be a rounded 2**24 + 1.
+        if volume.max() >= 2**24:
+            raise ValueError(
+                f"The label map {path} must hold ids below 2**24 = {2**24}, which float32 holds exactly, "
+                f"got {volume.max().item():.0f}: renumber its labels."
+            )
 
 
 def _check_same_grid(

@@ -5,21 +5,22 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from monai.config import NdarrayOrTensor
 
-from monai_lcs.labels import LabelTable
+if TYPE_CHECKING:
+    from monai_lcs.labels import LabelTable
 
 __all__ = [
     "as_array",
     "as_label_array",
     "check_absent",
+    "check_ids",
     "check_known",
-    "make_folder",
     "write_atomically",
     "write_tsv",
 ]
@@ -29,15 +30,7 @@ def check_absent(paths: Sequence[Path], overwrite: bool) -> None:
     """No result is lost without being asked for."""
     for path in paths:
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: choose another folder or set overwrite=True.")
-
-
-def make_folder(folder: Path) -> None:
-    """Creates a folder where it is missing; an OSError names it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"Cannot create the folder {folder}: {error.strerror or error}.") from error
+            raise FileExistsError(f"{path} exists: write elsewhere or set overwrite=True.")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -64,12 +57,17 @@ def as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
+def check_ids(values: np.ndarray, what: str = "A label map") -> None:
+    """Only integers >= 0, in any type; NaN and Inf are none."""
+    wrong = values[(values < 0) | (values != np.rint(values)) | np.isinf(values)]
+    if wrong.size:
+        raise ValueError(f"{what} must hold integers >= 0, got {wrong[0]:g}.")
+
+
 def as_label_array(label_map: NdarrayOrTensor) -> np.ndarray:
     """A label map as a numpy array of integers >= 0."""
     values = as_array(label_map)
-    wrong = values[(values < 0) | (values != np.rint(values))]
-    if wrong.size:
-        raise ValueError(f"A label map must hold integers >= 0, got {wrong[0]:g}.")
+    check_ids(values)
     return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.int64)
 
 

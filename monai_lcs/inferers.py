@@ -21,7 +21,7 @@ from .transforms.labels import LabelGroup, as_groups, label_mask
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
 
-EXACT_INTEGERS = {torch.bfloat16: 256, torch.float16: 2048}
+EXACT_INTEGERS = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24}
 
 
 class LabelSweepInferer(Inferer):
@@ -141,13 +141,15 @@ class LabelSweepInferer(Inferer):
             ``inputs``.
         """
         _check_sweep_input(inputs, self.image_channels)
-        margin = None if self.margin_mm is None else _margin_voxels(self.margin_mm, inputs)
         bare = getattr(network, "module", network)  # DistributedDataParallel has no encode
-        splits = hasattr(bare, "encode") and hasattr(bare, "decode")
+        splits = all(hasattr(bare, name) for name in ("stride", "encode", "decode"))
+        if getattr(bare, "conditioning", "any") is None:
+            raise ValueError("A network with conditioning=None answers for no label: use SlidingWindowInferer with it.")
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         results = []
         for item, volume in enumerate(plain):
             decoder = _Decoder(bare, self.image_channels) if splits else _PlainDecoder(network, args, kwargs)
+            margin = None if self.margin_mm is None else _margin_voxels(self.margin_mm, inputs, item)
             results.append(self._sweep(item, volume, decoder, margin))
         result = torch.stack(results)
         if not isinstance(inputs, MetaTensor):
@@ -179,12 +181,11 @@ class LabelSweepInferer(Inferer):
                     mode = "bilinear" if logits.ndim == 2 else "trilinear"
                     size = [axis.stop - axis.start for axis in box]
                     logits = F.interpolate(logits[None, None], size=size, mode=mode, align_corners=True)[0, 0]
-                probability = torch.sigmoid(logits)
-                merge.add(label, probability, box)
+                merge.add(label, logits, box)
                 if self.output == "masks":
-                    masks[label] = _paste(probability > self.threshold, box, fine)[inner][None]
+                    masks[label] = _paste(logits > merge.threshold, box, fine)[inner][None]
                 if self.on_label is not None:
-                    self.on_label(item, label, _paste(probability, box, fine)[inner][None])
+                    self.on_label(item, label, _paste(torch.sigmoid(logits), box, fine)[inner][None])
                 bar.update()
         if self.output == "label_map":
             return merge.label_map[inner][None]
@@ -311,12 +312,12 @@ class LabelBoxInferer(Inferer):
         """The box of every mask, ``None`` for an empty one: ``boxes[item][k]``."""
         assert self.margin_mm is not None
         shape = inputs.shape[2:]
-        margin = _margin_voxels(self.margin_mm, inputs)
         masks = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        return [
-            [box and grow_box(box, margin, shape) for box in map(mask_box, item)]
-            for item in masks[:, self.first_mask :]
-        ]
+        boxes = []
+        for item, masks_of_item in enumerate(masks[:, self.first_mask :]):
+            margin = _margin_voxels(self.margin_mm, inputs, item)
+            boxes.append([box and grow_box(box, margin, shape) for box in map(mask_box, masks_of_item)])
+        return boxes
 
 
 class _Windows:
@@ -345,16 +346,17 @@ class _Windows:
 
 
 class _Merge:
-    """The best score and its label so far, at every voxel."""
+    """The best logit and its label so far, at every voxel: where probabilities round to 1, logits still differ."""
 
     def __init__(self, shape: Sequence[int], threshold: float, device: torch.device, dtype: torch.dtype) -> None:
-        self.score = torch.full(tuple(shape), threshold, dtype=dtype, device=device)
+        self.threshold = math.log(threshold / (1 - threshold)) if threshold else -math.inf
+        self.logit = torch.full(tuple(shape), self.threshold, dtype=dtype, device=device)
         self.label_map = torch.zeros(tuple(shape), dtype=torch.int32, device=device)
 
-    def add(self, label: int, probability: Tensor, box: Box) -> None:
-        score, label_map = self.score[box], self.label_map[box]
-        better = (probability > score) | ((probability == score) & (label < label_map))
-        score[better] = probability[better]
+    def add(self, label: int, logits: Tensor, box: Box) -> None:
+        best, label_map = self.logit[box], self.label_map[box]
+        better = (logits > best) | ((logits == best) & (label < label_map))
+        best[better] = logits[better]
         label_map[better] = label
 
 
@@ -419,8 +421,8 @@ def _paste(part: Tensor, box: Box, shape: Sequence[int]) -> Tensor:
     return full
 
 
-def _margin_voxels(margin_mm: float, inputs: Tensor) -> list[int]:
-    return [math.ceil(margin_mm / mm - 1e-6) for mm in voxel_size(inputs, inputs.ndim - 2)]
+def _margin_voxels(margin_mm: float, inputs: Tensor, item: int) -> list[int]:
+    return [math.ceil(margin_mm / mm - 1e-6) for mm in voxel_size(inputs, item)]
 
 
 def _shared(window: Box, box: Box) -> Box:

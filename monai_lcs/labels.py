@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import colorsys
-import csv
 import difflib
 import fnmatch
-import io
-import json
 import operator
 import os
 import re
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-__all__ = ["Label", "LabelTable"]
+from monai_lcs.files import check_absent, write_atomically
+from monai_lcs.label_files import Row, channel_rows, label_arguments, read_rows, shorten, table_text
 
-# What a file says of one label, by the names of `_HEADINGS`, and where it says so ("line 3").
-_Row = tuple[str, Mapping[str, str]]
+__all__ = ["Label", "LabelTable", "is_integer"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class LabelTable:
         self._labels = {label.id: label for label in ordered}
         if len(self._labels) < len(ordered):
             duplicates = [id for id, count in Counter(label.id for label in ordered).items() if count > 1]
-            raise ValueError(f"Label ids must be unique, got more than one label with id {_shorten(duplicates)}.")
+            raise ValueError(f"Label ids must be unique, got more than one label with id {shorten(duplicates)}.")
         self._source = "the label table"  # named in the message when something asked for is not there
 
     @classmethod
@@ -107,6 +103,8 @@ class LabelTable:
         ``.tsv``             a table with a heading line: BIDS ``dseg.tsv`` (``index``, ``name``, ...) or alike
         ``.csv``             the same, separated by commas, semicolons or tabs
         ``.txt``, ``.ctab``  FreeSurfer color table, ``17 Left-Hippocampus 220 216 20 0``, or as ``.label``
+        ``.lut``             the same
+        ``.ctbl``            3D Slicer color table, lines as FreeSurfer's
         ``.label``           ITK-SNAP label description, ``17 220 216 20 1 1 1 "Left Hippocampus"``
         ``.json``            a bundle's ``channel_def``, ``{"0": "background", "1": "..."}``, or ``metadata.json``
         ===================  =====================================================================================
@@ -132,8 +130,7 @@ class LabelTable:
         if not path.is_file():
             raise FileNotFoundError(f"There is no label table {path}.")
         try:
-            parse, _ = _format(path)
-            table = cls(_labels(parse(_read_text(path))))
+            table = cls(_labels(read_rows(path)))
             if not table:
                 raise ValueError("the file holds no labels.")
         except ValueError as error:
@@ -145,9 +142,9 @@ class LabelTable:
         """Write the table in the format of the suffix, as `read` has them; the file appears complete or not at all.
 
         ``.tsv`` (BIDS, with the extra columns ``parent`` and ``hemisphere``) and ``.csv`` hold all there is of a
-        label. FreeSurfer (``.txt``, ``.ctab``) and ITK-SNAP (``.label``) hold id, name and color, ``.json`` id and
-        name. A FreeSurfer name cannot hold white space, which becomes ``_``; an ITK-SNAP name cannot hold ``"``,
-        which becomes ``'``.
+        label. FreeSurfer (``.txt``, ``.ctab``, ``.lut``), Slicer (``.ctbl``) and ITK-SNAP (``.label``) hold id, name
+        and color, ``.json`` id and name. A name for FreeSurfer or Slicer cannot hold white space, which becomes
+        ``_``; an ITK-SNAP name cannot hold ``"``, which becomes ``'``.
 
         Args:
             path: the file to write, in an existing folder.
@@ -155,21 +152,13 @@ class LabelTable:
 
         Raises:
             FileExistsError: if the file exists and is not to be overwritten.
-            FileNotFoundError: if there is no such folder.
+            OSError: naming the file, if it cannot be written, for example in a folder that does not exist.
             ValueError: if the suffix is none of these.
         """
         path = Path(path)
-        _, text = _format(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} in.")
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_bytes(text(self).encode())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = table_text(self, path).encode()
+        check_absent([path], overwrite)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
     @classmethod
     def from_ids(cls, ids: Iterable[SupportsIndex]) -> LabelTable:
@@ -192,7 +181,7 @@ class LabelTable:
             >>> LabelTable.from_channel_def({"0": "background", "17": "Left-Hippocampus"})[17].hemisphere
             'L'
         """
-        return cls(_labels(_channel_rows(channel_def)))
+        return cls(_labels(channel_rows(channel_def)))
 
     def channel_def(self) -> dict[str, str]:
         """Give the table as a bundle's `channel_def`, background included.
@@ -318,7 +307,7 @@ class LabelTable:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         if near:
             return f"the nearest: {', '.join(repr(known[text]) for text in near)}"
-        return f"its names are {_shorten(self.names)}"
+        return f"its names are {shorten(self.names)}"
 
     def _unknown_id(self, id: object) -> str:
         if not self or not isinstance(id, (int, np.integer)):
@@ -326,17 +315,23 @@ class LabelTable:
         near = sorted(sorted(self.ids, key=lambda known: abs(known - id))[:3])
         return (
             f"There is no label {id} in {self._source}, which has {len(self)} labels, "
-            f"ids {self.ids[0]} to {self.ids[-1]}; the nearest: {_shorten(near)}."
+            f"ids {self.ids[0]} to {self.ids[-1]}; the nearest: {shorten(near)}."
         )
 
 
-def _as_int(value: Any) -> int:
+def is_integer(value: Any) -> bool:
+    """Whether `value` is one integer of Python, numpy or torch; True and False are not."""
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
+        operator.index(value)
     except TypeError:
-        raise ValueError(f"Label ids must be integers, got {value!r}.") from None
+        return False
+    return not isinstance(value, bool)
+
+
+def _as_int(value: Any) -> int:
+    if not is_integer(value):
+        raise ValueError(f"Label ids must be integers, got {value!r}.")
+    return operator.index(value)
 
 
 def _check_id(value: Any) -> int:
@@ -373,19 +368,13 @@ def _default_color(id: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _shorten(values: Sequence[object], most: int = 10) -> str:
-    return ", ".join(map(repr, values[:most])) + (", ..." if len(values) > most else "")
-
-
-# ---- from a file's rows to labels -----------------------------------------------------------------------------------
-
-
-def _labels(rows: Iterable[_Row]) -> Iterator[Label]:
+def _labels(rows: Iterable[Row]) -> Iterator[Label]:
     """Make the labels of a file's rows, naming the row in every error."""
     seen: dict[int, str] = {}
     for where, row in rows:
         try:
-            label = _label({field: "" if text.lower() == "n/a" else text for field, text in row.items()})
+            arguments = label_arguments(row)
+            label = None if arguments is None else Label(**arguments)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         if label is None:
@@ -394,259 +383,3 @@ def _labels(rows: Iterable[_Row]) -> Iterator[Label]:
             raise ValueError(f"{where}: label {label.id} is already defined at {seen[label.id]}.")
         seen[label.id] = where
         yield label
-
-
-def _label(row: Mapping[str, str]) -> Label | None:
-    """Make the label of one row, None for background."""
-    # Spreadsheets and data frames write 17 as 17.0 as soon as one id is missing.
-    if not re.fullmatch(r"[+-]?[0-9]{1,20}(\.0*)?", row["id"]):
-        raise ValueError(f"Label ids must be integers, got {row['id']!r}.")
-    id = int(row["id"].partition(".")[0])
-    if id == 0:
-        return None
-    hemisphere = _parse_hemisphere(row["hemisphere"]) if "hemisphere" in row else _infer_hemisphere(row["name"])
-    return Label(
-        id,
-        row["name"],
-        row.get("parent"),
-        hemisphere,
-        _parse_color(row),  # type: ignore[arg-type]  # None asks for the default
-        row.get("abbreviation"),
-    )
-
-
-def _parse_color(row: Mapping[str, str]) -> tuple[int, int, int] | None:
-    if row.get("color"):
-        match = re.fullmatch("#?([0-9a-fA-F]{6})", row["color"])
-        if not match:
-            raise ValueError(f'Colors must be "#rrggbb", got {row["color"]!r}.')
-        red, green, blue = bytes.fromhex(match[1])
-        return red, green, blue
-    parts = [row[part] for part in ("red", "green", "blue") if part in row]
-    if len(parts) < 3 or not any(parts):
-        return None
-    if not all(re.fullmatch("[0-9]{1,3}", part) for part in parts):
-        raise ValueError(f"Colors must be three integers from 0 to 255, got {', '.join(parts)}.")
-    red, green, blue = map(int, parts)
-    return red, green, blue
-
-
-_HEMISPHERES = {
-    "L": ("l", "left", "lh"),
-    "R": ("r", "right", "rh"),
-    None: ("", "b", "both", "bilateral", "lr", "m", "midline", "none", "unknown"),
-}
-
-
-def _parse_hemisphere(text: str) -> str | None:
-    for hemisphere, words in _HEMISPHERES.items():
-        if text.lower() in words:
-            return hemisphere
-    raise ValueError(f"The hemisphere must be L, R, B (both) or n/a, got {text!r}.")
-
-
-def _infer_hemisphere(name: str) -> str | None:
-    """Tell the hemisphere by the usual name patterns; None where there is none, or they contradict each other."""
-    # Whole words anywhere; the bare letters only as atlases write them, at either end ("L_V1", "Insula_R").
-    found = set(re.split(r"[-_.\s]+", name.lower())) & {"left", "right", "lh", "rh"}
-    found |= set(re.findall(r"^[LR](?=[_ .])|(?<=[_ .])[LR]$", name.strip()))
-    sides = {word[0].upper() for word in found}
-    return sides.pop() if len(sides) == 1 else None
-
-
-# ---- formats: text to rows, table to text ---------------------------------------------------------------------------
-
-# Usual headings, in order of preference. A column serves one purpose, the first here that claims it.
-_HEADINGS = {
-    "id": ("id", "index", "label id", "label number", "label value", "number", "value"),
-    "name": (
-        "name",
-        "label name",
-        "structure name",
-        "region name",
-        "label",
-        "structure",
-        "region",
-        "abbreviation",
-        "acronym",
-    ),
-    "parent": ("parent", "lobe", "structure"),
-    "hemisphere": ("hemisphere", "hemi"),
-    "abbreviation": ("abbreviation", "acronym"),
-    "color": ("color", "colour", "hex"),
-    "red": ("r", "red"),
-    "green": ("g", "green"),
-    "blue": ("b", "blue"),
-}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"the file is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from None
-    if not text.strip():
-        raise ValueError("the file is empty.")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _parse_table(text: str, delimiter: str) -> list[_Row]:
-    # The csv module rather than pandas, which tells neither the line of a record nor a short row from empty cells.
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}.") from None
-    if not rows:
-        raise ValueError("the file is empty.")
-    (_, headings), *body = rows
-    columns = _find_columns(headings, [cells for _, cells in body if len(cells) == len(headings)])
-    for line, cells in body:
-        if len(cells) != len(headings):
-            raise ValueError(f"line {line}: expected {len(headings)} columns like the heading line, got {len(cells)}.")
-    return [(f"line {line}", {field: cells[i] for field, i in columns.items()}) for line, cells in body]
-
-
-def _find_columns(headings: list[str], rows: list[list[str]]) -> dict[str, int]:
-    """Map what `_HEADINGS` names to the position of the column that holds it."""
-    positions: dict[str, int] = {}
-    for i, heading in enumerate(headings):
-        positions.setdefault(" ".join(re.split(r"[\s_-]+", heading.strip("#: ").lower())), i)
-    usual = dict(_HEADINGS)
-    # "label" is the id in some files, the name in others: the id where there is no better one and it holds integers.
-    if "label" in positions and any(cells[positions["label"]].isdecimal() for cells in rows):
-        usual["id"] += ("label",)
-    columns: dict[str, int] = {}
-    for field in usual:
-        for heading in usual[field]:
-            if heading in positions and positions[heading] not in columns.values():
-                columns[field] = positions[heading]
-                break
-    for field in ("id", "name"):
-        if field not in columns:
-            raise ValueError(
-                f"no {field} column found among the headings {_shorten(headings)}; "
-                f"call it {field!r} (or {', '.join(map(repr, _HEADINGS[field][1:5]))})."
-            )
-    return columns
-
-
-def _parse_csv(text: str) -> list[_Row]:
-    headings = text.lstrip().partition("\n")[0]
-    return _parse_table(text, max(",;\t", key=headings.count))
-
-
-def _parse_tsv(text: str) -> list[_Row]:
-    return _parse_table(text, "\t")
-
-
-_FREESURFER_LINE = re.compile(
-    r"(?P<id>\S+)\s+(?P<name>\S.*?)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)\s+\d+",
-)
-_ITK_SNAP_LINE = re.compile(
-    r'(?P<id>\S+)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)\s+\S+\s+\S+\s+\S+\s+"(?P<name>.*)"',
-)
-
-
-def _parse_lines(text: str) -> Iterator[_Row]:
-    """Parse a FreeSurfer color table or an ITK-SNAP label description; no line can be both."""
-    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
-        if not line or line.startswith("#"):
-            continue
-        match = _FREESURFER_LINE.fullmatch(line) or _ITK_SNAP_LINE.fullmatch(line)
-        if not match:
-            expected = '`id name R G B A` (FreeSurfer) or `id R G B A VIS MSH "name"` (ITK-SNAP)'
-            raise ValueError(f"line {number}: expected {expected}, got `{line}`.")
-        yield f"line {number}", match.groupdict()
-
-
-def _parse_json(text: str) -> list[_Row]:
-    content = json.loads(text, object_pairs_hook=_unique_keys)
-    try:
-        if "network_data_format" in content:  # a bundle's metadata.json: its first output holds the labels
-            content = next(iter(content["network_data_format"]["outputs"].values()))["channel_def"]
-        content.items()
-    except (AttributeError, KeyError, StopIteration, TypeError):
-        raise ValueError('expected a channel_def such as {"0": "background", "1": "name"}.') from None
-    return list(_channel_rows(content))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # By itself the json module keeps the last of several equal keys without a word.
-    key, count = max(Counter(key for key, _ in pairs).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:
-        raise ValueError(f"key {key!r} is defined {count} times.")
-    return dict(pairs)
-
-
-def _channel_rows(channel_def: Mapping[str, str]) -> Iterator[_Row]:
-    for key, name in channel_def.items():
-        if not isinstance(name, str):
-            raise ValueError(f"key {key!r}: the name must be a string, got {name!r}.")
-        yield f"key {key!r}", {"id": str(key), "name": name}
-
-
-def _table_text(table: LabelTable, headings: Sequence[str], delimiter: str, missing: str) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(headings)
-    for label in table:
-        cells = vars(label) | {"index": label.id, "color": "#" + bytes(label.color).hex()}
-        writer.writerow([cells.get(heading) or missing for heading in headings])
-    return stream.getvalue()
-
-
-def _tsv_text(table: LabelTable) -> str:
-    # "mapping" is BIDS' index of standard structures, which a label does not have.
-    headings = ("index", "name", "abbreviation", "color", "mapping", "parent", "hemisphere")
-    return _table_text(table, headings, "\t", "n/a")
-
-
-def _csv_text(table: LabelTable) -> str:
-    return _table_text(table, ("id", "name", "abbreviation", "color", "parent", "hemisphere"), ",", "")
-
-
-def _freesurfer_text(table: LabelTable) -> str:
-    rows = [(0, "Unknown", 0, 0, 0)] + [(label.id, re.sub(r"\s", "_", label.name), *label.color) for label in table]
-    width = max(len(row[1]) for row in rows)
-    lines = [f"{id:<6} {name:<{width}} {r:>3} {g:>3} {b:>3} 0" for id, name, r, g, b in rows]
-    return "\n".join([f"{'#No.':<6} {'Label Name:':<{width}}   R   G   B A", *lines, ""])
-
-
-def _itk_snap_text(table: LabelTable) -> str:
-    lines = [
-        "# ITK-SnAP Label Description File",
-        "# IDX   -R-  -G-  -B-  -A-- VIS MSH  LABEL",
-        '    0     0    0    0     0   0   0  "Clear Label"',
-    ]
-    for label in table:
-        r, g, b = label.color
-        name = label.name.replace('"', "'")
-        lines.append(f'{label.id:>5} {r:>5} {g:>4} {b:>4}     1   1   1  "{name}"')
-    return "\n".join([*lines, ""])
-
-
-def _json_text(table: LabelTable) -> str:
-    return json.dumps(table.channel_def(), indent=4, ensure_ascii=False) + "\n"
-
-
-_FORMATS: dict[str, tuple[Callable[[str], Iterable[_Row]], Callable[[LabelTable], str]]] = {
-    ".tsv": (_parse_tsv, _tsv_text),
-    ".csv": (_parse_csv, _csv_text),
-    ".txt": (_parse_lines, _freesurfer_text),
-    ".ctab": (_parse_lines, _freesurfer_text),
-    ".label": (_parse_lines, _itk_snap_text),
-    ".json": (_parse_json, _json_text),
-}
-
-
-def _format(path: Path) -> tuple[Callable[[str], Iterable[_Row]], Callable[[LabelTable], str]]:
-    """Give the parser and the writer for a file's suffix."""
-    if path.suffix.lower() not in _FORMATS:
-        raise ValueError(f"the format of {path.name} is unknown; label tables end in {', '.join(_FORMATS)}.")
-    return _FORMATS[path.suffix.lower()]

@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ImageMetaKey, TransformBackends
 
-from monai_lcs.data import case_name, grid_distance
-from monai_lcs.files import as_array, as_label_array, check_absent, make_folder, write_atomically, write_tsv
+from monai_lcs.data import case_name, check_writable, grid_distance
+from monai_lcs.files import as_array, as_label_array, check_absent, write_atomically, write_tsv
 from monai_lcs.labels import LabelTable
 from monai_lcs.pictures import _matplotlib, qc_picture
 from monai_lcs.tables import volume_table
@@ -31,7 +31,7 @@ _GRID_FIELDS = (
 class SaveSegmentation(Transform):
     """Writes a label map in the grid of the image file it belongs to, with volumes, label table and a picture.
 
-    The files, in `output_dir`, are named after the image file (`CASE.nii.gz`, `CASE.mgz`, ...):
+    The files, in `output_dir`, are named after the case, by default its image file (`CASE.nii.gz`, `CASE.mgz`, ...):
 
     - `CASE_dseg.tsv`: the label table;
     - `CASE_volumes.tsv`: id, name, voxels and mm3 of every label of the table, see :func:`volume_table`;
@@ -73,24 +73,30 @@ class SaveSegmentation(Transform):
         if picture:
             _matplotlib("matplotlib")  # rather now than after the first segmentation
 
-    def __call__(self, label_map: MetaTensor, image: MetaTensor) -> dict[str, str]:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, label_map: MetaTensor, image: MetaTensor, case: str | None = None
+    ) -> dict[str, str]:
         """Writes the files of one case.
 
         Args:
             label_map: integers `(1, *spatial)`, 0 and ids of the table.
             image: `(1, *spatial)` as loaded from its file, with `filename_or_obj` in its metadata.
+            case: what the files' names start with. Default: :func:`monai_lcs.data.case_name` of the image file.
 
         Returns:
             The paths written, by `"labels"`, `"volumes"`, `"qc"` (with `picture`) and `"dseg"`.
 
         Raises:
-            ValueError: if the grids differ, or the label map holds anything but 0 and ids of the table.
+            ValueError: if the grids differ, the label map holds anything but 0 and ids of the table, or `case` is no
+                plain file name.
             FileExistsError: if one of the files exists and is not to be overwritten; nothing is written then.
             OSError: naming the file that cannot be written.
         """
         source = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
         self._check_grid(label_map, image, source)
-        case = case_name(source)
+        case = case_name(source) if case is None else case
+        if not case or Path(case).name != case:
+            raise ValueError(f"`case` must be a file name without folders, got {case!r} for {source}.")
         endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
         if not self.picture:
             del endings["qc"]
@@ -106,7 +112,7 @@ class SaveSegmentation(Transform):
         segmentation = nib.Nifti1Image(
             labels[0].astype(self.label_table.dtype), affine, _grid_header(image, affine), dtype=self.label_table.dtype
         )
-        make_folder(self.output_dir)
+        check_writable(self.output_dir)
         write_atomically(paths["labels"], self.label_table.write)
         write_atomically(paths["volumes"], lambda temporary: write_tsv(volumes, temporary))
         if self.picture:
@@ -134,7 +140,8 @@ class SaveSegmentation(Transform):
 class SaveSegmentationd(MapTransform):
     """Dictionary version of :class:`SaveSegmentation`, to be the last of the postprocessing of a single case.
 
-    Adds `data["saved"]`, the paths written.
+    Adds `data["saved"]`, the paths written. They start with `data["case"]` where a sample has that, as those of
+    :func:`monai_lcs.data.find_images` do, otherwise with the name of the image file.
 
     Args:
         keys: key of the label map, one; on the grid of the file, so after `Invertd` (with `nearest_interp=True`).
@@ -169,7 +176,7 @@ class SaveSegmentationd(MapTransform):
         """Writes the files and returns a copy of `data` with `"saved"`."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d["saved"] = self.save(d[key], d[self.image_key])
+            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"))
         return d
 
 

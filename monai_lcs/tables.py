@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from monai.config import NdarrayOrTensor, PathLike
 
-from monai_lcs.data import case_name
+from monai_lcs.data import case_name  # SHIM
 from monai_lcs.files import as_array, as_label_array, check_absent, check_known, write_atomically, write_tsv
 from monai_lcs.labels import LabelTable
 
@@ -52,24 +52,24 @@ def volume_table(
     return pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
 
 
-def dice_table(buffer: NdarrayOrTensor, cases: Sequence[PathLike], table: LabelTable) -> pd.DataFrame:
+def dice_table(buffer: NdarrayOrTensor, cases: Sequence[str], table: LabelTable) -> pd.DataFrame:
     """Dice of each case and label as a long table.
 
     Args:
         buffer: Dice `(cases, labels)`, as :meth:`LabelMapDice.get_buffer` has it; NaN where it is not defined.
-        cases: name or image file of each case.
+        cases: the name of each case, such as :func:`monai_lcs.data.case_names` finds.
         table: the labels, in the order of the columns of `buffer`.
 
     Returns:
         Columns `case`, `id`, `name` and `dice`.
 
     Raises:
-        ValueError: if the shape of `buffer` is another.
+        ValueError: if the shape of `buffer` is another, or two cases have the same name.
 
     Example:
         >>> import torch
         >>> from monai_lcs.labels import LabelTable
-        >>> dice_table(torch.tensor([[0.5, 1.0]]), ["scans/ann.nii.gz"], LabelTable.from_ids([4, 7]))
+        >>> dice_table(torch.tensor([[0.5, 1.0]]), ["ann"], LabelTable.from_ids([4, 7]))
           case  id     name  dice
         0  ann   4  label-4   0.5
         1  ann   7  label-7   1.0
@@ -77,9 +77,12 @@ def dice_table(buffer: NdarrayOrTensor, cases: Sequence[PathLike], table: LabelT
     dice = as_array(buffer).astype(float)
     if dice.shape != (len(cases), len(table)):
         raise ValueError(f"`buffer` must be ({len(cases)} cases, {len(table)} labels), got {dice.shape}.")
+    cases = [case_name(case) for case in cases]  # SHIM
+    if len(set(cases)) < len(cases):
+        raise ValueError(f"`cases` must be unique names, got {list(cases)}.")
     return pd.DataFrame(
         {
-            "case": np.repeat([case_name(case) for case in cases], len(table)),
+            "case": np.repeat(list(cases), len(table)),
             "id": np.tile(table.ids, len(cases)),
             "name": np.tile(table.names, len(cases)),
             "dice": dice.ravel(),

@@ -295,10 +295,63 @@ def test_coarse_labels(study, tmp_path, coarse, groups):
     flow = workflow(study, "train", "train", coarse_labels=coarse, ckpt_dir=tmp_path, output_dir=tmp_path)
     assert flow.parser.get_parsed_content("label_groups") == groups
 
-    run_with = {"coarse_labels": coarse, "union_prob": 0.0}
-    train(study, tmp_path, **run_with)
+    drawn = flow.parser.get_parsed_content("train#random_transforms")[-1].selector.groups
+    assert [tuple(group) for group in drawn] == groups  # what training draws from
+
+    train(study, tmp_path, coarse_labels=coarse, union_prob=0.0)
     dice = evaluate(study, tmp_path, section="validation", checkpoint=tmp_path / "model.pt")
     assert sorted(set(dice["id"])) == sorted(BLOBS)  # each fine label by itself
+
+
+def test_batches_of_different_sizes(study, tmp_path):
+    """Each case is cropped to its own atlas; in a batch the smaller ones are padded."""
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        train(study, folder, epochs=2, batch_size=size, align="rigid", margin_mm=4.0)
+        assert len(scalars(folder, "train_loss")) == 2 * 4 / size
+
+
+def test_shared_grid_of_any_orientation_and_spacing(study, trained, tmp_path):
+    """With align=none atlas and scans share a grid in their files, which need not be the network's."""
+    turned = tmp_path / "study"
+    for name in ("images/sub-0", "labels/sub-0", "images/sub-1", "labels/sub-1", "atlas/T1w", "atlas/dseg"):
+        source = nib.load(study / f"{name}.nii.gz").as_reoriented(
+            ornt_transform(io_orientation(AFFINE), axcodes2ornt("LAS"))
+        )
+        save(np.asarray(source.dataobj), turned / f"{name}.nii.gz", source.affine)
+    shutil.copy(study / "atlas/dseg.tsv", turned / "atlas/dseg.tsv")
+    scan = turned / "images/sub-0.nii.gz"
+    segment(turned, tmp_path / "same", scan, checkpoint=trained / "model.pt")
+    segment(study, tmp_path / "straight", study / "images/sub-0.nii.gz", checkpoint=trained / "model.pt")
+    straight = voxels(tmp_path / "straight/sub-0_dseg.nii.gz")
+    assert np.array_equal(voxels(tmp_path / "same/sub-0_dseg.nii.gz"), straight[::-1])
+    train(turned, tmp_path / "coarse", fold=1, spacing=[8.0, 8.0, 8.0])
+    assert (tmp_path / "coarse/model.pt").is_file()
+
+
+def test_earlier_weights_are_kept(study, tmp_path):
+    train(study, tmp_path)
+    first = (tmp_path / "model.pt").read_bytes()
+    train(study, tmp_path, seed=1)
+    (kept,) = tmp_path.glob("model_*.pt")
+    assert kept.read_bytes() == first != (tmp_path / "model.pt").read_bytes()
+    assert kept.with_suffix(".json").is_file()
+    with pytest.raises(SystemExit, match="This training had the settings of"):
+        train(study, tmp_path, resume=True, epochs=2, margin_mm=1.0)
+
+
+def test_segments_one_fold(study, tmp_path):
+    items = [
+        {"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz", "fold": i % 3}
+        for i, case in enumerate(CASES)
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    folds = {"datalist": tmp_path / "list.json", "section": "validation", "fold": 2, "dataset_dir": study}
+    run(study, "inference", output_dir=tmp_path / "out", **folds, **BASELINE)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*_dseg.nii.gz")) == [
+        "sub-2_dseg.nii.gz",
+        "sub-5_dseg.nii.gz",
+    ]
 
 
 def test_paper_settings(study, tmp_path):
@@ -695,4 +748,5 @@ def test_two_processes(study, tmp_path):
     assert dice[0] == dice[1]
     assert weights(tmp_path / "resume_checkpoint_1.pt")["trainer"]["iteration"] == 2  # 4 people, two at a time
     assert list(scalars(tmp_path, "train_loss")) == [1, 2]
+    assert len(list(tmp_path.glob("events*"))) == 2  # of training and validation, not of each process
     segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt")

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +11,7 @@ from monai.transforms import LoadImage
 
 from monai_lcs.data import (
     case_name,
+    case_names,
     check_case,
     check_cases,
     check_labels,
@@ -68,7 +71,9 @@ def test_folders_split_by_position(folders):
     assert names(validation) == ["s0.nii.gz", "s5.nii.gz"]
     assert names(validation, "label") == ["s0.mgz", "s5.mgz"]
     assert names(training) == [f"s{i}.nii.gz" for i in (1, 2, 3, 4, 6)]
-    assert all(Path(path).is_absolute() and Path(path).exists() for case in training for path in case.values())
+    assert all(
+        Path(path).is_absolute() and Path(path).exists() for case in training for path in (case["image"], case["label"])
+    )
     assert names(find_cases(folders, section="validation", fold=1)) == ["s1.nii.gz", "s6.nii.gz"]
     assert len(find_cases(folders, section="testing")) == 7
 
@@ -84,8 +89,8 @@ def test_folds_partition_the_cases_whatever_is_excluded(folders, fold):
     ]:
         validation = find_cases(folders, section="validation", fold=fold, exclude=exclude)
         training = find_cases(folders, section="training", fold=fold, exclude=exclude)
-        assert [case_name(case["image"]) for case in validation] == [f"s{i}" for i in numbers if i % 5 == fold]
-        assert [case_name(case["image"]) for case in training] == [f"s{i}" for i in numbers if i % 5 != fold]
+        assert [case["case"] for case in validation] == [f"s{i}" for i in numbers if i % 5 == fold]
+        assert [case["case"] for case in training] == [f"s{i}" for i in numbers if i % 5 != fold]
 
 
 def test_exclude_follows_links_and_matches_labels(folders):
@@ -104,7 +109,8 @@ def test_nnunet_suffix_and_relative_folder(tmp_path, monkeypatch):
     touch(tmp_path / "images/a_0000.nii.gz", tmp_path / "labels/a.nii.gz")
     monkeypatch.chdir(tmp_path)
     (case,) = find_cases(".", section="testing")
-    assert case == {"image": f"{tmp_path}/images/a_0000.nii.gz", "label": f"{tmp_path}/labels/a.nii.gz"}
+    files = {"image": f"{tmp_path}/images/a_0000.nii.gz", "label": f"{tmp_path}/labels/a.nii.gz"}
+    assert case == {**files, "case": "a_0000"}
 
 
 def test_unpaired_files_are_reported(folders):
@@ -137,13 +143,33 @@ def test_datalist_equals_monais_loader(folders):
     path = write_datalist(folders, training=items(0, 1), validation=items(2))
     for section in ("training", "validation"):
         expected = load_decathlon_datalist(path, data_list_key=section, base_dir=folders)
-        assert find_cases(folders, path, section) == expected
+        assert find_cases(folders, path, section) == [
+            {**item, "case": Path(item["image"]).name.removesuffix(".nii.gz")} for item in expected
+        ]
     assert find_cases(datalist=path)[0]["image"] == f"{path.parent}/images/s0.nii.gz"
 
 
 def test_datalist_absolute_paths_and_other_keys(folders):
-    path = write_datalist(folders, training=[{**items(0)[0], "image": str(folders / "x.nii"), "age": 7}] * 2)
-    assert find_cases(folders, path) == [{"image": f"{folders}/x.nii", "label": f"{folders}/labels/s0.mgz"}]
+    item = {**items(0)[0], "image": str(folders / "x.nii"), "age": 7}
+    path = write_datalist(folders, validation=[item, {**item, "label_groups": [4, [17, 53]]}])
+    files = {"image": f"{folders}/x.nii", "label": f"{folders}/labels/s0.mgz"}
+    # one image with two label maps is no mistake
+    assert find_cases(folders, path, "validation") == [
+        {**files, "case": "x"},
+        {**files, "case": "x_2", "label_groups": [4, [17, 53]]},
+    ]
+
+
+def test_datalist_of_equal_file_names(tmp_path):
+    """As FreeSurfer has them; the name of a case does not depend on the fold or on what is excluded."""
+    training = [{"image": f"subj{i}/mri/T1.mgz", "label": f"subj{i}/mri/aseg.mgz"} for i in range(7)]
+    path = write_datalist(tmp_path, training=training)
+    kept = find_cases(tmp_path, path, exclude=[tmp_path / f"subj{i}/mri/T1.mgz" for i in (1, 2, 3, 4)])
+    assert kept == [
+        {"image": f"{tmp_path}/subj6/mri/T1.mgz", "label": f"{tmp_path}/subj6/mri/aseg.mgz", "case": "subj6_mri_T1"}
+    ]
+    cases = find_cases(tmp_path, path, "validation", with_labels=False)
+    assert [case["case"] for case in cases] == ["subj0_mri_T1", "subj5_mri_T1"]
 
 
 def test_datalist_folds(folders):
@@ -170,7 +196,7 @@ def test_datalist_folds(folders):
 def test_datalist_testing(folders, section):
     path = write_datalist(folders, **{section: ["images/s0.nii.gz", {"image": "images/s1.nii.gz"}]})
     cases = find_cases(folders, path, "testing", with_labels=False)
-    assert cases == [{"image": f"{folders}/images/s{i}.nii.gz"} for i in (0, 1)]
+    assert cases == [{"image": f"{folders}/images/s{i}.nii.gz", "case": f"s{i}"} for i in (0, 1)]
     with pytest.raises(ValueError, match=rf'section "{section}" of .*datalist.json names no label file: .*s0.nii.gz'):
         find_cases(folders, path, "testing")
 
@@ -198,14 +224,44 @@ def test_datalist_errors(folders):
 
 def test_find_images(folders, monkeypatch):
     monkeypatch.chdir(folders / "images")
-    assert find_images("s1.nii.gz") == [{"image": f"{folders}/images/s1.nii.gz"}]
-    assert find_images(["s1.nii.gz", Path("missing.nii")])[1] == {"image": f"{folders}/images/missing.nii"}
+    assert find_images("s1.nii.gz") == [{"image": f"{folders}/images/s1.nii.gz", "case": "s1"}]
+    missing = {"image": f"{folders}/images/missing.nii", "case": "missing"}
+    assert find_images(["s1.nii.gz", Path("missing.nii")])[1] == missing
     assert names(find_images(folders / "images")) == [f"s{i}.nii.gz" for i in range(7)]
-    touch(folders / "notes/readme.txt", folders / "other/s1.nii")
+    touch(folders / "notes/readme.txt", folders / "other/s1.nii", folders / "other/s1_dseg.nii.gz")
+    assert names(find_images(folders / "other")) == ["s1.nii"]
+    assert names(find_images(folders / "other/s1_dseg.nii.gz")) == ["s1_dseg.nii.gz"]  # asked for by name
     with pytest.raises(ValueError, match=r"/notes holds no images: no file there ends in \.nii\.gz, "):
         find_images(folders / "notes")
-    with pytest.raises(ValueError, match=r'Two images are named "s1"'):
-        find_images(["s1.nii.gz", folders / "other"])
+    assert [case["case"] for case in find_images(["s1.nii.gz", folders / "other"])] == ["images_s1", "other_s1"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a/x.nii", "a/y.nii"], ["x", "y"]),
+        (["a/T1.nii.gz", "b/T1.nii.gz", "b/x.nii"], ["a_T1", "b_T1", "x"]),
+        (["s1/mri/T1.mgz", "s2/mri/T1.mgz", "s2/old/T1.mgz"], ["s1_mri_T1", "s2_mri_T1", "old_T1"]),
+        (["a/T1.nii", "a/T1.mgz", "a/T1.nii", "a/T1_2.nii"], ["T1", "T1_2", "T1_3", "T1_2_2"]),
+        (["a/T1.nii", "b/T1.nii", "b/T1.mgz"], ["a_T1", "b_T1", "b_T1_2"]),
+        (["x/a/T1.nii", "y/a_T1.nii", "z/T1.nii"], ["x_a_T1", "y_a_T1", "z_T1"]),
+        (["/T1.nii", "/a/T1.nii", "/a/../b/T1.nii"], ["T1", "a_T1", "b_T1"]),
+        ([], []),
+    ],
+)
+def test_case_names(paths, expected):
+    assert case_names(paths) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_case_names_are_unique_and_each_is_the_end_of_its_path(seed):
+    rng = np.random.default_rng(seed)
+    paths = ["/" + "/".join(rng.choice(["a", "b", "a_b"], rng.integers(1, 5))) + ".nii" for _ in range(30)]
+    names = case_names(paths)
+    assert len(set(names)) == 30
+    for i, (path, name) in enumerate(zip(paths, names, strict=True)):
+        if path not in paths[:i]:
+            assert path.removesuffix(".nii").replace("/", "_").endswith(name) or name[-1].isdigit()
 
 
 @pytest.mark.parametrize(
@@ -234,6 +290,11 @@ def test_mgz_is_read_as_nibabel_reads_it(tmp_path):
     loaded = LoadImage()(image)
     np.testing.assert_array_equal(loaded, nib.load(image).get_fdata())
     np.testing.assert_allclose(loaded.affine, AFFINE)
+
+
+def test_importing_the_transforms_registers_the_reader():
+    code = "import monai_lcs.transforms, monai.transforms.io.array as a; assert 'mghreader' in a.SUPPORTED_READERS"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 @pytest.mark.filterwarnings("ignore:builtin type [sS]wig:DeprecationWarning")  # at the first import of itk
@@ -306,6 +367,18 @@ def test_values(tmp_path):
         check_case({"image": path})
         with pytest.raises(ValueError, match=rf"label map .*/seg.nii must hold integers >= 0, got {value}"):
             check_case({"label": path})
+
+
+def test_ids_that_float32_does_not_hold(tmp_path):
+    for value, fits in [(2**24 - 1, True), (2**24, False), (2**24 + 1, False), (312782560, False)]:  # the last: Allen
+        path = save(tmp_path / "seg.nii", np.full((4, 4, 4), value), dtype=np.int32)
+        if fits:
+            check_case({"label": path})
+            continue
+        with pytest.raises(
+            ValueError, match=rf"/seg.nii must hold ids below 2\*\*24 .*got {np.float32(value):.0f}: ren"
+        ):
+            check_case({"atlas_label": path})
 
 
 def test_grids(tmp_path):

@@ -130,21 +130,28 @@ def test_callback_gets_each_label_once(network, inputs):
         assert np.allclose(probability.numpy(), p[item, [IDS.index(label)]], atol=1e-6)
 
 
-@pytest.mark.parametrize("roi_size", [None, (16, 16, 16)])
-def test_margin_restricts_to_the_box(network, inputs, roi_size):
-    """Inside the box and away from its border as everywhere; outside nothing."""
-    affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]))
-    image = MetaTensor(inputs[:1], affine=affine)
-    got = {}
-    on_label = lambda item, label, p: got.setdefault(label, p)  # noqa: E731
-    LabelSweepInferer(labels=[17], margin_mm=4, roi_size=roi_size, on_label=on_label)(image, network)
-    box = label_boxes((inputs[0, -1] == 17).int())[1]
-    box = grow_box(box, (4, 2, 2), SHAPE)
+@pytest.mark.parametrize("roi_size", [None, (64, 64)])
+def test_margin_restricts_to_the_box(roi_size):
+    """In one window, away from the border of the crop: as everywhere. Outside the box: nothing."""
+    net = LabelConditionedUNet(2, channels=(4, 6, 8)).eval().double()
+    inputs = torch.rand(1, 3, 150, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs[:, 2] = 0
+    inputs[:, 2, 50:90, 40:60] = 17
+    image = MetaTensor(inputs, affine=torch.diag(torch.tensor([1.0, 2.0, 1.0, 1.0])))
+    got, everywhere = {}, {}
+    for margin, found in ((30, got), (None, everywhere)):
+        LabelSweepInferer(
+            margin_mm=margin, roi_size=roi_size, on_label=lambda _, label, p, found=found: found.setdefault(label, p)
+        )(image, net)
     probability = got[17][0]
-    assert (probability[box] > 0).all()
-    outside = torch.ones(SHAPE, dtype=torch.bool)
+    box = (slice(20, 120), slice(25, 75))  # 30 mm are 30 and 15 voxels
+    outside = torch.ones(150, 96, dtype=torch.bool)
     outside[box] = False
     assert (probability[outside] == 0).all()
+    assert (probability[box] > 0).all()
+    if roi_size is None:
+        inner = (slice(40, 112), slice(44, 68))  # 20 voxels inside of the crop, 20:132 and 24:88
+        assert torch.allclose(probability[inner], everywhere[17][0][inner], atol=1e-9)
 
 
 def test_trained_boxes_are_the_sweeps_boxes(inputs):
@@ -157,6 +164,7 @@ def test_trained_boxes_are_the_sweeps_boxes(inputs):
     masks = torch.cat([(inputs[:, -1:] == i).double() for i in IDS], 1)
     with torch.no_grad():
         logits = LabelBoxInferer(margin_mm=3)(torch.cat([inputs[:, :2], masks], 1), net)
+    assert set(got) == {(item, label) for item in range(2) for label in IDS}
     for (item, label), probability in got.items():
         expected = torch.sigmoid(logits[item, [IDS.index(label)]])
         assert torch.allclose(probability, expected, atol=1e-6)
@@ -191,6 +199,7 @@ def test_upsampled_labels_lie_where_they_were(network, inputs, margin_mm):
     to_coarse = np.linalg.inv(affine.numpy()) @ result.affine.numpy().reshape(-1, 4, 4)[0]
     voxels = np.indices(result.shape[2:]).reshape(3, -1)
     where = to_coarse[:3, :3] @ voxels + to_coarse[:3, 3:]
+    assert set(fine) == set(IDS)
     for label, p in fine.items():
         p = p.numpy().ravel()
         inside = p > 0  # of the box, whose border interpolation does not cross
@@ -256,3 +265,23 @@ def test_bad_input(network):
     inputs[0, 2, 0, 0, 0] = 257
     with pytest.raises(ValueError, match="does not hold label ids above 256 exactly"):
         inferer(inputs.bfloat16() + 2, network)
+    inputs[0, 2, 0, 0, 0] = 2**24 + 2
+    with pytest.raises(ValueError, match="does not hold label ids above 16777216 exactly"):
+        inferer(inputs.float(), network)
+    with pytest.raises(ValueError, match="conditioning=None answers for no label"):
+        inferer(inputs, LabelConditionedUNet(3, channels=(2, 3), conditioning=None, out_channels=4))
+
+
+def test_saturated_probabilities_still_differ():
+    """The sigmoid of 18 and of 25 is 1 in float32; the better label wins all the same."""
+    inputs = torch.zeros(1, 3, 4, 4)
+    inputs[0, 2, 0, :2] = torch.tensor([2.0, 5.0])
+    logits = lambda x: 18 + 7 * x[:, 2:3, 0:1, 1:2].expand(len(x), 1, 4, 4)  # noqa: E731
+    assert (LabelSweepInferer()(inputs, logits) == 5).all()
+
+
+def test_huge_ids():
+    assert label_boxes(torch.tensor([[0, 60_000_000], [7, 0]])) == {
+        7: (slice(1, 2), slice(0, 1)),
+        60_000_000: (slice(0, 1), slice(1, 2)),
+    }

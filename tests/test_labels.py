@@ -47,12 +47,17 @@ def test_reads_freesurfer_color_table(tmp_path):
         "16\tBrain-Stem\t119\t159\t176\t0\n  17  Left-Hippocampus   220 216 20  0\n#18 Left-Amygdala 1 2 3 0\n"
         "1035  ctx-lh-insula   255 192 32  255\n9 Area 4 p 1 2 3 0\n"
     )
-    for name in ("lut.txt", "aparc.annot.ctab", "LUT.TXT"):
+    for name in ("lut.txt", "aparc.annot.ctab", "LUT.TXT", "aseg.lut"):
         table = read(tmp_path, name, text)
         assert table.ids == (9, 16, 17, 1035)
         assert table.names == ("Area 4 p", "Brain-Stem", "Left-Hippocampus", "ctx-lh-insula")
         assert [label.hemisphere for label in table] == [None, None, "L", "L"]
         assert table[17].color == (220, 216, 20)
+
+
+def test_reads_slicer_color_table(tmp_path):
+    text = "# Color table file a.ctbl\n# 3 values\n0 Background 0 0 0 0\n17 Left_Hippocampus 220 216 20 255\n"
+    assert read(tmp_path, "a.ctbl", text) == LabelTable([Label(17, "Left_Hippocampus", None, "L", (220, 216, 20))])
 
 
 def test_reads_itk_snap_label_description(tmp_path):
@@ -214,13 +219,16 @@ def test_missing_file(tmp_path):
 
 def test_writes_what_other_tools_read(tmp_path):
     texts = {}
-    for suffix in ("tsv", "csv", "txt", "label", "json"):
+    for suffix in ("tsv", "csv", "txt", "lut", "ctbl", "label", "json"):
         HIPPOCAMPI.write(tmp_path / f"a.{suffix}")
         texts[suffix] = (tmp_path / f"a.{suffix}").read_text().splitlines()
     assert texts["tsv"][0] == "index\tname\tabbreviation\tcolor\tmapping\tparent\themisphere"
     assert texts["tsv"][1] == "16\tBrain-Stem\tn/a\t#779fb0\tn/a\tn/a\tn/a"
     assert texts["csv"][-1] == "53,Right-Hippocampus,RHip,#dcd814,Hippocampus,R"
     assert texts["txt"][-1].split() == ["53", "Right-Hippocampus", "220", "216", "20", "0"]
+    assert texts["lut"] == texts["txt"]
+    assert texts["ctbl"][1].split() == ["0", "Unknown", "0", "0", "0", "0"]
+    assert texts["ctbl"][-1].split() == ["53", "Right-Hippocampus", "220", "216", "20", "255"]  # opaque
     assert texts["label"][-1].split() == ["53", "220", "216", "20", "1", "1", "1", '"Right-Hippocampus"']
     assert json.loads("".join(texts["json"])) == HIPPOCAMPI.channel_def()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"a.{suffix}" for suffix in texts)
@@ -252,13 +260,13 @@ def random_table(rng):
 @pytest.mark.parametrize("seed", range(20))
 def test_round_trips(tmp_path, seed):
     table = random_table(np.random.default_rng(seed))
-    for suffix in ("tsv", "csv", "txt", "ctab", "label", "json"):
+    for suffix in ("tsv", "csv", "txt", "ctab", "lut", "ctbl", "label", "json"):
         table.write(tmp_path / f"a.{suffix}")
         again = LabelTable.read(tmp_path / f"a.{suffix}")
         assert again.ids == table.ids
         if suffix in ("tsv", "csv"):
             assert again == table
-        lost = {"txt": " ", "ctab": " ", "label": '"'}.get(suffix, "")
+        lost = {"txt": " ", "ctab": " ", "lut": " ", "ctbl": " ", "label": '"'}.get(suffix, "")
         assert again.names == tuple(
             name.translate({ord(c): {" ": "_", '"': "'"}[c] for c in lost}) for name in table.names
         )
@@ -269,7 +277,7 @@ def test_round_trips(tmp_path, seed):
 def test_write_replaces_only_when_told(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("mine")
-    with pytest.raises(FileExistsError, match=r"a\.tsv exists; .*overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"a\.tsv exists: .*overwrite=True"):
         HIPPOCAMPI.write(path)
     assert path.read_text() == "mine"
     HIPPOCAMPI.write(path, overwrite=True)
@@ -280,7 +288,7 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "a.tsv"
     path.write_text("mine")
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk on fire")))
-    with pytest.raises(OSError, match="disk on fire"):
+    with pytest.raises(OSError, match=r"Cannot write .*a\.tsv: disk on fire"):
         HIPPOCAMPI.write(path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tsv"]
     assert path.read_text() == "mine"
@@ -289,7 +297,7 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch):
 def test_write_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"the format of a\.nii is unknown"):
         HIPPOCAMPI.write(tmp_path / "a.nii")
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*none to write a.csv in"):
+    with pytest.raises(OSError, match=r"Cannot write .*/none/a.csv: No such file or directory"):
         HIPPOCAMPI.write(tmp_path / "none" / "a.csv")
 
 

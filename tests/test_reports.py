@@ -71,6 +71,7 @@ def test_volumes_counted_by_hand():
         ([0.5, 0, 0, 0], r"integers >= 0, got 0.5"),
         ([-1, 0, 0, 0], r"integers >= 0, got -1"),
         ([np.nan, 0, 0, 0], r"integers >= 0, got nan"),
+        ([np.inf, 0, 0, 0], r"integers >= 0, got inf"),
     ],
 )
 def test_volume_errors(values, message):
@@ -80,7 +81,7 @@ def test_volume_errors(values, message):
 
 def test_dice_table_and_file(tmp_path):
     buffer = torch.tensor([[0.5, 1, torch.nan], [0.25, 0, 0.123456]])
-    dice = dice_table(buffer, ["data/sub-01.v2.nii.gz", "bo"], TABLE)
+    dice = dice_table(buffer, ["sub-01.v2", "bo"], TABLE)
     wide = dice.pivot(index="case", columns="id", values="dice").loc[["sub-01.v2", "bo"], list(TABLE.ids)]
     np.testing.assert_allclose(wide, buffer)
     assert dice["name"].tolist() == [*TABLE.names] * 2
@@ -97,6 +98,8 @@ def test_dice_table_and_file(tmp_path):
         write_dice_tsv(dice, tmp_path / "none/dice.tsv")
     with pytest.raises(ValueError, match=r"\(1 cases, 3 labels\), got \(2, 3\)"):
         dice_table(buffer, ["a"], TABLE)
+    with pytest.raises(ValueError, match=r"`cases` must be unique names, got \['a', 'a'\]"):
+        dice_table(buffer, ["a", "a"], TABLE)
 
 
 def test_dice_summary_means_as_the_metric_does():
@@ -265,7 +268,7 @@ def test_results_are_kept(tmp_path, case, existing):
 
 def test_disk_errors_name_the_file(tmp_path, case, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"Cannot create the folder .*/file/out: "):
+    with pytest.raises(OSError, match=r"Cannot write to the output folder .*/file/out: "):
         SaveSegmentation(tmp_path / "file/out", TABLE)(*case)
 
     def full(image, path):
@@ -339,6 +342,11 @@ def test_dictionary_transform(tmp_path, case):
     data = {"pred": case[0], "scan": case[1]}
     assert set(transform(data)) == {"pred", "scan", "saved"}
     assert set(data) == {"pred", "scan"}
+    saved = transform({**data, "case": "subj1_mri_T1"})["saved"]
+    assert saved["dseg"] == f"{tmp_path}/out/subj1_mri_T1_dseg.nii.gz"
+    for name in ("../ann", "a/b", ""):
+        with pytest.raises(ValueError, match=rf"`case` must be a file name .* got '{name}' for .*ann.t1.nii.gz"):
+            transform({**data, "case": name})
     with pytest.raises(KeyError, match="pred"):
         transform({"scan": case[1]})
     with pytest.raises(ValueError, match="`keys` must be one key"):

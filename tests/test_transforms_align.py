@@ -188,6 +188,14 @@ class TestOutput:
         assert all(type(align.report_[key]) is float for key in ("metric", "overlap", "seconds"))
         assert "alignment" not in named.meta
 
+    def test_report_of_another_thread_does_not_come_with_the_atlas(self, atlas):
+        """Whatever the attribute holds by the time it would be read back."""
+
+        class Shared(AlignAtlas):
+            report_ = property(lambda _: {"mode": "of another image"}, lambda *_: None)
+
+        assert Shared("none")(*atlas[:1], *atlas)[0].meta["alignment"]["mode"] == "none"
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.float16])
     def test_label_values_and_dtype_stay(self, atlas, dtype):
         out = AlignAtlas("none")(atlas[0], atlas[0], atlas[1].to(dtype))[1]
@@ -255,6 +263,18 @@ class TestFailure:
         message = r"Aligning rod.nii.gz to head.nii.gz failed: .* is 0\.\d\d, below min_overlap=0.5; check that"
         with pytest.raises(ValueError, match=message):
             AlignAtlas("rigid")(image, *wrong)
+
+    @pytest.mark.parametrize("mode", ["none", "rigid"])
+    def test_every_failure_names_the_files(self, atlas, mode):
+        def file(x, name):
+            return MetaTensor(x.as_tensor(), affine=x.affine, meta={"filename_or_obj": name})
+
+        image, atlas_image = file(atlas[0], "head.nii.gz"), file(0 * atlas[0], "atlas.nii.gz")
+        message = "Aligning atlas.nii.gz to head.nii.gz failed: the atlas image is constant"
+        with pytest.raises(ValueError, match=message):
+            AlignAtlas(mode)(image, atlas_image, atlas[1])
+        with pytest.warns(UserWarning, match=message):
+            AlignAtlas(mode, on_failure="warn")(image, atlas_image, atlas[1])
 
     def test_low_overlap_warns_and_falls_back(self, atlas, wrong):
         align = AlignAtlas("rigid", on_failure="warn")

@@ -12,22 +12,20 @@ from monai.data import CacheDataset, DataLoader, MetaTensor, list_data_collate
 from monai.transforms import Compose, EnsureTyped, Flipd, Lambdad, MapLabelValue, RandFlipd
 from monai.utils import set_determinism
 
-from monai_lcs.labels import Label, LabelTable
 from monai_lcs.transforms import atlas_pool as pool_module
 from monai_lcs.transforms import labels as labels_module
+from monai_lcs.transforms import random_labels as random_module
 from monai_lcs.transforms.atlas_pool import RandPickAtlas, RandPickAtlasd
 from monai_lcs.transforms.labels import (
     MapLabels,
     MapLabelsd,
-    RandSelectLabels,
-    RandSelectLabelsd,
     SelectLabels,
     SelectLabelsd,
     as_groups,
-    coarse_mapping,
     label_mask,
     present_labels,
 )
+from monai_lcs.transforms.random_labels import RandSelectLabels, RandSelectLabelsd
 
 SHAPE = (1, 6, 5, 4)
 
@@ -237,7 +235,7 @@ def test_frequency_of_unions_and_their_sizes():
     assert sum((sizes[k] - e) ** 2 / e for k, e in expected.items()) < 9.2  # chi-square, 2 degrees of freedom, p = 0.01
 
 
-@pytest.mark.parametrize("weights", [{0: 4.0, 3: 0.0}, [4, 1, 1, 0]])
+@pytest.mark.parametrize("weights", [(4.0, 1.0, 1.0, 0.0), np.array([4, 1, 1, 0])])
 def test_draws_follow_weights(weights):
     transform = RandSelectLabels(1, groups=[1, 2, (3, 5), 4], weights=weights).set_random_state(seed=1)
     counts = Counter(groups[0] for groups in draws(transform, 3000, target=(1, 2, 3, 4, 5)))
@@ -300,7 +298,7 @@ def test_caller_lists_are_not_changed():
         ({"groups": [(1, 2), (2, 1)]}, r"must differ from each other, got \(2, 1\) twice"),
         ({"weights": [1]}, "give `groups` as well"),
         ({"groups": [1, 2], "weights": [1]}, "one number for each of the 2 groups, got 1"),
-        ({"groups": [1, 2], "weights": {2: 1.0}}, r"group indices from 0 to 1 as keys, got \[2\]"),
+        ({"groups": [1], "weights": {1: 1000}}, r"one number for each of `groups`, got \{1: 1000\}"),
         ({"groups": [1, 2], "weights": [0, 0]}, r"not all 0, got \[0.0, 0.0\]"),
         ({"groups": [1, 2], "weights": [1, -1]}, r"finite, >= 0 .* got \[1.0, -1.0\]"),
         ({"groups": [1, 2], "weights": [1, float("nan")]}, r"finite, >= 0 .* got \[1.0, nan\]"),
@@ -496,27 +494,6 @@ def test_map_labels_rejects(mapping, message):
         MapLabels(mapping)
 
 
-def test_coarse_mapping_merges_the_parents():
-    fine = LabelTable(
-        [
-            Label(4, "Left-CA1", "Left-Hippocampus", "L", (1, 2, 3)),
-            Label(7, "Right-CA1", "Right-Hippocampus", "R"),
-            Label(6, "Left-CA3", "Left-Hippocampus", "L"),
-            Label(9, "Brain-Stem"),
-            Label(10, "Left-Pallidum", "Basal-Ganglia", "L"),
-            Label(11, "Right-Pallidum", "Basal-Ganglia", "R"),
-        ]
-    )
-    mapping, coarse = coarse_mapping(fine)
-    assert coarse.names == ("Left-Hippocampus", "Right-Hippocampus", "Brain-Stem", "Basal-Ganglia")
-    assert [coarse[i].hemisphere for i in coarse.ids] == ["L", "R", None, None]
-    assert coarse[1].color == (1, 2, 3)
-    label_map = random_map(fine.ids)
-    merged = MapLabels(mapping, unmapped="error")(label_map)
-    for name, ids in fine.children().items():
-        assert np.array_equal(merged == coarse.select(name)[0], reference_mask(label_map, ids))
-
-
 # RandPickAtlas
 
 
@@ -588,7 +565,7 @@ def test_pick_atlas_rejects():
 def pipelines():
     return [
         SelectLabelsd("label", [1, (2, 3)]),
-        RandSelectLabelsd(num_labels=2, groups=[1, (2, 3)], weights={1: 2.0}, union_prob=0.5),
+        RandSelectLabelsd(num_labels=2, groups=[1, (2, 3)], weights=[1.0, 2.0], union_prob=0.5),
         MapLabelsd(("label", "atlas_label"), {1: 2}),
         RandPickAtlasd(ATLASES, exclude_key="label"),
     ]
@@ -610,8 +587,15 @@ def test_dictionary_transform_contract(transform, sample):
         transform({})
 
 
-@pytest.mark.parametrize("name", ["SelectLabels", "RandSelectLabels", "MapLabels", "RandPickAtlas"])
-def test_aliases(name):
-    module = pool_module if name == "RandPickAtlas" else labels_module
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("SelectLabels", labels_module),
+        ("RandSelectLabels", random_module),
+        ("MapLabels", labels_module),
+        ("RandPickAtlas", pool_module),
+    ],
+)
+def test_aliases(name, module):
     for owner in (module, sys.modules["monai_lcs.transforms"]):
         assert getattr(owner, f"{name}D") is getattr(owner, f"{name}Dict") is getattr(owner, f"{name}d")

@@ -1,5 +1,6 @@
 """Transforms: which labels are asked for, and where the atlas lies on the image."""
 
+import monai_lcs.data  # noqa: F401  registers the reader of FreeSurfer's files with MONAI
 from monai_lcs.transforms.align import (
     AlignAtlas,
     AlignAtlasD,
@@ -21,18 +22,19 @@ from monai_lcs.transforms.labels import (
     MapLabelsD,
     MapLabelsd,
     MapLabelsDict,
-    RandSelectLabels,
-    RandSelectLabelsD,
-    RandSelectLabelsd,
-    RandSelectLabelsDict,
     SelectLabels,
     SelectLabelsD,
     SelectLabelsd,
     SelectLabelsDict,
     as_groups,
-    coarse_mapping,
     label_mask,
     present_labels,
+)
+from monai_lcs.transforms.random_labels import (
+    RandSelectLabels,
+    RandSelectLabelsD,
+    RandSelectLabelsd,
+    RandSelectLabelsDict,
 )
 
 __all__ = [
@@ -61,7 +63,6 @@ __all__ = [
     "SelectLabelsDict",
     "SelectLabelsd",
     "as_groups",
-    "coarse_mapping",
     "label_mask",
     "present_labels",
 ]

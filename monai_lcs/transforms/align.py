@@ -16,6 +16,8 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, look_up_option
 
+from monai_lcs.data import grid_distance
+
 __all__ = ["AlignAtlas", "AlignAtlasD", "AlignAtlasDict", "AlignAtlasd"]
 
 GRID_TOLERANCE_MM = 0.1
@@ -48,7 +50,7 @@ class AlignAtlas(Transform):
         seed: seed, 0 or more, for the choice of the voxels from which mutual information is estimated.
 
     Attributes:
-        report_: the last call's report, also in the returned atlas image's ``meta["alignment"]``: ``mode``, ``metric``
+        report_: the last call's report (with several threads that of any), also in the returned atlas image's ``meta["alignment"]``: ``mode``, ``metric``
             (mutual information in nats, higher is better), ``overlap`` (0 to 1) and ``seconds``.
 
     Raises:
@@ -132,9 +134,11 @@ class AlignAtlas(Transform):
             self._fail(problem, target, atlas)
         aligned_image, _ = _from_sitk(_resample(moving, fixed, transform))
         seconds = time.perf_counter() - start
-        self.report_ = {"mode": self.mode, "metric": metric, "overlap": overlap, "seconds": seconds}
+        # One transform may serve several threads (CacheDataset): its attribute is not read back.
+        report = {"mode": self.mode, "metric": metric, "overlap": overlap, "seconds": seconds}
+        self.report_ = dict(report)
         return (
-            _on_grid_of(target, aligned_image, {**atlas.meta, "alignment": dict(self.report_)}),
+            _on_grid_of(target, aligned_image, {**atlas.meta, "alignment": report}),
             _on_grid_of(target, aligned_labels.to(atlas_ids.dtype), atlas_ids.meta),
         )
 
@@ -296,9 +300,7 @@ def _check_inputs(image: MetaTensor, atlas_image: MetaTensor, atlas_label: MetaT
 def _check_same_grid(image: MetaTensor, atlas: MetaTensor) -> None:
     shape, atlas_shape = tuple(image.shape[1:]), tuple(atlas.shape[1:])
     affine, atlas_affine = _affine(image), _affine(atlas)
-    corners = np.array([*np.ndindex(*(2,) * len(shape))]) * (np.array(shape) - 1)
-    offset_mm = np.c_[corners, np.ones(len(corners))] @ (affine - atlas_affine).T
-    if shape != atlas_shape or np.linalg.norm(offset_mm, axis=1).max() > GRID_TOLERANCE_MM:
+    if shape != atlas_shape or grid_distance(affine, atlas_affine, shape) > GRID_TOLERANCE_MM:
         raise ValueError(
             f"With mode='none' the atlas must be on the image's grid: {_name(image, 'the image')} has shape {shape} "
             f"and affine {affine.tolist()}, {_name(atlas, 'the atlas')} has shape {atlas_shape} and affine "
