@@ -308,8 +308,9 @@ def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
 
     Checks the keys `"image"`, `"label"`, `"atlas_image"` and `"atlas_label"` where present: each file exists, can be
     read to its end, has `spatial_dims` dimensions and one channel, and finite values; label maps hold integers from 0
-    to 2**24 - 1, which float32, the type of the network's input, holds exactly; an image and its label map have the same shape, and affines that place no corner of the grid more than a tenth of
-    a voxel apart. Reads every voxel, one key after the other: as slow as loading the case, and no more memory.
+    to 2**24 - 1, which float32, the type of the network's input, holds exactly; an image and its label map have the
+    same shape, and affines that place no corner of the grid more than a tenth of a voxel apart. Reads every voxel, one
+    key after the other: as slow as loading the case, and no more memory.
 
     Raises:
         ValueError: one sentence that names the file and what is wrong with it.

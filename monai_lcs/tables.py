@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from monai.config import NdarrayOrTensor, PathLike
 
-from monai_lcs.data import case_name  # SHIM
 from monai_lcs.files import as_array, as_label_array, check_absent, check_known, write_atomically, write_tsv
 from monai_lcs.labels import LabelTable
 
@@ -77,7 +76,6 @@ def dice_table(buffer: NdarrayOrTensor, cases: Sequence[str], table: LabelTable)
     dice = as_array(buffer).astype(float)
     if dice.shape != (len(cases), len(table)):
         raise ValueError(f"`buffer` must be ({len(cases)} cases, {len(table)} labels), got {dice.shape}.")
-    cases = [case_name(case) for case in cases]  # SHIM
     if len(set(cases)) < len(cases):
         raise ValueError(f"`cases` must be unique names, got {list(cases)}.")
     return pd.DataFrame(

@@ -50,8 +50,9 @@ class AlignAtlas(Transform):
         seed: seed, 0 or more, for the choice of the voxels from which mutual information is estimated.
 
     Attributes:
-        report_: the last call's report (with several threads that of any), also in the returned atlas image's ``meta["alignment"]``: ``mode``, ``metric``
-            (mutual information in nats, higher is better), ``overlap`` (0 to 1) and ``seconds``.
+        report_: the last call's report (with several threads that of any of them), also in the returned atlas image's
+            ``meta["alignment"]``: ``mode``, ``metric`` (mutual information in nats, higher is better), ``overlap``
+            (0 to 1) and ``seconds``.
 
     Raises:
         ValueError: for an unknown ``mode`` or ``on_failure``, ``min_overlap`` outside 0 to 1, ``spacing_mm`` not
