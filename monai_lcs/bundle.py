@@ -40,6 +40,7 @@ __all__ = [
     "run_each",
     "show_epochs",
     "trained_settings",
+    "validate_last",
     "write_dice",
 ]
 
@@ -321,7 +322,7 @@ def keep_resumable(
     )
     if resume_from is not None:
         loader(resume_from, {**everything, "checkpointer": saver}, map_location="cpu").attach(trainer)
-    trainer.add_event_handler(events.EPOCH_COMPLETED(every=interval), saver)
+    trainer.add_event_handler(events.EPOCH_COMPLETED(every=interval) | events.COMPLETED, saver)
 
 
 def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
@@ -347,6 +348,18 @@ def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
         return {"loss": output[0]["loss"], **evaluator.state.metrics}
 
     bar.attach(trainer, event_name=events.EPOCH_COMPLETED, closing_event_name=events.COMPLETED, output_transform=shown)
+
+
+def validate_last(trainer: Any, evaluator: Any, interval: int) -> None:
+    """Validate after a training, where its last epoch was not one to validate.
+
+    Args:
+        trainer: after its run.
+        evaluator: the evaluator of the validation.
+        interval: epochs between two validations.
+    """
+    if trainer.state.epoch % interval:
+        evaluator.run(trainer.state.epoch)
 
 
 def run_each(evaluator: Evaluator) -> None:

@@ -247,6 +247,12 @@ def test_short_training_is_validated_and_saved(study, tmp_path):
     assert {path.name for path in tmp_path.glob("*.pt")} == {"model.pt", "resume_checkpoint_1.pt"}
 
 
+def test_last_epoch_is_validated_and_saved(study, tmp_path):
+    train(study, tmp_path, epochs=3, val_interval=2)
+    assert sorted(scalars(tmp_path, "val_mean_dice")) == [2, 3]
+    assert (tmp_path / "resume_checkpoint_3.pt").is_file()
+
+
 def workflow(study, kind, *configs, **more):
     flow = ConfigWorkflow(
         config_file=config_files(*configs),
