@@ -14,13 +14,13 @@ case $study in
     malc2012)
         common+=(--atlas_image "$data/images/1000.nii.gz" --atlas_labels "$data/labels/1000.nii.gz")
         common+=(--label_table "$data/labels.csv")
-        upsample=2 network=(--spacing "[2,2,2]" --channels "[8,16,32,64]")
+        upsample=2 network=(--spacing "[2,2,2]" --channels "[8,16,32,64]" --prior_logit 2.0)
         training=(--labels_per_image 8 --learning_rate 0.002 --epochs 60 --val_interval 20)
         ;;
     hippocampus)
         common+=(--atlas_image "$data/images/hippocampus_001.nii.gz" --atlas_labels "$data/labels/hippocampus_001.nii.gz")
         common+=(--label_table "$here/benchmarks/splits/hippocampus.tsv")
-        upsample=1 network=(--spacing "[1,1,1]" --channels "[16,32,64,128]")
+        upsample=1 network=(--spacing "[1,1,1]" --channels "[16,32,64,128]" --prior_logit 2.0)
         training=(--labels_per_image 2 --learning_rate 0.002 --epochs 10 --val_interval 5)
         ;;
     *)
