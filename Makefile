@@ -16,7 +16,7 @@ STUDY := --dataset_dir $(DATA) --datalist $(DATA)/dataset.json $(ATLAS)
 RUN := $(BIN)/python -m monai.bundle run --bundle_root $(BUNDLE)
 # Small and coarse, for a few minutes without a GPU; the bundle's own settings are wider and finer
 SMALL := --spacing "[3,3,3]" --channels "[8,16,32,64]"
-TRAINING := --epochs 60 --val_interval 20 --learning_rate 0.005 --labels_per_image 4
+TRAINING := --epochs 40 --val_interval 20 --learning_rate 0.005 --labels_per_image 4
 
 .PHONY: demo test clean
 
