@@ -14,16 +14,15 @@ ATLAS := --atlas_image $(DATA)/atlas/atlas_T1w.nii.gz --atlas_labels $(DATA)/atl
 	--label_table $(DATA)/atlas/atlas_dseg.tsv
 STUDY := --dataset_dir $(DATA) --datalist $(DATA)/dataset.json $(ATLAS)
 RUN := $(BIN)/python -m monai.bundle run --bundle_root $(BUNDLE)
-# Small and coarse, for a few minutes without a GPU; the bundle's own settings are wider and finer
-SMALL := --spacing "[3,3,3]" --channels "[8,16,32,64]"
-TRAINING := --epochs 40 --val_interval 20 --learning_rate 0.005 --labels_per_image 4
+# A small network and few steps, for a few minutes without a GPU; the bundle's own settings are wider and longer
+TRAINING := --channels "[8,16,32,64]" --labels_per_image 4 --learning_rate 0.005 --epochs 16 --val_interval 8
 
 .PHONY: demo test clean
 
 demo: $(VENV)/.demo
 	@rm -rf $(OUT)/model $(OUT)/lcs $(OUT)/alignment $(OUT)/scan
 	$(BIN)/python -m monai_lcs.sample_data $(DATA) --spacing 2 --overwrite
-	$(RUN) --config_file $(BUNDLE)/configs/train.json $(STUDY) $(SMALL) $(TRAINING) \
+	$(RUN) --config_file $(BUNDLE)/configs/train.json $(STUDY) $(TRAINING) \
 		--ckpt_dir $(OUT)/model --output_dir $(OUT)/model
 	$(RUN) --config_file "['$(BUNDLE)/configs/inference.json','$(BUNDLE)/configs/evaluate.json']" $(STUDY) \
 		--checkpoint $(OUT)/model/model.pt --output_dir $(OUT)/lcs
