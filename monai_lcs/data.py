@@ -246,6 +246,8 @@ def _split(cases: list[Case], folds: Sequence[Any], section: str, fold: int | No
 
 def _cases_of_folders(folder: Path, with_labels: bool) -> list[Case]:
     """Images and label maps of the same name, sorted."""
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder.absolute()}.")
     image_dir, label_dir = folder.absolute() / "images", folder.absolute() / "labels"
     images = _by_name(_image_files(image_dir))
     if not with_labels:

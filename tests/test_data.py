@@ -127,10 +127,11 @@ def test_no_matching_pairs(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         find_cases(tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="found images none and labels none"):
-        find_cases(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="/nowhere/images holds no images"):
-        find_cases(tmp_path / "nowhere", with_labels=False)
+        find_cases(tmp_path / "empty")
+    with pytest.raises(ValueError, match="/empty/images holds no images"):
+        find_cases(tmp_path / "empty", with_labels=False)
 
 
 def test_two_images_of_one_name(folders):
@@ -440,3 +441,8 @@ def test_check_labels(tmp_path):
     check_labels(path, [1, 3], table)
     with pytest.raises(ValueError, match=r"/atlas.nii has no voxel of label 8 \(eight\), 9\."):
         check_labels(path, [1, 8, 9], table)
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=rf"There is no folder {tmp_path}/studdy"):
+        find_cases(tmp_path / "studdy")
