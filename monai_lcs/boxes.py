@@ -15,19 +15,27 @@ from torch import Tensor
 
 __all__ = [
     "Box",
-    "crop_box",
+    "crop_pyramid",
     "cut",
     "grow_box",
     "intersect",
     "label_boxes",
     "mask_box",
     "pad_end",
+    "place",
+    "reach_out",
+    "round_up",
+    "scale",
     "shift",
+    "split_box",
     "union_box",
+    "unshift",
     "voxel_size",
 ]
 
 Box = tuple[slice, ...]
+
+SPLIT_STEP = 4  # voxels between the places where a box may be cut in two
 
 
 def label_boxes(label_map: Tensor) -> dict[int, Box]:
@@ -86,27 +94,118 @@ def grow_box(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
     )
 
 
-def crop_box(box: Box, stride: int, shape: Sequence[int]) -> Box:
-    """The crop in which a box is decoded: it contains the box, starts at a multiple of ``stride``, and has one of few
-    sizes, multiples of 16 and of twice the stride, so that the crops of many labels can be stacked into one batch.
+def reach_out(box: Box, reach: int, shape: Sequence[int], sizes: Sequence[int] | None = None) -> Box:
+    """The box and ``reach`` voxels on both sides of each axis, moved rather than cut where the image ends.
+
+    So boxes of one size give boxes of one size, whatever their place.
 
     Args:
         box: inside an image of ``shape``.
-        stride: of the network.
-        shape: of the image, multiples of the stride, see :func:`pad_end`.
+        reach: voxels.
+        shape: of the image.
+        sizes: larger sizes to give instead of ``size + 2 * reach``.
 
     Example:
-        >>> crop_box((slice(5, 18), slice(50, 60)), stride=4, shape=(80, 60))
-        (slice(4, 20, None), slice(44, 60, None))
+        >>> reach_out((slice(1, 5), slice(4, 8)), 2, (20, 20)), reach_out((slice(1, 5), slice(4, 8)), 2, (6, 20))
+        ((slice(0, 8, None), slice(2, 10, None)), (slice(0, 6, None), slice(2, 10, None)))
     """
-    crop = []
-    for axis, size in zip(box, shape, strict=True):
-        start = axis.start - axis.start % stride
-        multiple = math.lcm(16, 2 * stride)
-        length = min(-(-(axis.stop - start) // multiple) * multiple, size)
-        start = min(start, size - length)
-        crop.append(slice(start, start + length))
-    return tuple(crop)
+    grown = []
+    for i, (axis, limit) in enumerate(zip(box, shape, strict=True)):
+        size = min(sizes[i] if sizes else axis.stop - axis.start + 2 * reach, limit)
+        start = min(max(axis.start - reach, 0), limit - size)
+        grown.append(slice(start, start + size))
+    return tuple(grown)
+
+
+def round_up(box: Box, multiple: int, shape: Sequence[int]) -> Box:
+    """The box with sizes rounded up to a multiple, or to the image's, so that many boxes have the same sizes.
+
+    Example:
+        >>> round_up((slice(5, 18), slice(50, 60)), 8, (80, 60))
+        (slice(5, 21, None), slice(44, 60, None))
+    """
+    sizes = [-(-(axis.stop - axis.start) // multiple) * multiple for axis in box]
+    return reach_out(box, 0, shape, sizes)
+
+
+def split_box(mask: Tensor, margin: Sequence[int], around: int = 6) -> list[Box]:
+    """Boxes that together hold a mask, several where decoding these, grown by a margin, is cheaper than one.
+
+    A box is cut in two at the best place, and its parts again, as long as that makes the sum of the grown boxes a fifth
+    smaller.
+
+    Args:
+        mask: ``(*spatial)``, not empty.
+        margin: voxels by which each box is to be grown along each axis.
+        around: voxels that decoding takes beyond that.
+
+    Example:
+        >>> mask = torch.zeros(100, dtype=torch.bool)
+        >>> mask[:10] = mask[80:85] = True
+        >>> split_box(mask, margin=(3,)), split_box(mask, margin=(30,))
+        ([(slice(0, 10, None),), (slice(80, 85, None),)], [(slice(0, 85, None),)])
+    """
+    around_each = [2 * (m + around) for m in margin]
+
+    def cost(box: Box) -> int:
+        return math.prod(axis.stop - axis.start + more for axis, more in zip(box, around_each, strict=True))
+
+    def split(box: Box) -> list[Box]:
+        best, halves = 0.8 * cost(box), None
+        for axis, extent in enumerate(box):
+            for at in range(extent.start + SPLIT_STEP, extent.stop, SPLIT_STEP):
+                parts = []
+                for half in (slice(extent.start, at), slice(at, extent.stop)):
+                    part = (*box[:axis], half, *box[axis + 1 :])
+                    held = mask_box(inside[part])
+                    if held is not None:
+                        parts.append(unshift(held, part))
+                if sum(map(cost, parts)) < best:
+                    best, halves = sum(map(cost, parts)), parts
+        return [box] if halves is None else [piece for half in halves for piece in split(half)]
+
+    inside = mask.bool()
+    box = mask_box(inside)
+    if box is None:
+        raise ValueError("`mask` must not be empty.")
+    return split(box)
+
+
+def crop_pyramid(
+    boxes: Sequence[Box], shape: Sequence[int], depth: int, reach: int
+) -> tuple[list[list[Box]], list[list[Box]]]:
+    """The crops in which a U-Net's decoder gives its answer in boxes of one size, level by level.
+
+    At each level the decoder takes an outer crop, two convolutions larger than the inner one that it gives to the level
+    above. The level below must give the voxels that this outer crop is up-sampled from, and one more for the
+    convolution of the up-sampling.
+
+    Args:
+        boxes: N boxes of the same size inside an image of ``shape``, whose sizes are multiples of ``2 ** depth``.
+        shape: of the image, which no crop leaves.
+        depth: levels below the first.
+        reach: 3 for all that the convolutions see, less for less.
+
+    Returns:
+        The outer and the inner crops, ``[level][n]``, in each level's voxels; those of a level have the same size.
+
+    Example:
+        >>> outer, inner = crop_pyramid([(slice(20, 28),)], (64,), depth=1, reach=3)
+        >>> outer[0], inner[1], outer[1]  # 18 - 1 to 30 + 1 are 8 to 16 of the level below
+        ([(slice(18, 30, None),)], [(slice(8, 16, None),)], [(slice(6, 18, None),)])
+    """
+    inner, outer = [list(boxes)], []
+    for level in range(depth + 1):
+        here = [size >> level for size in shape]
+        outer.append([reach_out(box, min(reach, 2), here) for box in inner[level]])
+        if level == depth:
+            break
+        seen = max(reach - 2, 0)
+        # Whatever its parity, a run of n voxels is covered by n // 2 + 1 of twice the size
+        sizes = [(axis.stop - axis.start + 2 * seen) // 2 + 1 for axis in outer[level][0]]
+        halves = [tuple(slice(max(axis.start - seen, 0) // 2, axis.stop) for axis in box) for box in outer[level]]
+        inner.append([reach_out(half, 0, [size // 2 for size in here], sizes) for half in halves])
+    return outer, inner
 
 
 def pad_end(x: Tensor, stride: int) -> Tensor:
@@ -126,9 +225,25 @@ def intersect(box: Box, other: Box) -> Box | None:
     return both if all(axis.start < axis.stop for axis in both) else None
 
 
+def scale(box: Box, factor: int) -> Box:
+    """The box in voxels that are ``factor`` times smaller."""
+    return tuple(slice(axis.start * factor, axis.stop * factor) for axis in box)
+
+
+def place(part: Tensor, box: Box, shape: Sequence[int], value: float) -> Tensor:
+    """A volume of ``shape`` that holds ``part`` in the box, and a value elsewhere."""
+    sides = [(axis.start, size - axis.stop) for axis, size in zip(box, shape, strict=True)]
+    return F.pad(part, [side for pair in reversed(sides) for side in pair], value=value)
+
+
 def shift(box: Box, origin: Box) -> Box:
     """The box in the coordinates of one that contains it."""
     return tuple(slice(a.start - o.start, a.stop - o.start) for a, o in zip(box, origin, strict=True))
+
+
+def unshift(box: Box, origin: Box) -> Box:
+    """The box in the coordinates of the image, from those of a box in it."""
+    return tuple(slice(a.start + o.start, a.stop + o.start) for a, o in zip(box, origin, strict=True))
 
 
 def voxel_size(image: Tensor, item: int = 0) -> tuple[float, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
@@ -16,7 +19,21 @@ from monai.utils import BlendMode, ensure_tuple_rep, fall_back_tuple, look_up_op
 from torch import Tensor
 from tqdm import tqdm
 
-from .boxes import Box, crop_box, cut, grow_box, intersect, label_boxes, mask_box, pad_end, shift, union_box, voxel_size
+from .boxes import (
+    Box,
+    cut,
+    grow_box,
+    intersect,
+    label_boxes,
+    mask_box,
+    pad_end,
+    shift,
+    split_box,
+    union_box,
+    unshift,
+    voxel_size,
+)
+from .networks import check_halo
 from .transforms.labels import LabelGroup, as_groups, label_mask
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
@@ -29,15 +46,25 @@ class LabelSweepInferer(Inferer):
 
     Equal, voxel for voxel, to running the whole network once per label through
     :class:`monai.inferers.SlidingWindowInferer`, keeping every label's probability, and taking the argmax where it
-    exceeds the threshold; in the memory of a few labels. Logits are blended over windows as MONAI does, then squashed
-    by a sigmoid. On a tie the smallest id wins, so the order of ``labels`` does not matter.
+    exceeds the threshold; in the time and memory of a few labels. Logits are blended over windows as MONAI does, then
+    squashed by a sigmoid. On a tie the smallest id wins, so the order of ``labels`` does not matter.
 
-    A label can be restricted to the box of its atlas mask grown by ``margin_mm``: it is decoded only there and scores
-    zero elsewhere. Use the margin the network was trained with (see :class:`LabelBoxInferer`).
+    With ``margin_mm`` a label is decoded only in the box of its atlas mask grown by this margin, and scores zero
+    elsewhere. A label whose mask fills little of its box (the left and right halves of a union, a thin ribbon) is split
+    into several boxes where that is cheaper. Inside its boxes the answer is that of the whole window, unless ``halo``
+    is less than exact or the network's answer depends on the box: such a network sees each label in one box, and only
+    with one window (``roi_size=None``) the same one as in training (see :class:`LabelBoxInferer`).
 
-    Memory beside the input: one float and one integer volume, the features of one window, and one volume (with
-    ``margin_mm``, one box) for each label whose first window is done and whose last one is not. Without a margin and
-    with several windows that would be every label: then ``labels_per_pass`` labels are in work at a time, and the
+    Memory, in bytes, beside the input, for V voxels (V * ``upsample`` ** 3 in the first term), a window of W voxels
+    and a network whose first level has C channels::
+
+        V * (4 + b) + W * C * 4 * k + 4 * live
+
+    b is 1, 2 or 4, to hold the labels' number; k is about 5 (measured in ``benchmarks/inference.py``: features, and what
+    a convolution needs); ``live`` are the voxels of the boxes that lie in more than one window, from their first window
+    to their last. The order of the windows is the one of six, in 3D, with the fewest live voxels. Nothing grows with
+    the number of labels but ``live``, and that is bounded by how often boxes overlap. Without a margin and with several
+    windows all labels would be alive at once: then ``labels_per_pass`` of them are in work at a time, and the
     features of all windows are kept for the next ones.
 
     Args:
@@ -50,7 +77,9 @@ class LabelSweepInferer(Inferer):
         threshold: background where no label's probability exceeds it.
         margin_mm: half-width of what is added around the atlas mask; ``None`` for everywhere. The voxel size is taken
             from the input's affine (:class:`monai.data.MetaTensor`), else 1 mm.
-        labels_per_pass: labels decoded in one call of the network.
+        halo: how far the crops of features reach beyond a label's box, ``"exact"`` or voxels of each level, see
+            :meth:`monai_lcs.networks.LabelConditionedUNet.decode`.
+        labels_per_pass: labels decoded in one call of the network, at most.
         output: ``"label_map"``, ``(B, 1, *spatial)`` of ids; or ``"masks"``, ``(B, L, *spatial)`` of 0 and 1, one
             channel for each of ``labels`` in their order (ascending where ``None``), which may overlap.
         on_label: called as ``on_label(item, label, probability)`` for each finished label: index in the batch, id,
@@ -58,6 +87,9 @@ class LabelSweepInferer(Inferer):
         upsample: put this many voxels where there was one along each axis, the first and the last staying where they
             are (``(size - 1) * upsample + 1``): each label's logits are interpolated linearly before the best label is
             chosen, so that outlines are finer than the network's voxels. Time and memory of the merge grow accordingly.
+        select_fn: what is foreground, for instance ``lambda image: image > 0``: called with the image
+            ``(C, *spatial)``, gives booleans of its shape. Windows and labels without a voxel of it are skipped and
+            score zero. Everything is foreground by default.
         image_channels: channels of the image, which come first.
         progress: show a bar with the labels done.
         device: where the result is gathered; the input's by default.
@@ -72,7 +104,7 @@ class LabelSweepInferer(Inferer):
         >>> atlas_labels = torch.zeros(1, 1, 20, 20)
         >>> atlas_labels[..., 4:9, 4:9], atlas_labels[..., 12:18, 3:8] = 17, 53
         >>> inputs = torch.cat([torch.rand(1, 2, 20, 20), atlas_labels], dim=1)  # image, atlas image, atlas labels
-        >>> inferer = LabelSweepInferer(roi_size=(16, 16), overlap=0.5, mode="gaussian")
+        >>> inferer = LabelSweepInferer(roi_size=(16, 16), overlap=0.5, mode="gaussian", margin_mm=3)
         >>> inferer(inputs, net).shape
         torch.Size([1, 1, 20, 20])
         >>> LabelSweepInferer(labels={100: (17, 53), 53: (53,)}, output="masks")(inputs, net).shape
@@ -88,10 +120,12 @@ class LabelSweepInferer(Inferer):
         sigma_scale: Sequence[float] | float = 0.125,
         threshold: float = 0.5,
         margin_mm: float | None = None,
-        labels_per_pass: int = 8,
+        halo: int | str = "exact",
+        labels_per_pass: int = 16,
         output: str = "label_map",
         on_label: Callable[[int, int, Tensor], Any] | None = None,
         upsample: int = 1,
+        select_fn: Callable[[Tensor], Tensor] | None = None,
         image_channels: int = 1,
         progress: bool = False,
         device: torch.device | str | None = None,
@@ -101,24 +135,26 @@ class LabelSweepInferer(Inferer):
         self.groups = None if labels is None else _output_groups(labels)
         if not 0 <= threshold < 1:
             raise ValueError(f"`threshold` must be in [0, 1), got {threshold}.")
-        if margin_mm is not None and not 0 <= margin_mm < math.inf:
-            raise ValueError(f"`margin_mm` must be >= 0 or None, got {margin_mm}.")
         if labels_per_pass < 1:
             raise ValueError(f"`labels_per_pass` must be > 0, got {labels_per_pass}.")
         if upsample < 1 or upsample != int(upsample):
             raise ValueError(f"`upsample` must be a whole number > 0, got {upsample}.")
         if any(not 0 <= o < 1 for o in (overlap if isinstance(overlap, Sequence) else (overlap,))):
             raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
+        _check_margin(margin_mm)
+        check_halo(halo)
         self.roi_size = roi_size
         self.overlap = overlap
         self.mode = look_up_option(mode, BlendMode)
         self.sigma_scale = sigma_scale
         self.threshold = threshold
         self.margin_mm = margin_mm
+        self.halo = halo
         self.labels_per_pass = labels_per_pass
         self.output = look_up_option(output, ("label_map", "masks"))
         self.on_label = on_label
         self.upsample = int(upsample)
+        self.select_fn = select_fn
         self.image_channels = image_channels
         self.progress = progress
         self.device = device
@@ -130,9 +166,9 @@ class LabelSweepInferer(Inferer):
 
         Args:
             inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last, on the image's grid.
-            network: with ``stride``, ``encode`` and ``decode`` as :class:`~monai_lcs.networks.LabelConditionedUNet`
-                has them, and features with ``crop`` and ``cat``; or any that takes one tensor, image, atlas image and
-                one mask, and returns one channel of logits (slower, the same answer).
+            network: with ``encode`` and ``decode_boxes`` as :class:`~monai_lcs.networks.LabelConditionedUNet` has
+                them; or any that takes one tensor, image, atlas image and one mask, and returns one channel of logits
+                (slower, the same answer).
             *args: passed to a network of the second kind.
             **kwargs: likewise.
 
@@ -142,13 +178,14 @@ class LabelSweepInferer(Inferer):
         """
         _check_sweep_input(inputs, self.image_channels)
         bare = getattr(network, "module", network)  # DistributedDataParallel has no encode
-        splits = all(hasattr(bare, name) for name in ("stride", "encode", "decode"))
         if getattr(bare, "conditioning", "any") is None:
             raise ValueError("A network with conditioning=None answers for no label: use SlidingWindowInferer with it.")
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         results = []
         for item, volume in enumerate(plain):
-            decoder = _Decoder(bare, self.image_channels) if splits else _PlainDecoder(network, args, kwargs)
+            decoder: _AnyDecoder = _PlainDecoder(network, args, kwargs)
+            if hasattr(bare, "encode") and hasattr(bare, "decode_boxes"):
+                decoder = _Decoder(bare, self.image_channels, self.halo)
             margin = None if self.margin_mm is None else _margin_voxels(self.margin_mm, inputs, item)
             results.append(self._sweep(item, volume, decoder, margin))
         result = torch.stack(results)
@@ -163,102 +200,131 @@ class LabelSweepInferer(Inferer):
         """Segment one volume ``(C, *spatial)``."""
         device = torch.device(self.device or volume.device)
         grid = _Windows(volume.shape[1:], self.roi_size, self.overlap, self.mode, self.sigma_scale)
-        volume = F.pad(volume, grid.padding)
-        label_map = volume[-1:]
-        groups = self.groups or {label: (label,) for label in label_boxes(label_map[0])}
-        boxes = self._boxes(label_map, groups, margin)
+        if any(grid.padding):
+            volume = F.pad(volume, grid.padding)
+        groups = self.groups or {label: (label,) for label in label_boxes(volume[-1])}
+        parts = self._parts(volume[-1], groups, margin, split=decoder.splits)
+        skip = self._without_foreground(volume, grid.windows)
+        if decoder.depends_on_box and margin is not None and len(grid.windows) > 1:
+            warnings.warn(
+                "This network normalizes over a label's box, which several windows cut: labels may show seams."
+                " Use one window (roi_size=None) or a norm that does not look at the box.",
+                stacklevel=3,
+            )
         dtype = torch.promote_types(volume.dtype, torch.float32)  # half precision is for the network, not for sums
-        weights = grid.weights.to(device, dtype)
         fine = [(size - 1) * self.upsample + 1 for size in grid.shape]
         inner = _refine(grid.inner, self.upsample)
-        merge = _Merge(fine, self.threshold, device, dtype)
-        masks = {}
-        with tqdm(total=len(boxes), desc="labels", disable=not self.progress) as bar:
-            for label, logits in self._finished(volume, grid, groups, boxes, decoder, weights):
-                logits = logits / weights[boxes[label]]
-                box = _refine(boxes[label], self.upsample)
+        merge = _Merge(groups, fine, self.threshold, device, dtype)
+        unfinished = Counter(part.label for part in parts)
+        masks: dict[int, Tensor] = {}
+        logits_of: dict[int, Tensor] = {}
+        with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
+            for part, logits in self._finished(volume, grid, parts, skip, decoder, device, dtype):
+                box = _refine(part.box, self.upsample)
                 if self.upsample > 1:
                     mode = "bilinear" if logits.ndim == 2 else "trilinear"
                     size = [axis.stop - axis.start for axis in box]
                     logits = F.interpolate(logits[None, None], size=size, mode=mode, align_corners=True)[0, 0]
-                merge.add(label, logits, box)
-                if self.output == "masks":
-                    masks[label] = _paste(logits > merge.threshold, box, fine)[inner][None]
-                if self.on_label is not None:
-                    self.on_label(item, label, _paste(torch.sigmoid(logits), box, fine)[inner][None])
+                merge.add(part.label, logits, box)
+                unfinished[part.label] -= 1
+                if self.output == "masks" or self.on_label is not None:
+                    whole = logits_of.setdefault(part.label, logits.new_full(fine, -math.inf))
+                    whole[box] = torch.maximum(whole[box], logits)
+                if unfinished[part.label]:
+                    continue
                 bar.update()
+                if part.label in logits_of:
+                    whole = logits_of.pop(part.label)[inner][None]
+                    if self.output == "masks":
+                        masks[part.label] = whole > merge.threshold
+                    if self.on_label is not None:
+                        self.on_label(item, part.label, torch.sigmoid(whole))
         if self.output == "label_map":
-            return merge.label_map[inner][None]
-        absent = torch.zeros_like(merge.label_map, dtype=torch.bool)[inner][None]
+            return merge.label_map()[inner][None]
+        absent = torch.zeros(fine, dtype=torch.bool, device=device)[inner][None]
         return torch.cat([masks.get(label, absent) for label in groups]).to(torch.uint8)
 
     def _finished(
-        self, volume: Tensor, grid: _Windows, groups, boxes, decoder: _AnyDecoder, weights: Tensor
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Each label with its weighted sum of logits in its box, as soon as no later window touches it."""
+        self,
+        volume: Tensor,
+        grid: _Windows,
+        parts: Sequence[_Part],
+        skip: Sequence[bool],
+        decoder: _AnyDecoder,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Iterator[tuple[_Part, Tensor]]:
+        """Each part with its logits, as soon as no later window touches it."""
         sw_device = torch.device(self.sw_device or volume.device)
-        importance = grid.importance.to(sw_device, weights.dtype)
-        for labels in self._passes(boxes, grid):
-            live: dict[int, Tensor] = {}
-            touched = {label: [i for i, w in enumerate(grid.windows) if intersect(w, boxes[label])] for label in labels}
-            for i, window in enumerate(grid.windows):
-                here = [label for label in labels if i in touched[label]]
+        importance = grid.importance.to(device, dtype)
+        touches = _touches([part.box for part in parts], grid.windows) & ~np.asarray(skip)
+        # Without a margin every label is everywhere, so that with several windows all would be alive
+        everywhere = self.margin_mm is None and len(grid.windows) > 1
+        size = self.labels_per_pass if everywhere else max(len(parts), 1)
+        for first in range(0, len(parts), size):
+            chosen = range(first, min(first + size, len(parts)))
+            order = _window_order(grid.windows, touches[chosen], [_volume(parts[i].box) for i in chosen])
+            last = {i: max((step for step, w in enumerate(order) if touches[i, w]), default=-1) for i in chosen}
+            live = _Live(parts, grid.windows, importance)
+            for step, w in enumerate(order):
+                here = [i for i in chosen if touches[i, w]]
                 if not here:
                     continue
-                view = cut(volume, window).to(sw_device)
-                features = decoder.encode(view[:-1], key=i if len(labels) < len(boxes) else None)
-                label_map = pad_end(view[None, -1:], decoder.stride)[0]
-                for chunk in self._chunks(here, boxes, window, decoder.stride, label_map.shape[1:]):
-                    masks = [label_mask(cut(label_map, crop), groups[label]) for label, crop in chunk]
-                    answers = decoder.decode(features, torch.stack(masks), [crop for _, crop in chunk])
-                    for (label, crop), logits in zip(chunk, answers, strict=True):
-                        shared = _shared(window, boxes[label])
-                        inside = shift(shared, window)
-                        part = logits[shift(inside, crop)].to(importance.dtype) * importance[inside]
-                        if label not in live:
-                            live[label] = weights.new_zeros([axis.stop - axis.start for axis in boxes[label]])
-                        live[label][shift(shared, boxes[label])] += part.to(weights.device)
-                for label in here:
-                    if touched[label][-1] == i:
-                        yield label, live.pop(label)
+                window = grid.windows[w]
+                view = pad_end(cut(volume, window)[None].to(sw_device), decoder.stride)[0]
+                features = decoder.encode(view[:-1], key=w if everywhere else None)
+                for chunk in self._chunks({i: _shared(window, parts[i].box) for i in here}, window):
+                    masks = [label_mask(view[-1], parts[i].ids) for i in chunk]
+                    answers = decoder.decode(features, masks, [shift(box, window) for box in chunk.values()])
+                    for i, logits in zip(chunk, answers, strict=True):
+                        live.add(i, w, logits.to(device, dtype))
+                del features
+                for i in here:
+                    if last[i] == step:
+                        yield parts[i], live.pop(i)
 
-    def _boxes(self, label_map: Tensor, groups: Mapping[int, tuple[int, ...]], margin) -> dict[int, Box]:
-        """The box of each label the atlas has here; the whole (padded) volume without a margin."""
-        shape = label_map.shape[1:]
-        found = label_boxes(label_map[0])
-        boxes = {}
+    def _parts(self, label_map: Tensor, groups: Mapping[int, tuple[int, ...]], margin, split: bool) -> list[_Part]:
+        """The boxes of each label the atlas has here; the whole (padded) volume without a margin."""
+        shape = label_map.shape
+        found = label_boxes(label_map)
+        parts = []
         for label, ids in groups.items():
-            parts = [found[i] for i in ids if i in found]
-            if not parts:
+            boxes = [found[i] for i in ids if i in found]
+            if not boxes:
                 continue
-            boxes[label] = (
-                tuple(slice(0, size) for size in shape) if margin is None else grow_box(union_box(parts), margin, shape)
-            )
-        absent = sorted(set(groups) - set(boxes))
+            if margin is None:
+                parts.append(_Part(label, ids, tuple(slice(0, size) for size in shape)))
+                continue
+            box = union_box(boxes)
+            tight = split_box(label_mask(label_map[box], ids), margin) if split else [tuple(slice(0, s.stop - s.start) for s in box)]
+            for piece in tight:
+                parts.append(_Part(label, ids, grow_box(unshift(piece, box), margin, shape)))
+        absent = sorted(set(groups) - {part.label for part in parts})
         if absent:
             warnings.warn(
                 f"The atlas label map has no voxel of {absent} on this image: nothing is found there.", stacklevel=2
             )
-        return boxes
+        return parts
 
-    def _passes(self, boxes: Mapping[int, Box], grid: _Windows) -> Iterator[list[int]]:
-        """All labels in one pass over the windows, unless they would all be alive at the same time."""
-        labels = list(boxes)
-        size = self.labels_per_pass if self.margin_mm is None and len(grid.windows) > 1 else max(len(labels), 1)
-        for first in range(0, len(labels), size):
-            yield labels[first : first + size]
+    def _without_foreground(self, volume: Tensor, windows: Sequence[Box]) -> list[bool]:
+        """Which windows are skipped."""
+        if self.select_fn is None:
+            return [False] * len(windows)
+        foreground = self.select_fn(volume[: self.image_channels]).any(dim=0)
+        return [not foreground[window].any() for window in windows]
 
-    def _chunks(
-        self, labels: Sequence[int], boxes: Mapping[int, Box], window: Box, stride: int, shape: Sequence[int]
-    ) -> Iterator[list[tuple[int, Box]]]:
-        """Labels that are decoded in one call, those whose crops have the same size, each with its crop."""
-        together: dict[tuple[int, ...], list[tuple[int, Box]]] = {}
-        for label in labels:
-            crop = crop_box(shift(_shared(window, boxes[label]), window), stride, shape)
-            together.setdefault(tuple(axis.stop - axis.start for axis in crop), []).append((label, crop))
-        for group in together.values():
-            for first in range(0, len(group), self.labels_per_pass):
-                yield group[first : first + self.labels_per_pass]
+    def _chunks(self, boxes: Mapping[int, Box], window: Box) -> Iterator[dict[int, Box]]:
+        """Boxes decoded in one call: of about one size, and together a quarter of the window at most."""
+        chunk: dict[int, Box] = {}
+        room = _volume(window) // 4
+        for i, box in sorted(boxes.items(), key=lambda item: [axis.stop - axis.start for axis in item[1]]):
+            if chunk and (len(chunk) == self.labels_per_pass or _volume(box) > room):
+                yield chunk
+                chunk, room = {}, _volume(window) // 4
+            chunk[i] = box
+            room -= _volume(box)
+        if chunk:
+            yield chunk
 
 
 class LabelBoxInferer(Inferer):
@@ -269,7 +335,8 @@ class LabelBoxInferer(Inferer):
 
     Args:
         margin_mm: half-width of what is added around the atlas mask; ``None`` for everywhere. Use the same
-            in :class:`LabelSweepInferer`: a network with instance norm is defined by it.
+            in :class:`LabelSweepInferer`: a network whose answer depends on the box is defined by it.
+        halo: see :meth:`monai_lcs.networks.LabelConditionedUNet.decode`; likewise.
         image_channels: channels of the image, which come first.
         atlas_channels: channels of the atlas image, which come next; the rest are atlas masks.
 
@@ -282,11 +349,18 @@ class LabelBoxInferer(Inferer):
         torch.Size([1, 3, 20, 20])
     """
 
-    def __init__(self, margin_mm: float | None = None, image_channels: int = 1, atlas_channels: int = 1) -> None:
+    def __init__(
+        self,
+        margin_mm: float | None = None,
+        halo: int | str = "exact",
+        image_channels: int = 1,
+        atlas_channels: int = 1,
+    ) -> None:
         super().__init__()
-        if margin_mm is not None and not 0 <= margin_mm < math.inf:
-            raise ValueError(f"`margin_mm` must be >= 0 or None, got {margin_mm}.")
+        _check_margin(margin_mm)
+        check_halo(halo)
         self.margin_mm = margin_mm
+        self.halo = halo
         self.image_channels = image_channels
         self.first_mask = image_channels + atlas_channels
 
@@ -306,7 +380,7 @@ class LabelBoxInferer(Inferer):
         if self.margin_mm is None:
             return network(plain, *args, **kwargs)
         # Through forward, where wrappers such as DistributedDataParallel expect the call
-        return network(plain, boxes=self.boxes(inputs))
+        return network(plain, boxes=self.boxes(inputs), halo=self.halo)
 
     def boxes(self, inputs: Tensor) -> list[list[Box | None]]:
         """The box of every mask, ``None`` for an empty one: ``boxes[item][k]``."""
@@ -321,7 +395,7 @@ class LabelBoxInferer(Inferer):
 
 
 class _Windows:
-    """The windows over a volume and their weights, as MONAI's sliding window has them."""
+    """The windows over a volume and how they are weighted, as MONAI's sliding window has them."""
 
     def __init__(self, shape: Sequence[int], roi_size, overlap, mode, sigma_scale) -> None:
         dims = len(shape)
@@ -335,38 +409,91 @@ class _Windows:
         intervals = [
             size if r == size else max(int(r * (1 - o)), 1) for r, size, o in zip(roi, self.shape, overlap, strict=True)
         ]
-        self.windows: list[Box] = dense_patch_slices(self.shape, roi, intervals)
+        self.windows: list[Box] = [
+            tuple(slice(int(axis.start), int(axis.stop)) for axis in window)
+            for window in dense_patch_slices(self.shape, roi, intervals)
+        ]
         size = get_valid_patch_size(self.shape, roi)
         self.importance = compute_importance_map(
-            size, mode=mode, sigma_scale=sigma_scale, device="cpu", dtype=torch.float64
+            size, mode=mode, sigma_scale=sigma_scale, device="cpu", dtype=torch.float32
         )
-        self.weights = torch.zeros(self.shape, dtype=torch.float64)
-        for window in self.windows:
-            self.weights[window] += self.importance
+
+
+class _Part(NamedTuple):
+    """A label, or a union of ids, in one of its boxes."""
+
+    label: int
+    ids: tuple[int, ...]
+    box: Box
+
+
+class _Live:
+    """Sums of logits of the parts that lie in several windows, from a part's first window to its last."""
+
+    def __init__(self, parts: Sequence[_Part], windows: Sequence[Box], importance: Tensor) -> None:
+        self.parts, self.windows, self.importance = parts, windows, importance
+        self.sums: dict[int, Tensor] = {}
+        self.seen: dict[int, list[int]] = {}
+
+    def add(self, i: int, w: int, logits: Tensor) -> None:
+        """Add what window ``w`` says of part ``i`` where they meet."""
+        box, window = self.parts[i].box, self.windows[w]
+        shared = _shared(window, box)
+        self.seen.setdefault(i, []).append(w)
+        if shared == box and i not in self.sums:
+            self.sums[i] = logits * self.importance[shift(shared, window)]
+            return
+        if i not in self.sums:
+            self.sums[i] = logits.new_zeros([axis.stop - axis.start for axis in box])
+        self.sums[i][shift(shared, box)] += logits * self.importance[shift(shared, window)]
+
+    def pop(self, i: int) -> Tensor:
+        """The blended logits of part ``i``, in its box; those of windows that were skipped say nothing."""
+        box = self.parts[i].box
+        weights = torch.zeros_like(self.sums[i])
+        for w in self.seen.pop(i):
+            shared = _shared(self.windows[w], box)
+            weights[shift(shared, box)] += self.importance[shift(shared, self.windows[w])]
+        logits = self.sums.pop(i).div_(weights)
+        return logits.masked_fill_(weights == 0, -math.inf)
 
 
 class _Merge:
     """The best logit and its label so far, at every voxel: where probabilities round to 1, logits still differ."""
 
-    def __init__(self, shape: Sequence[int], threshold: float, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, labels: Iterable[int], shape: Sequence[int], threshold: float, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.labels = sorted(labels)
+        self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
+        fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
         self.threshold = math.log(threshold / (1 - threshold)) if threshold else -math.inf
         self.logit = torch.full(tuple(shape), self.threshold, dtype=dtype, device=device)
-        self.label_map = torch.zeros(tuple(shape), dtype=torch.int32, device=device)
+        self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
 
     def add(self, label: int, logits: Tensor, box: Box) -> None:
-        best, label_map = self.logit[box], self.label_map[box]
-        better = (logits > best) | ((logits == best) & (label < label_map))
-        best[better] = logits[better]
-        label_map[better] = label
+        """Put the label where it is better than those before, or as good and its id smaller."""
+        best, ranks = self.logit[box], self.ranks[box]
+        better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
+        ranks.masked_fill_(better, self.rank[label])
+        best.copy_(torch.maximum(best, logits))
+
+    def label_map(self) -> Tensor:
+        """The ids, int32."""
+        table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
+        return table[self.ranks.int()]
 
 
 class _Decoder:
-    """A network with ``encode`` and ``decode``."""
+    """A network with ``encode`` and ``decode_boxes``."""
 
-    def __init__(self, network, image_channels: int) -> None:
+    def __init__(self, network, image_channels: int, halo: int | str) -> None:
         self.network = network
         self.image_channels = image_channels
-        self.stride = network.stride
+        self.halo = halo
+        self.stride = getattr(network, "stride", 1)
+        self.depends_on_box = getattr(network, "depends_on_box", False)
+        self.splits = not self.depends_on_box
         self.kept: dict[int, Any] = {}
 
     def encode(self, window: Tensor, key: int | None) -> Any:
@@ -378,17 +505,16 @@ class _Decoder:
             self.kept[key] = features
         return features
 
-    def decode(self, features: Any, masks: Tensor, crops: Sequence[Box]) -> Tensor:
-        """Logits ``(N, *size)`` of N masks ``(N, 1, *size)``, each in its own crop."""
-        if all(crop == crops[0] for crop in crops):  # nothing of the features need be copied for each mask
-            return self.network.decode(features.crop(crops[0]), masks[:, 0][None])[0]
-        return self.network.decode(type(features).cat([features.crop(crop) for crop in crops]), masks)[:, 0]
+    def decode(self, features: Any, masks: Sequence[Tensor], boxes: Sequence[Box]) -> Sequence[Tensor]:
+        """Logits of each mask ``(*spatial)`` in its box."""
+        return self.network.decode_boxes(features, masks, boxes, halo=self.halo)
 
 
 class _PlainDecoder:
     """A network of one tensor: image, atlas image and one mask."""
 
     stride = 1
+    splits = depends_on_box = False  # the whole window is computed whatever the box
 
     def __init__(self, network: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.network, self.args, self.kwargs = network, args, kwargs
@@ -397,14 +523,12 @@ class _PlainDecoder:
         """Nothing to encode."""
         return window
 
-    def decode(self, window: Tensor, masks: Tensor, crops: Sequence[Box]) -> list[Tensor]:
-        """Logits ``(*size)`` of N masks ``(N, 1, *size)``, each in its own crop, cut out of the window's."""
-        full = window.new_zeros(len(masks), 1, *window.shape[1:])
-        for i, crop in enumerate(crops):
-            full[i, 0][crop] = masks[i, 0].to(full.dtype)
-        inputs = torch.cat([window[None].expand(len(masks), *window.shape), full], dim=1)
+    def decode(self, window: Tensor, masks: Sequence[Tensor], boxes: Sequence[Box]) -> Sequence[Tensor]:
+        """Logits of each mask ``(*spatial)`` in its box, cut out of the window's."""
+        stacked = torch.stack([mask.to(window.dtype) for mask in masks])[:, None]
+        inputs = torch.cat([window[None].expand(len(masks), *window.shape), stacked], dim=1)
         logits = self.network(inputs, *self.args, **self.kwargs)
-        return [logits[i, 0][crop] for i, crop in enumerate(crops)]
+        return [logits[i, 0][box] for i, box in enumerate(boxes)]
 
 
 _AnyDecoder = _Decoder | _PlainDecoder
@@ -414,15 +538,48 @@ def _refine(box: Box, factor: int) -> Box:
     return tuple(slice(axis.start * factor, (axis.stop - 1) * factor + 1) for axis in box)
 
 
-def _paste(part: Tensor, box: Box, shape: Sequence[int]) -> Tensor:
-    """The part in an otherwise empty volume."""
-    full = part.new_zeros(tuple(shape))
-    full[box] = part
-    return full
+def _volume(box: Box) -> int:
+    return math.prod(axis.stop - axis.start for axis in box)
+
+
+def _corners(boxes: Sequence[Box]) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and stops ``(N, dims)``."""
+    corners = np.array([[(axis.start, axis.stop) for axis in box] for box in boxes])
+    return corners[..., 0], corners[..., 1]
+
+
+def _touches(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:
+    """Whether each box meets each window, ``(boxes, windows)``."""
+    if not boxes:
+        return np.zeros((0, len(windows)), dtype=bool)
+    (start, stop), (first, end) = _corners(boxes), _corners(windows)
+    return ((start[:, None] < end) & (first < stop[:, None])).all(axis=-1)
+
+
+def _window_order(windows: Sequence[Box], touches: np.ndarray, sizes: Sequence[int]) -> list[int]:
+    """The windows row by row, along the axes in the order that keeps the fewest voxels of boxes alive at a time."""
+
+    def live(order: list[int]) -> int:
+        met = touches[:, order]
+        begun = np.logical_or.accumulate(met, axis=1)
+        to_come = np.logical_or.accumulate(met[:, ::-1], axis=1)[:, ::-1]
+        return int(((begun & to_come) * np.asarray(sizes)[:, None]).sum(axis=0).max(initial=0))
+
+    dims = len(windows[0])
+    orders = (
+        sorted(range(len(windows)), key=lambda w: [windows[w][axis].start for axis in axes])
+        for axes in itertools.permutations(range(dims))
+    )
+    return min(orders, key=live)
 
 
 def _margin_voxels(margin_mm: float, inputs: Tensor, item: int) -> list[int]:
     return [math.ceil(margin_mm / mm - 1e-6) for mm in voxel_size(inputs, item)]
+
+
+def _check_margin(margin_mm: float | None) -> None:
+    if margin_mm is not None and not 0 <= margin_mm < math.inf:
+        raise ValueError(f"`margin_mm` must be >= 0 or None, got {margin_mm}.")
 
 
 def _shared(window: Box, box: Box) -> Box:

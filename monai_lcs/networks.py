@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
-from .boxes import Box, crop_box, cut, pad_end, shift
+from .blocks import Block, LabelHead, gather, recrop, up
+from .boxes import Box, crop_pyramid, cut, pad_end, place, reach_out, round_up, scale, shift
 
-__all__ = ["Features", "LabelConditionedUNet"]
+__all__ = ["Features", "LabelConditionedUNet", "check_halo"]
 
-CONDITIONINGS = ("bottleneck", "multiscale")
+CONDITIONINGS = ("bottleneck", "multiscale", "shared")
+BOX_NORMS = ("instance", "instance_nvfuser", "group", "layer")  # their statistics are the box's
 OUTSIDE = -20.0  # logit where a label cannot be: a probability of 2e-9, finite in half precision
+EXACT_HALO = 3  # voxels that a level of the decoder looks beyond what it gives: two convolutions, one going up
+DECODE_MULTIPLE = 8  # box sizes are rounded up to it, so that many labels have the same and make one batch
 
 
 @dataclass(frozen=True)
@@ -25,42 +27,14 @@ class Features:
     """What :meth:`LabelConditionedUNet.encode` knows of a window, whatever the label.
 
     Attributes:
-        levels: a tensor ``(B, C_i, *padded_spatial / 2**i)`` for each level ``i``, the bottleneck's input last.
+        levels: ``(B, C_i, *padded_spatial / 2**i)`` for each level ``i`` that the label-dependent part takes.
         spatial_shape: the window's spatial shape before it was padded.
-
-    Example:
-        >>> features = Features((torch.rand(1, 4, 8, 8), torch.rand(1, 4, 4, 4)), spatial_shape=(7, 8))
-        >>> crops = [features.crop((slice(0, 4), slice(4, 8))), features.crop((slice(4, 8), slice(0, 4)))]
-        >>> [tuple(level.shape) for level in Features.cat(crops).levels]
-        [(2, 4, 4, 4), (2, 4, 2, 2)]
+        displacement: of ``conditioning="shared"``, ``(B, spatial_dims, *padded_spatial)`` in voxels.
     """
 
     levels: tuple[Tensor, ...]
     spatial_shape: tuple[int, ...]
-
-    def item(self, index: int) -> Features:
-        """The features of one item of the batch, as a batch of one."""
-        return Features(tuple(level[index : index + 1] for level in self.levels), self.spatial_shape)
-
-    def crop(self, box: Sequence[slice]) -> Features:
-        """The features inside a box of the padded window, whose starts and stops are multiples of the stride."""
-        stride = 2 ** (len(self.levels) - 1)
-        for axis, size in zip(box, self.levels[0].shape[2:], strict=True):
-            if axis.start % stride or axis.stop % stride or not 0 <= axis.start < axis.stop <= size:
-                window = tuple(self.levels[0].shape[2:])
-                raise ValueError(
-                    f"`box` must have multiples of {stride} and lie inside the window {window}, got {box}."
-                )
-        levels = [
-            cut(level, [slice(axis.start >> i, axis.stop >> i) for axis in box]) for i, level in enumerate(self.levels)
-        ]
-        return Features(tuple(levels), tuple(axis.stop - axis.start for axis in box))
-
-    @staticmethod
-    def cat(features: Sequence[Features]) -> Features:
-        """Features of the same shape as one batch."""
-        levels = zip(*(f.levels for f in features), strict=True)
-        return Features(tuple(torch.cat(level) for level in levels), features[0].spatial_shape)
+    displacement: Tensor | None = None
 
 
 class LabelConditionedUNet(nn.Module):
@@ -72,15 +46,21 @@ class LabelConditionedUNet(nn.Module):
     paper's: two 3x3x3 convolutions with batch norm and ReLU at each level, max-pooling down, nearest
     up-sampling and a convolution up, dropout at the bottleneck, a 1x1x1 head that gives logits.
 
-    Any spatial size works: the input is padded at its end (edge values) to a multiple of :attr:`stride`.
+    With ``conditioning="shared"`` image and atlas image pass through encoder *and* decoder together, once for all
+    labels, and a label costs only a light part (:class:`monai_lcs.blocks.LabelHead`): many labels take hardly more
+    time than one.
+
+    Any spatial size works: the input is padded at its end (edge values) to a multiple of :attr:`stride`. On a CPU, 3D
+    convolutions are up to twice as fast after ``net.to(memory_format=torch.channels_last_3d)``.
 
     Args:
         spatial_dims: 2 or 3.
         image_channels: channels of the image.
         atlas_channels: channels of the atlas image, 0 or more.
         channels: width of each level, the bottleneck's last; at least two.
-        conditioning: where the decoder sees the atlas: ``"bottleneck"``; ``"multiscale"``: at every
-            decoder level as well, pooled to that level's size; ``None``: nowhere, a plain multi-channel U-Net.
+        conditioning: where the network sees the label: ``"bottleneck"``; ``"multiscale"``: at every decoder level as
+            well, pooled to that level's size; ``"shared"``: after a decoder that all labels share; ``None``: nowhere, a
+            plain multi-channel U-Net.
         out_channels: output channels of the plain U-Net (``conditioning=None``); otherwise 1.
         dropout: probability of dropout after the bottleneck.
         act: activation, as MONAI names it.
@@ -90,12 +70,17 @@ class LabelConditionedUNet(nn.Module):
         prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
             atlas label carried over instead of from nothing; 0, as in the paper, for none.
 
+    Attributes:
+        stride: what an input's sizes are padded to a multiple of.
+        depends_on_box: whether the answer in a box depends on the box, because the label-dependent part normalizes
+            over it (instance or group norm). Then decode the same boxes in training and at inference.
+
     Raises:
         ValueError: When an argument is out of range.
 
     Example:
         >>> import torch
-        >>> net = LabelConditionedUNet(spatial_dims=3, channels=(4, 8, 16), conditioning="multiscale")
+        >>> net = LabelConditionedUNet(spatial_dims=3, channels=(4, 8, 16), conditioning="shared")
         >>> image, atlas_image = torch.rand(2, 1, 1, 16, 18, 20)
         >>> masks = torch.ones(1, 3, 16, 18, 20)  # of three labels
         >>> net(torch.cat([image, atlas_image, masks], dim=1)).shape  # one channel of logits for each mask
@@ -103,9 +88,8 @@ class LabelConditionedUNet(nn.Module):
         >>> features = net.encode(image, atlas_image)  # once for all labels
         >>> net.decode(features, masks[:, :1]).shape  # once for each label
         torch.Size([1, 1, 16, 18, 20])
-        >>> box = (slice(4, 12), slice(0, 16), slice(8, 20))  # multiples of net.stride
-        >>> net.decode(features, masks[:, :, 4:12, 0:16, 8:20], box).shape
-        torch.Size([1, 3, 8, 16, 12])
+        >>> net.decode(features, masks, box=(slice(3, 12), slice(0, 16), slice(8, 20))).shape
+        torch.Size([1, 3, 9, 16, 12])
     """
 
     def __init__(
@@ -133,33 +117,41 @@ class LabelConditionedUNet(nn.Module):
         self.channels = tuple(channels)
         self.depth = len(channels) - 1
         self.stride = 2**self.depth
+        by_label = conditioning in ("bottleneck", "multiscale")  # whether the decoder depends on the label
+        self.depends_on_box = by_label and (norm if isinstance(norm, str) else norm[0]).lower() in BOX_NORMS
         upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
 
-        def block(in_channels: int, width: int) -> _Block:
-            return _Block(spatial_dims, in_channels, width, act, norm, residual)
+        def block(label_channels: int, shared_channels: int, width: int) -> Block:
+            return Block(spatial_dims, label_channels, shared_channels, width, act, norm, residual)
 
-        condition = self.atlas_channels + 1 if conditioning else 0
         self.pool = Pool[Pool.MAX, spatial_dims](kernel_size=2)
         self.encoder = nn.ModuleList()
-        skip_channels: list[int] = [image_channels]
+        skip_channels = [image_channels + (self.atlas_channels if conditioning == "shared" else 0)]
         for width in channels[:-1]:
-            encoder_block = block(skip_channels[-1], width)
+            encoder_block = block(0, skip_channels[-1], width)
             self.encoder.append(encoder_block)
             skip_channels.append(encoder_block.out_channels)
 
-        self.bottleneck = block(skip_channels[-1] + condition, channels[-1])
+        atlas = self.atlas_channels if by_label else 0
+        self.bottleneck = block(1 if by_label else 0, skip_channels[-1] + atlas, channels[-1])
         self.dropout = nn.Dropout(dropout)
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()  # from the coarsest level to the finest
-        in_channels = self.bottleneck.out_channels
+        in_channels = [self.bottleneck.out_channels]
+        at_every_level = conditioning == "multiscale"
         for width, skip in zip(reversed(channels[:-1]), reversed(skip_channels[1:]), strict=True):
-            self.up.append(_up(spatial_dims, in_channels, width, upsample))
-            decoder_block = block(width + skip + (condition if conditioning == "multiscale" else 0), width)
+            self.up.append(up(spatial_dims, in_channels[-1], width, upsample))
+            decoder_block = block(width + at_every_level, skip + (atlas if at_every_level else 0), width)
             self.decoder.append(decoder_block)
-            in_channels = decoder_block.out_channels
-        self.head = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1)
+            in_channels.append(decoder_block.out_channels)
+        if conditioning == "shared":
+            self.label_head = LabelHead(spatial_dims, in_channels[-1], in_channels[-2], max(8, channels[0] // 2), act)
+        else:
+            self.head = Conv[Conv.CONV, spatial_dims](in_channels[-1], out_channels, kernel_size=1)
 
-    def forward(self, x: Tensor, boxes: Sequence[Sequence[Box | None]] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, boxes: Sequence[Sequence[Box | None]] | None = None, halo: int | str = "exact"
+    ) -> Tensor:
         """Segment every label whose atlas mask is among the last channels.
 
         Args:
@@ -167,6 +159,7 @@ class LabelConditionedUNet(nn.Module):
                 ``(B, image_channels, *spatial)`` for the plain U-Net.
             boxes: where to decode each mask, ``boxes[item][k]``, ``None`` for nowhere; the logit is -20 (probability
                 2e-9) outside. Everywhere by default.
+            halo: see :meth:`decode`.
 
         Returns:
             Logits ``(B, K, *spatial)``, one channel for each mask; ``(B, out_channels, *spatial)`` for the plain U-Net.
@@ -183,127 +176,170 @@ class LabelConditionedUNet(nn.Module):
         )
         if not self.conditioning:
             return self.decode(self.encode(image), None)
+        features = self.encode(image, atlas_image)
         if boxes is None:
-            return self.decode(self.encode(image, atlas_image), masks)
-        return self._decode_boxes(self.encode(image, atlas_image), masks, boxes)
-
-    def _decode_boxes(self, features: Features, masks: Tensor, boxes: Sequence[Sequence[Box | None]]) -> Tensor:
-        """Logits ``(B, K, *spatial)``, each mask decoded in its own box, boxes of the same size together."""
+            return self.decode(features, masks)
+        asked = [(i, k, box) for i, of_item in enumerate(boxes) for k, box in enumerate(of_item) if box is not None]
+        answers = self.decode_boxes(
+            features, [masks[i, k] for i, k, _ in asked], [box for *_, box in asked], [i for i, *_ in asked], halo
+        )
         shape = masks.shape[2:]
-        masks = pad_end(masks, self.stride)
-        logits: dict[tuple[int, int], Tensor] = {}
-        together: dict[tuple[int, ...], list[tuple[int, int, Box, Box]]] = {}
-        for i, boxes_of_item in enumerate(boxes):
-            for k, box in enumerate(boxes_of_item):
-                if box is None:
-                    logits[i, k] = masks.new_full(shape, OUTSIDE)
-                    continue
-                crop = crop_box(box, self.stride, masks.shape[2:])
-                together.setdefault(tuple(axis.stop - axis.start for axis in crop), []).append((i, k, box, crop))
-        for group in together.values():
-            crops = Features.cat([features.item(i).crop(crop) for i, _, _, crop in group])
-            answers = self.decode(crops, torch.stack([cut(masks[i, k : k + 1], crop) for i, k, _, crop in group]))
-            for (i, k, box, crop), answer in zip(group, answers, strict=True):
-                sides = [(axis.start, size - axis.stop) for axis, size in zip(box, shape, strict=True)]
-                inside = answer[0][shift(box, crop)].to(masks.dtype)
-                logits[i, k] = F.pad(inside, [side for pair in reversed(sides) for side in pair], value=OUTSIDE)
-        return torch.stack([torch.stack([logits[i, k] for k in range(masks.shape[1])]) for i in range(len(masks))])
+        logits = {(i, k): place(answer, box, shape, OUTSIDE) for (i, k, box), answer in zip(asked, answers, strict=True)}
+        nowhere = x.new_full(shape, OUTSIDE)
+        return torch.stack([torch.stack([logits.get((i, k), nowhere) for k in range(len(masks[i]))]) for i in range(len(x))])
 
     def encode(self, image: Tensor, atlas_image: Tensor | None = None) -> Features:
-        """All that no label changes: the encoder's features and the pooled atlas image.
+        """All that no label changes: the encoder, what its skips and the atlas image add to the decoder's
+        convolutions, and, where all labels share it, the decoder.
 
         Args:
             image: ``(B, image_channels, *spatial)``.
             atlas_image: ``(B, atlas_channels, *spatial)``; ignored by the plain U-Net.
         """
+        if self.atlas_channels and (atlas_image is None or atlas_image.shape[1] != self.atlas_channels):
+            got = None if atlas_image is None else tuple(atlas_image.shape)
+            raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
         spatial_shape = tuple(image.shape[2:])
         x = pad_end(image, self.stride)
+        atlas = pad_end(atlas_image, self.stride) if self.atlas_channels and atlas_image is not None else None
+        if self.conditioning == "shared" and atlas is not None:
+            x, atlas = torch.cat([x, atlas.to(x.dtype)], dim=1), None
         levels = []
-        for block in self.encoder:
-            x = block(x)
-            levels.append(x)
-            x = self.pool(x)
-        levels.append(x)
-        if self.conditioning and self.atlas_channels:
-            if atlas_image is None or atlas_image.shape[1] != self.atlas_channels:
-                got = None if atlas_image is None else tuple(atlas_image.shape)
-                raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
-            atlas = self._pyramid(pad_end(atlas_image, self.stride))
-            for i in range(self.depth + 1) if self.conditioning == "multiscale" else (self.depth,):
-                levels[i] = torch.cat([levels[i], atlas[i].to(levels[i].dtype)], dim=1)
-        return Features(tuple(levels), spatial_shape)
+        blocks = [*reversed(self.decoder), self.bottleneck]
+        for i, block in enumerate(blocks):
+            at_this_level = atlas is not None and (i == self.depth or self.conditioning == "multiscale")
+            if i < self.depth:
+                encoder_block = self.encoder[i]
+                skip = encoder_block(encoder_block.share(x))
+                x = self.pool(skip)
+            else:
+                skip = x
+            if at_this_level:
+                skip = torch.cat([skip, _pool(self.pool, atlas, i).to(skip.dtype)], dim=1)
+            levels.append(block.share(skip))
+            del skip  # a full volume that nothing needs any more
+        if self.conditioning in ("bottleneck", "multiscale"):
+            return Features(tuple(levels), spatial_shape)
+        x = self.dropout(self.bottleneck(levels.pop()))
+        coarse = x
+        for going_up, block in zip(self.up, self.decoder, strict=True):
+            coarse = x
+            x = block(levels.pop(), going_up(x))
+        displacement = self.label_head.displace(coarse) if self.conditioning == "shared" else None
+        return Features((x,), spatial_shape, displacement)
 
-    def decode(self, features: Features, masks: Tensor | None, box: Sequence[slice] | None = None) -> Tensor:
-        """All that a label changes: the bottleneck, the decoder and the head, in the whole window or in a box of it.
+    def decode(
+        self, features: Features, masks: Tensor | None, box: Box | None = None, halo: int | str = "exact"
+    ) -> Tensor:
+        """All that a label changes, in the whole window or in a box of it.
 
-        A crop's border sees zeros where the window would have gone on; away from it, by as much as the decoder can see
-        (3, 5, 6, 6, 5 voxels at levels 0 to 4), and with a norm that does not look at the crop (batch
-        norm in evaluation), the answer equals the window's.
+        A box is decoded from crops of the features that reach beyond it, level by level, never beyond the window.
 
         Args:
-            features: from :meth:`encode`, or crops of them, see :class:`Features`.
-            masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks, inside the box if there is one; ``None``
-                for the plain U-Net.
-            box: one slice per spatial axis; starts and stops are multiples of :attr:`stride`, in the window padded to
-                such multiples. The whole window by default.
+            features: from :meth:`encode`.
+            masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks in the window; ``None`` for the plain U-Net.
+            box: one slice per spatial axis. The whole window by default.
+            halo: voxels by which each level's crop reaches beyond what the level above takes of it. ``"exact"``
+                (3): all that its convolutions see, so that the answer equals the window's to rounding, unless
+                :attr:`depends_on_box`. Less is cheaper: convolutions then see zeros at the crop's border.
 
         Returns:
             Logits ``(B, K, *spatial)`` inside the box. Their cost grows with B, K and the box.
 
         Raises:
-            ValueError: When the box is not as described, or the masks do not have its shape.
+            ValueError: When the box is not inside the window, or the masks do not have its shape.
         """
-        if box is not None:
-            features = features.crop(box)
-        shape, levels = features.spatial_shape, list(features.levels)
-        batch, count = levels[0].shape[0], 1
-        pyramid: list[Tensor] = []
-        if self.conditioning:
-            if masks is None or masks.ndim != self.spatial_dims + 2 or tuple(masks.shape[2:]) != shape:
-                got = None if masks is None else tuple(masks.shape)
-                raise ValueError(
-                    f"`masks` must be (B, K, {', '.join(map(str, shape))}) as the features are, got {got}."
-                )
-            count = masks.shape[1]
-            masks = masks.reshape(batch * count, 1, *shape).to(levels[0].dtype)
-            pyramid = self._pyramid(pad_end(masks, self.stride))
-            levels = [_for_each_label(level, count) for level in levels]
-        alone = batch * count == 1 and self._slow_alone(levels[0])
-        if alone:
-            levels, pyramid = [_twice(level) for level in levels], [_twice(mask) for mask in pyramid]
-        logits = self._decoder(levels, pyramid)
-        logits = cut(logits[:1] if alone else logits, [slice(0, size) for size in shape])
-        return logits.reshape(batch, count * logits.shape[1], *shape)
+        shape = features.spatial_shape
+        if not self.conditioning:
+            return cut(self.head(features.levels[0]), [slice(0, size) for size in shape])
+        if masks is None or masks.ndim != self.spatial_dims + 2 or tuple(masks.shape[2:]) != shape:
+            got = None if masks is None else tuple(masks.shape)
+            raise ValueError(f"`masks` must be (B, K, {', '.join(map(str, shape))}) as the features are, got {got}.")
+        count = masks.shape[1]
+        whole = tuple(slice(0, size) for size in shape)
+        items = [item for item in range(len(masks)) for _ in range(count)]
+        flat = list(masks.flatten(0, 1))
+        answers = self.decode_boxes(features, flat, [box or whole] * len(flat), items, halo)
+        return torch.stack(answers).unflatten(0, (len(masks), count))
 
-    def _slow_alone(self, finest: Tensor) -> bool:
-        """Whether PyTorch's CPU convolution of this single volume is up to seven times slower than that of two.
+    def decode_boxes(
+        self,
+        features: Features,
+        masks: Sequence[Tensor],
+        boxes: Sequence[Box],
+        items: Sequence[int] | None = None,
+        halo: int | str = "exact",
+    ) -> list[Tensor]:
+        """:meth:`decode` for N labels, each in a box of its own; those of about the same size make one batch.
 
-        It takes the slow path where channels times the first two axes are 20480 or less.
+        Args:
+            features: from :meth:`encode`.
+            masks: N atlas masks ``(*spatial)`` in the window.
+            boxes: N boxes.
+            items: which of the batch each is asked of; the first by default.
+            halo: see :meth:`decode`.
+
+        Returns:
+            N logits, each of the size of its box.
         """
-        if finest.device.type != "cpu" or self.spatial_dims != 3 or torch.compiler.is_compiling():
-            return False
-        return self.channels[0] * finest.shape[2] * finest.shape[3] <= 20480
+        window = tuple(features.levels[0].shape[2:])
+        reach = check_halo(halo)
+        together: dict[tuple[int, ...], list[int]] = {}
+        crops = []
+        for i, box in enumerate(boxes):
+            for axis, size in zip(box, features.spatial_shape, strict=True):
+                if not 0 <= axis.start < axis.stop <= size:
+                    raise ValueError(f"`box` must lie inside the window {features.spatial_shape}, got {box}.")
+            crops.append(round_up(box, DECODE_MULTIPLE, window))
+            together.setdefault(tuple(axis.stop - axis.start for axis in crops[i]), []).append(i)
+        answers: dict[int, Tensor] = {}
+        for group in together.values():
+            logits = self._decode_together(
+                features,
+                [self._pad_mask(masks[i], window, features.levels[0].dtype) for i in group],
+                [crops[i] for i in group],
+                [items[i] if items else 0 for i in group],
+                reach,
+            )
+            for i, answer in zip(group, logits, strict=True):
+                answers[i] = answer[0][shift(boxes[i], crops[i])]
+        return [answers[i] for i in range(len(boxes))]
 
-    def _decoder(self, levels: Sequence[Tensor], pyramid: Sequence[Tensor]) -> Tensor:
-        """Logits of a batch, from the features and the masks of every level."""
-        x = torch.cat([levels[-1], pyramid[-1]], dim=1) if self.conditioning else levels[-1]
-        x = self.dropout(self.bottleneck(x))
-        for i, up, block in zip(reversed(range(self.depth)), self.up, self.decoder, strict=True):
-            parts = [up(x), levels[i]]
-            if self.conditioning == "multiscale":
-                parts.append(pyramid[i])
-            x = block(torch.cat(parts, dim=1))
+    def _decode_together(
+        self, features: Features, masks: Sequence[Tensor], boxes: Sequence[Box], items: Sequence[int], reach: int
+    ) -> Tensor:
+        """Logits ``(N, 1, *size)`` in boxes of the same size, from masks of the padded window."""
+        if self.conditioning == "shared":
+            outer = [reach_out(box, min(reach, LabelHead.REACH), masks[0].shape) for box in boxes]
+            assert features.displacement is not None
+            logits, mask = self.label_head(features.levels[0], features.displacement, items, masks, outer)
+            return recrop(self._add_prior(logits, mask), outer, boxes)
+        outer, inner = crop_pyramid(boxes, masks[0].shape, self.depth, reach)
+        x = None
+        blocks = [*reversed(self.decoder), self.bottleneck]
+        for i in reversed(range(self.depth + 1)):
+            label = []
+            if x is not None:
+                label.append(recrop(self.up[self.depth - 1 - i](x), [scale(box, 2) for box in inner[i + 1]], outer[i]))
+            if x is None or self.conditioning == "multiscale":
+                label.append(self._pooled(masks, outer[i], i, features.levels[i]))
+            x = blocks[i](gather(features.levels[i], items, outer[i]), torch.cat(label, dim=1))
+            x = recrop(x if i < self.depth else self.dropout(x), outer[i], inner[i])
+        assert x is not None
         logits = self.head(x)
-        if self.conditioning and self.prior_logit:
-            logits = logits + self.prior_logit * (2 * pyramid[0] - 1)
-        return logits
+        return self._add_prior(logits, self._pooled(masks, inner[0], 0, logits) if self.prior_logit else logits)
 
-    def _pyramid(self, x: Tensor) -> list[Tensor]:
-        """``x`` max-pooled to the size of every level."""
-        levels = [x]
-        for _ in range(self.depth):
-            levels.append(self.pool(levels[-1]))
-        return levels
+    def _pooled(self, masks: Sequence[Tensor], boxes: Sequence[Box], level: int, like: Tensor) -> Tensor:
+        """What each mask ``(*spatial)``, max-pooled to a level, is in its box there: ``(N, 1, *size)``."""
+        parts = [mask[scale(box, 2**level)] for mask, box in zip(masks, boxes, strict=True)]
+        return _pool(self.pool, torch.stack(parts)[:, None].to(like.dtype), level)
+
+    def _pad_mask(self, mask: Tensor, window: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The mask as the window was padded."""
+        return mask if tuple(mask.shape) == window else pad_end(mask[None, None].to(dtype), self.stride)[0, 0]
+
+    def _add_prior(self, logits: Tensor, masks: Tensor) -> Tensor:
+        return logits + self.prior_logit * (2 * masks - 1) if self.prior_logit else logits
 
     def _check_input(self, x: Tensor, at_least: int) -> None:
         wrong = x.shape[1] < at_least if self.conditioning else x.shape[1] != at_least
@@ -316,36 +352,23 @@ class LabelConditionedUNet(nn.Module):
             )
 
 
-class _Block(nn.Sequential):
-    """Two 3x3x3 convolutions, each with norm and activation."""
-
-    def __init__(self, spatial_dims: int, in_channels: int, width: int, act, norm, residual: bool) -> None:
-        super().__init__(
-            Convolution(spatial_dims, in_channels, width, act=act, norm=norm, adn_ordering="NA"),
-            Convolution(spatial_dims, width, width, act=act, norm=norm, adn_ordering="NA"),
-        )
-        self.residual = residual
-        self.out_channels = width + (in_channels if residual else 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features ``(B, out_channels, *spatial)``."""
-        out = super().forward(x)
-        return torch.cat([out, x], dim=1) if self.residual else out
+def _pool(pool: nn.Module, x: Tensor, times: int) -> Tensor:
+    for _ in range(times):
+        x = pool(x)
+    return x
 
 
-def _up(spatial_dims: int, in_channels: int, out_channels: int, upsample: str) -> nn.Module:
-    if upsample == UpsampleMode.DECONV:
-        return Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel_size=2, stride=2)
-    conv = Convolution(spatial_dims, in_channels, out_channels, conv_only=True)
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
+def check_halo(halo: int | str) -> int:
+    """The halo in voxels of each level; more than is seen changes nothing.
 
-
-def _twice(x: Tensor) -> Tensor:
-    return x.expand(2, *x.shape[1:])
-
-
-def _for_each_label(level: Tensor, count: int) -> Tensor:
-    return level if count == 1 else level.repeat_interleave(count, dim=0)
+    Raises:
+        ValueError: When it is neither ``"exact"`` nor a whole number >= 0.
+    """
+    if halo == "exact":
+        return EXACT_HALO
+    if isinstance(halo, str) or halo != int(halo) or halo < 0:
+        raise ValueError(f"`halo` must be 'exact' or a whole number >= 0, got {halo!r}.")
+    return min(int(halo), EXACT_HALO)
 
 
 def _check(spatial_dims, image_channels, atlas_channels, channels, conditioning, out_channels) -> None:

@@ -63,14 +63,14 @@ class ReferenceUNet(nn.Module):
             skips.append(image)
             image = F.max_pool3d(image, 2)
         n = len(skips)
-        image = torch.cat([image, F.max_pool3d(atlas, 2**n), F.max_pool3d(mask, 2**n)], 1)
+        image = torch.cat([F.max_pool3d(mask, 2**n), image, F.max_pool3d(atlas, 2**n)], 1)
         image = self.bottom(image)
         for i, (up, block) in enumerate(zip(self.ups, self.blocks, strict=True)):
             level = n - 1 - i
             image = up(F.interpolate(image, scale_factor=2, mode="nearest"))
             parts = [image, skips[level]]
             if self.multiscale:
-                parts += [F.max_pool3d(atlas, 2**level), F.max_pool3d(mask, 2**level)]
+                parts = [image, F.max_pool3d(mask, 2**level), skips[level], F.max_pool3d(atlas, 2**level)]
             image = block(torch.cat(parts, 1))
         return self.head(image)
 
