@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode
 from torch import Tensor, nn
 
-from .boxes import Box, cut, mask_box, shift
+from .boxes import Box, cut, intersect, mask_box, shift
 
-__all__ = ["Block", "LabelHead", "UpConvolution", "gather", "recrop", "up"]
+__all__ = ["Block", "LabelHead", "Mask", "UpConvolution", "gather", "recrop", "up"]
 
 CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -37,13 +38,21 @@ def gather(x: Tensor, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
     return torch.stack(parts).movedim(-1, 1)
 
 
-def pair(x: Tensor) -> Tensor:
-    """The same volume twice where that is faster: PyTorch's CPU convolution of a single small one takes a path that is
-    six to fifteen times slower than that of two, where channels times the first two axes are 20480 or less.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 3x3 or 3x3x3 convolution that keeps the size.
+
+    PyTorch sends a single small volume on a CPU (channels times the first two axes 20480 or less) to a path that is six
+    to fifteen times slower than the oneDNN kernel it takes for two; that kernel is called here for one as well.
     """
-    if len(x) > 1 or x.device.type != "cpu" or x.ndim < 5 or torch.compiler.is_compiling():
-        return x
-    return x.expand(2, *x.shape[1:]) if x.shape[1] * x.shape[2] * x.shape[3] <= 20480 else x
+    small = x.device.type == "cpu" and x.ndim == 5 and len(x) == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= 20480
+    if (
+        small
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
+    ):
+        return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
+    return CONVOLVE[x.ndim - 2](x, weight, bias, padding=1)
 
 
 def recrop(x: Tensor, boxes: Sequence[Box], inner: Sequence[Box]) -> Tensor:
@@ -58,6 +67,11 @@ def normalization(norm: str | tuple, width: int) -> str | tuple:
     if name.lower() != "instance" or options.get("track_running_stats"):
         return norm
     return "group", {"num_groups": width, "affine": False, **options}
+
+
+def in_place(act: str | tuple) -> str | tuple:
+    """A ReLU that overwrites its input, which a convolution or a norm has just made and nothing else needs."""
+    return ("relu", {"inplace": True}) if isinstance(act, str) and act.lower() == "relu" else act
 
 
 class Block(nn.Module):
@@ -82,9 +96,9 @@ class Block(nn.Module):
         super().__init__()
         in_channels = label_channels + shared_channels
         norm = normalization(norm, width)
+        act = in_place(act)
         self.first = Convolution(spatial_dims, in_channels, width, act=act, norm=norm, adn_ordering="NA")
         self.second = Convolution(spatial_dims, width, width, act=act, norm=norm, adn_ordering="NA")
-        self.convolve = CONVOLVE[spatial_dims]
         self.label_channels = label_channels
         self.residual = residual
         self.out_channels = width + (in_channels if residual else 0)
@@ -94,7 +108,7 @@ class Block(nn.Module):
         if self.residual:  # the output needs them as they are
             return shared
         conv = self.first.conv
-        return self.convolve(pair(shared), conv.weight[:, self.label_channels :], conv.bias, padding=1)[: len(shared)]
+        return convolve(shared, conv.weight[:, self.label_channels :], conv.bias)
 
     def forward(self, shared: Tensor, label: Tensor | None = None) -> Tensor:
         """Features ``(B, out_channels, *spatial)``.
@@ -105,11 +119,22 @@ class Block(nn.Module):
         """
         if self.residual:
             x = shared if label is None else torch.cat([label, shared], dim=1)
-            return torch.cat([self.second(self.first(pair(x)))[: len(x)], x], dim=1)
+            conv = self.first.conv
+            return torch.cat([self._finish(convolve(x, conv.weight, conv.bias)), x], dim=1)
         if label is not None:
-            own = self.convolve(pair(label), self.first.conv.weight[:, : self.label_channels], padding=1)
-            shared = own[: len(label)] + shared
-        return self.second(pair(self.first.adn(shared)))[: len(shared)]
+            own = convolve(label, self.first.conv.weight[:, : self.label_channels])
+            shared = own.add_(shared)  # in place: these are the largest volumes there are
+            del own
+        return self._finish(shared)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """:meth:`forward` of what :meth:`share` makes of ``x``, with one volume less in memory."""
+        return self.forward(x) if self.residual else self._finish(self.share(x))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        x = self.first.adn(x)
+        x = convolve(x, self.second.conv.weight, self.second.conv.bias)
+        return self.second.adn(x)
 
 
 class UpConvolution(nn.Module):
@@ -128,15 +153,29 @@ class UpConvolution(nn.Module):
         super().__init__()
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
         self.spatial_dims = spatial_dims
+        self._folded: tuple[tuple, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, out_channels, *(2 * spatial))``."""
-        kernel = self.conv.weight.flip(list(range(2, self.spatial_dims + 2))).transpose(0, 1)
+        return CONVOLVE_TRANSPOSED[self.spatial_dims](x, self._kernel(), self.conv.bias, stride=2, padding=1)
+
+    def _kernel(self) -> Tensor:
+        """The kernel of the transposed convolution; at inference folded once for all calls."""
+        weight = self.conv.weight
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._fold(weight)
+        state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._folded is None or self._folded[0] != state:
+            self._folded = state, self._fold(weight)
+        return self._folded[1]
+
+    def _fold(self, weight: Tensor) -> Tensor:
+        kernel = weight.flip(list(range(2, self.spatial_dims + 2))).transpose(0, 1)
         for axis in range(self.spatial_dims):
             before, after = [0] * 2 * self.spatial_dims, [0] * 2 * self.spatial_dims
             before[2 * axis], after[2 * axis + 1] = 1, 1
             kernel = F.pad(kernel, before) + F.pad(kernel, after)
-        return CONVOLVE_TRANSPOSED[self.spatial_dims](pair(x), kernel, self.conv.bias, stride=2, padding=1)[: len(x)]
+        return kernel
 
 
 def up(spatial_dims: int, in_channels: int, out_channels: int, upsample: str) -> nn.Module:
@@ -146,111 +185,139 @@ def up(spatial_dims: int, in_channels: int, out_channels: int, upsample: str) ->
     return UpConvolution(spatial_dims, in_channels, out_channels)
 
 
+class Mask(NamedTuple):
+    """An atlas mask of a window that is zero outside a box of it.
+
+    Example:
+        >>> mask = Mask.of(torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0]]))
+        >>> mask.values, mask.box
+        (tensor([[1, 1]]), (slice(1, 2, None), slice(1, 3, None)))
+        >>> Mask.inside([mask], [(slice(0, 2), slice(0, 2))], torch.int64)
+        tensor([[[[0, 0],
+                  [0, 1]]]])
+    """
+
+    values: Tensor  # (*size of the box)
+    box: Box  # empty where the mask is
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Mask:
+        """A mask ``(*spatial)`` and the box of what is not zero."""
+        if torch.compiler.is_compiling():  # where that is depends on the data
+            return cls(mask, tuple(slice(0, size) for size in mask.shape))
+        box = mask_box(mask) or (slice(0, 0),) * mask.ndim
+        return cls(mask[box], box)
+
+    @staticmethod
+    def inside(masks: Sequence[Mask], boxes: Sequence[Box], dtype: torch.dtype) -> Tensor:
+        """What each of N masks is in its box, all of one size: ``(N, 1, *size)``."""
+        size = [axis.stop - axis.start for axis in boxes[0]]
+        filled = torch.zeros(len(masks), 1, *size, dtype=dtype, device=masks[0].values.device)
+        for out, mask, box in zip(filled, masks, boxes, strict=True):
+            shared = intersect(mask.box, box)
+            if shared is not None:
+                out[0][shift(shared, box)] = mask.values[shift(shared, mask.box)].to(dtype)
+        return filled
+
+
 class LabelHead(nn.Module):
     """The light part of ``conditioning="shared"``: from features that are the same for every label to one label.
 
-    The shared network gives, at every voxel, features and a displacement in voxels to where the atlas shows the same
-    anatomy. Of a label, this part takes its atlas mask, sampled through the displacement at full resolution
-    and at a quarter of it (a soft distance), and its prototype: the mean of the features inside its atlas mask. A 1x1x1
-    convolution of the features whose weights depend on the prototype, and one 3x3x3 convolution, give the answer. It
-    has no normalization, so that the answer does not depend on the box it is computed in.
+    The shared network gives, at every voxel, an embedding and a displacement in voxels to where the atlas shows the
+    same anatomy. Of a label, this part takes its atlas mask, and the mask blurred (a soft distance), both sampled
+    through the displacement; and its prototype: the mean of the embedding inside its atlas mask. A 1x1x1 convolution of
+    the embedding whose weights depend on the prototype, and one 3x3x3 convolution, give the answer. It has no
+    normalization, so that the answer does not depend on the box it is computed in.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: of the features.
-        coarse_channels: of the features at half the resolution, which the displacement comes from.
-        width: of the hidden layers.
+        in_channels: of the features at full resolution, which the embedding comes from.
+        coarse_channels: of those at half the resolution, which the displacement comes from.
+        width: of the embedding and of the hidden layers.
         act: activation, as MONAI names it.
     """
 
     REACH = 1  # voxels that the answer looks beyond its box
-    COARSE = 4  # the soft distance is a mask of so much coarser voxels
+    BLUR = 4  # the blurred mask is one of so much coarser voxels, interpolated
 
     def __init__(self, spatial_dims: int, in_channels: int, coarse_channels: int, width: int, act) -> None:
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
         self.spatial_dims = spatial_dims
+        self.linear = "bilinear" if spatial_dims == 2 else "trilinear"
+        self.embedding = conv(in_channels, width, kernel_size=1)
         self.displacement = conv(coarse_channels, spatial_dims, kernel_size=3, padding=1)
         nn.init.normal_(self.displacement.weight, std=1e-3)
         nn.init.zeros_(self.displacement.bias)  # type: ignore[arg-type]
-        self.features = nn.Linear(in_channels, width)
-        self.similarity = nn.Parameter(torch.empty(width, in_channels))
-        nn.init.normal_(self.similarity, std=in_channels**-0.5)
-        self.prototype = nn.Linear(in_channels, width, bias=False)
+        self.first = nn.Linear(width, width)
+        self.similarity = nn.Parameter(torch.empty(width, width))
+        nn.init.normal_(self.similarity, std=width**-0.5)
+        self.prototype = nn.Linear(width, width, bias=False)
         self.mask = nn.Linear(2, width, bias=False)
-        self.hidden = Convolution(spatial_dims, width, width, act=act, norm=None, adn_ordering="A")
-        self.act = self.hidden.adn
+        self.hidden = Convolution(spatial_dims, width, width, act=in_place(act), norm=None, adn_ordering="A")
         self.head = conv(width, 1, kernel_size=1)
-        self.pool = Pool[Pool.AVG, spatial_dims](kernel_size=self.COARSE)
+        self.pool = Pool[Pool.AVG, spatial_dims](kernel_size=self.BLUR)
 
-    def displace(self, coarse: Tensor) -> Tensor:
-        """The displacement ``(B, spatial_dims, *spatial)`` in voxels, from features of half the resolution."""
-        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
-        return F.interpolate(self.displacement(coarse), scale_factor=2, mode=mode, align_corners=False)
+    def share(self, features: Tensor, coarse: Tensor) -> Tensor:
+        """What no label changes, ``(B, spatial_dims + width, *spatial)``: the displacement, then the embedding."""
+        up = F.interpolate(self.displacement(coarse), scale_factor=2, mode=self.linear, align_corners=False)
+        return torch.cat([up, self.embedding(features)], dim=1)
 
     def forward(
-        self, features: Tensor, displacement: Tensor, items: Sequence[int], masks: Sequence[Tensor], boxes: Sequence[Box]
+        self, shared: Tensor, items: Sequence[int], masks: Sequence[Mask], boxes: Sequence[Box]
     ) -> tuple[Tensor, Tensor]:
         """Answer for N labels, each in its box.
 
         Args:
-            features: ``(B, C, *spatial)``.
-            displacement: ``(B, spatial_dims, *spatial)``.
+            shared: from :meth:`share`, in any precision.
             items: for each label which of the batch it is asked of.
-            masks: its atlas mask ``(*spatial)``, of the whole window.
+            masks: its atlas mask in the window.
             boxes: where to answer; all of the same size.
 
         Returns:
             Logits and sampled atlas masks, both ``(N, 1, *size)``; valid up to ``REACH`` voxels from a box's border, or
             up to the border where that is the window's.
         """
-        where = [mask_box(mask) for mask in masks]
-        sampled = self._sample(gather(displacement, items, boxes), masks, where, boxes)
-        prototypes = self._prototypes(features, items, masks, where)
-        weight = self.features.weight + self.similarity * prototypes[:, None]  # (N, width, C)
-        bias = self.features.bias + self.prototype(prototypes)
-        own = gather(features, items, boxes).movedim(1, -1)
-        x = torch.bmm(own.reshape(len(own), -1, own.shape[-1]), weight.transpose(1, 2).to(own.dtype))
-        x = x.reshape(*own.shape[:-1], -1) + bias[:, *[None] * self.spatial_dims].to(own.dtype)
-        x = (x + self.mask(sampled.movedim(1, -1)).to(own.dtype)).movedim(-1, 1)
-        return self.head(self.hidden(pair(self.act(x)))[: len(x)]), sampled[:, :1]
+        own = gather(shared, items, boxes).to(self.first.weight.dtype)
+        sampled = self._sample(own[:, : self.spatial_dims], masks, boxes)
+        prototypes = self._prototypes(shared, items, masks)
+        weight = self.first.weight + self.similarity * prototypes[:, None]  # (N, width, width)
+        weight = torch.cat([self.mask.weight.expand(len(masks), -1, -1), weight], dim=2)
+        bias = self.first.bias + self.prototype(prototypes)
+        own = torch.cat([sampled.to(own.dtype), own[:, self.spatial_dims :]], dim=1).movedim(1, -1)
+        x = torch.baddbmm(bias[:, None].to(own.dtype), own.flatten(1, -2), weight.transpose(1, 2).to(own.dtype))
+        x = x.unflatten(1, own.shape[1:-1]).movedim(-1, 1)
+        del own
+        x = convolve(self.hidden.adn(x), self.hidden.conv.weight, self.hidden.conv.bias)
+        return self.head(self.hidden.adn(x)), sampled[:, :1]
 
-    def _prototypes(
-        self, features: Tensor, items: Sequence[int], masks: Sequence[Tensor], where: Sequence[Box | None]
-    ) -> Tensor:
-        """The mean of the features inside each mask ``(N, C)``, 0 for an empty one."""
+    def _prototypes(self, shared: Tensor, items: Sequence[int], masks: Sequence[Mask]) -> Tensor:
+        """The mean of the embedding inside each mask ``(N, width)``, 0 for an empty one."""
         means = []
-        for item, mask, box in zip(items, masks, where, strict=True):
-            if box is None:
-                means.append(features.new_zeros(features.shape[1]))
-                continue
-            inside = mask[box].to(features.dtype)
-            own = features[item].movedim(0, -1)[box]
-            means.append(inside.flatten() @ own.reshape(-1, own.shape[-1]) / inside.sum())
+        for item, mask in zip(items, masks, strict=True):
+            inside = mask.values.to(self.first.weight.dtype).flatten()
+            embedding = shared[item, self.spatial_dims :].movedim(0, -1)[mask.box].flatten(0, -2)
+            means.append(inside @ embedding.to(inside.dtype) / inside.sum().clamp(min=1))
         return torch.stack(means)
 
-    def _sample(
-        self, displacement: Tensor, masks: Sequence[Tensor], where: Sequence[Box | None], boxes: Sequence[Box]
-    ) -> Tensor:
-        """Masks and soft distances ``(N, 2, *size)`` at the displaced voxels of the boxes; 0 beyond the window.
+    def _sample(self, displacement: Tensor, masks: Sequence[Mask], boxes: Sequence[Box]) -> Tensor:
+        """Masks and blurred masks ``(N, 2, *size)`` at the displaced voxels of the boxes; 0 beyond the window.
 
-        Each is sampled from the part of the window that holds its mask, as it is 0 elsewhere.
+        Each is sampled from the part of the window around its mask, as it is 0 elsewhere.
         """
-        dims, coarse, device = self.spatial_dims, self.COARSE, displacement.device
-        parts = [box or (slice(0, 1),) * dims for box in where]
-        starts = [[axis.start - axis.start % coarse for axis in part] for part in parts]
-        stops = [[axis.stop for axis in part] for part in parts]
-        size = [max(-(-(b[a] - s[a]) // coarse) * coarse for s, b in zip(starts, stops, strict=True)) for a in range(dims)]
-        sources = displacement.new_zeros(len(masks), 1, *size)
-        for source, mask, start, stop in zip(sources, masks, starts, stops, strict=True):
-            part = mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-            source[(0, *(slice(0, s) for s in part.shape))] = part.to(source.dtype)
-        corner = torch.tensor(
-            [[b.start - s for b, s in zip(box, start, strict=True)] for box, start in zip(boxes, starts, strict=True)]
-        )
-        shape = displacement.shape[2:]
-        steps = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), dim=-1)
-        voxels = (corner.view(-1, *[1] * dims, dims) + steps).to(device) + displacement.float().movedim(1, -1)
-        # align_corners=False: -1 and 1 are the borders of the first and the last voxel, at any resolution
-        grid = ((2 * voxels + 1) / torch.tensor(size, device=device) - 1).flip(-1).to(sources.dtype)
-        return torch.cat([F.grid_sample(x, grid, align_corners=False) for x in (sources, self.pool(sources))], dim=1)
+        dims, blur, device = self.spatial_dims, self.BLUR, displacement.device
+        # Coarse voxels lie where they do for every box of the window; one more on each side, for the interpolation
+        first = [[axis.start // blur - 1 for axis in mask.box] for mask in masks]
+        last = [[-(-axis.stop // blur) + 1 for axis in mask.box] for mask in masks]
+        size = [blur * max(b[axis] - a[axis] for a, b in zip(first, last, strict=True)) for axis in range(dims)]
+        around = [tuple(slice(blur * a, blur * a + n) for a, n in zip(corner, size, strict=True)) for corner in first]
+        source = Mask.inside(masks, around, displacement.dtype)
+        blurred = F.interpolate(self.pool(source), scale_factor=blur, mode=self.linear, align_corners=False)
+        # align_corners=False: -1 and 1 are the borders of the first and the last voxel
+        grid = torch.empty((*displacement.movedim(1, -1).shape,), dtype=torch.float32, device=device)
+        for axis, n in enumerate(displacement.shape[2:]):
+            start = torch.tensor([box[axis].start - part[axis].start for box, part in zip(boxes, around, strict=True)])
+            along = torch.arange(n).view([-1 if a == axis else 1 for a in range(dims)])
+            voxel = (start.view(-1, *[1] * dims) + along).to(device)
+            grid[..., dims - 1 - axis] = (displacement[:, axis].float() + (voxel + 0.5)) * (2 / size[axis]) - 1
+        return F.grid_sample(torch.cat([source, blurred], dim=1), grid.to(source.dtype), align_corners=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "Box",
+    "batch_sizes",
     "crop_pyramid",
     "cut",
     "grow_box",
@@ -24,7 +25,6 @@ __all__ = [
     "pad_end",
     "place",
     "reach_out",
-    "round_up",
     "scale",
     "shift",
     "split_box",
@@ -35,7 +35,7 @@ __all__ = [
 
 Box = tuple[slice, ...]
 
-SPLIT_STEP = 4  # voxels between the places where a box may be cut in two
+SPLIT_STEP = 4  # voxels of the cells in which a mask is split
 
 
 def label_boxes(label_map: Tensor) -> dict[int, Box]:
@@ -117,15 +117,45 @@ def reach_out(box: Box, reach: int, shape: Sequence[int], sizes: Sequence[int] |
     return tuple(grown)
 
 
-def round_up(box: Box, multiple: int, shape: Sequence[int]) -> Box:
-    """The box with sizes rounded up to a multiple, or to the image's, so that many boxes have the same sizes.
+def batch_sizes(
+    sizes: Sequence[Sequence[int]], room: float, overhead: int = 30_000
+) -> list[tuple[list[int], tuple[int, ...]]]:
+    """Put boxes into batches of one size each, the largest of its boxes, so that little is computed in vain.
+
+    A batch costs its voxels, and what a call of the network costs whatever the size. Boxes join the batch where they
+    add the least.
+
+    Args:
+        sizes: of N boxes.
+        room: voxels of a batch, at most, unless it is of one box.
+        overhead: what a call costs, in voxels.
+
+    Returns:
+        For each batch the indices of its boxes, and its size.
 
     Example:
-        >>> round_up((slice(5, 18), slice(50, 60)), 8, (80, 60))
-        (slice(5, 21, None), slice(44, 60, None))
+        >>> batch_sizes([(40, 40), (8, 9), (9, 8), (40, 38)], room=4000, overhead=10)
+        [([0, 3], (40, 40)), ([2, 1], (9, 9))]
     """
-    sizes = [-(-(axis.stop - axis.start) // multiple) * multiple for axis in box]
-    return reach_out(box, 0, shape, sizes)
+
+    def cost(count: int, size: Sequence[int]) -> int:
+        return count * math.prod(size) + overhead
+
+    batches: list[tuple[list[int], tuple[int, ...]]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (math.prod(sizes[i]), i), reverse=True):
+        best, least = None, cost(1, sizes[i])
+        for k, (members, size) in enumerate(batches):
+            joined = tuple(map(max, size, sizes[i]))
+            more = cost(len(members) + 1, joined) - cost(len(members), size)
+            fits = (len(members) + 1) * math.prod(joined) <= room
+            if fits and more <= least:
+                best, least = k, more
+        if best is None:
+            batches.append(([i], tuple(sizes[i])))
+        else:
+            members, size = batches[best]
+            batches[best] = ([*members, i], tuple(map(max, size, sizes[i])))
+    return batches
 
 
 def split_box(mask: Tensor, margin: Sequence[int], around: int = 6) -> list[Box]:
@@ -146,29 +176,45 @@ def split_box(mask: Tensor, margin: Sequence[int], around: int = 6) -> list[Box]
         ([(slice(0, 10, None),), (slice(80, 85, None),)], [(slice(0, 85, None),)])
     """
     around_each = [2 * (m + around) for m in margin]
-
-    def cost(box: Box) -> int:
-        return math.prod(axis.stop - axis.start + more for axis, more in zip(box, around_each, strict=True))
-
-    def split(box: Box) -> list[Box]:
-        best, halves = 0.8 * cost(box), None
-        for axis, extent in enumerate(box):
-            for at in range(extent.start + SPLIT_STEP, extent.stop, SPLIT_STEP):
-                parts = []
-                for half in (slice(extent.start, at), slice(at, extent.stop)):
-                    part = (*box[:axis], half, *box[axis + 1 :])
-                    held = mask_box(inside[part])
-                    if held is not None:
-                        parts.append(unshift(held, part))
-                if sum(map(cost, parts)) < best:
-                    best, halves = sum(map(cost, parts)), parts
-        return [box] if halves is None else [piece for half in halves for piece in split(half)]
-
-    inside = mask.bool()
-    box = mask_box(inside)
-    if box is None:
+    cells = np.argwhere(_occupied(np.asarray(mask.detach().cpu()) != 0, SPLIT_STEP))
+    if not len(cells):
         raise ValueError("`mask` must not be empty.")
-    return split(box)
+    boxes = []
+    for part in _split(cells, np.asarray(around_each) / SPLIT_STEP):
+        low, high = part.min(axis=0) * SPLIT_STEP, (part.max(axis=0) + 1) * SPLIT_STEP
+        cell = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        held = mask_box(mask[cell])
+        assert held is not None
+        boxes.append(unshift(held, cell))
+    return boxes
+
+
+def _occupied(mask: np.ndarray, step: int) -> np.ndarray:
+    """Which cells of ``step`` voxels along each axis hold a voxel of the mask."""
+    for axis in range(mask.ndim):
+        mask = np.logical_or.reduceat(mask, range(0, mask.shape[axis], step), axis=axis)
+    return mask
+
+
+def _split(cells: np.ndarray, around: np.ndarray) -> list[np.ndarray]:
+    """Cells ``(N, dims)`` cut in two, and again, where the sum of the boxes, with what is around each, is a fifth less."""
+
+    def costs(ordered: np.ndarray) -> np.ndarray:
+        """Of the box of the first n, for every n."""
+        low, high = np.minimum.accumulate(ordered), np.maximum.accumulate(ordered)
+        return (high - low + 1 + around).prod(axis=1)
+
+    best, halves = 0.8 * (np.ptp(cells, axis=0) + 1 + around).prod(), None
+    for axis in range(cells.shape[1]):
+        ordered = cells[np.argsort(cells[:, axis], kind="stable")]
+        between = np.flatnonzero(np.diff(ordered[:, axis])) + 1  # cut between planes, not within one
+        if not len(between):
+            continue
+        sums = costs(ordered)[between - 1] + costs(ordered[::-1])[::-1][between]
+        if sums.min() < best:
+            best, at = sums.min(), between[sums.argmin()]
+            halves = ordered[:at], ordered[at:]
+    return [cells] if halves is None else [part for half in halves for part in _split(half, around)]
 
 
 def crop_pyramid(

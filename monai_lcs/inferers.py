@@ -19,6 +19,7 @@ from monai.utils import BlendMode, ensure_tuple_rep, fall_back_tuple, look_up_op
 from torch import Tensor
 from tqdm import tqdm
 
+from .blocks import Mask
 from .boxes import (
     Box,
     cut,
@@ -33,7 +34,7 @@ from .boxes import (
     unshift,
     voxel_size,
 )
-from .networks import check_halo
+from .networks import Features, check_halo
 from .transforms.labels import LabelGroup, as_groups, label_mask
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
@@ -79,7 +80,7 @@ class LabelSweepInferer(Inferer):
             from the input's affine (:class:`monai.data.MetaTensor`), else 1 mm.
         halo: how far the crops of features reach beyond a label's box, ``"exact"`` or voxels of each level, see
             :meth:`monai_lcs.networks.LabelConditionedUNet.decode`.
-        labels_per_pass: labels decoded in one call of the network, at most.
+        labels_per_pass: labels decoded together, at most.
         output: ``"label_map"``, ``(B, 1, *spatial)`` of ids; or ``"masks"``, ``(B, L, *spatial)`` of 0 and 1, one
             channel for each of ``labels`` in their order (ascending where ``None``), which may overlap.
         on_label: called as ``on_label(item, label, probability)`` for each finished label: index in the batch, id,
@@ -183,7 +184,7 @@ class LabelSweepInferer(Inferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         results = []
         for item, volume in enumerate(plain):
-            decoder: _AnyDecoder = _PlainDecoder(network, args, kwargs)
+            decoder: _AnyDecoder = _PlainDecoder(network, self.labels_per_pass, args, kwargs)
             if hasattr(bare, "encode") and hasattr(bare, "decode_boxes"):
                 decoder = _Decoder(bare, self.image_channels, self.halo)
             margin = None if self.margin_mm is None else _margin_voxels(self.margin_mm, inputs, item)
@@ -257,31 +258,65 @@ class LabelSweepInferer(Inferer):
         """Each part with its logits, as soon as no later window touches it."""
         sw_device = torch.device(self.sw_device or volume.device)
         importance = grid.importance.to(device, dtype)
-        touches = _touches([part.box for part in parts], grid.windows) & ~np.asarray(skip)
+        windows = [tuple(slice(0, size) for size in grid.shape)] if decoder.stitches else grid.windows
+        touches = _touches([part.box for part in parts], windows)
+        if not decoder.stitches:
+            touches &= ~np.asarray(skip)
         # Without a margin every label is everywhere, so that with several windows all would be alive
-        everywhere = self.margin_mm is None and len(grid.windows) > 1
+        everywhere = self.margin_mm is None and len(windows) > 1
         size = self.labels_per_pass if everywhere else max(len(parts), 1)
         for first in range(0, len(parts), size):
             chosen = range(first, min(first + size, len(parts)))
-            order = _window_order(grid.windows, touches[chosen], [_volume(parts[i].box) for i in chosen])
+            order = _window_order(windows, touches[chosen], [_volume(parts[i].box) for i in chosen])
             last = {i: max((step for step, w in enumerate(order) if touches[i, w]), default=-1) for i in chosen}
-            live = _Live(parts, grid.windows, importance)
+            live = _Live(parts, windows, importance)
             for step, w in enumerate(order):
                 here = [i for i in chosen if touches[i, w]]
                 if not here:
                     continue
-                window = grid.windows[w]
+                window = windows[w]
                 view = pad_end(cut(volume, window)[None].to(sw_device), decoder.stride)[0]
-                features = decoder.encode(view[:-1], key=w if everywhere else None)
-                for chunk in self._chunks({i: _shared(window, parts[i].box) for i in here}, window):
-                    masks = [label_mask(view[-1], parts[i].ids) for i in chunk]
-                    answers = decoder.decode(features, masks, [shift(box, window) for box in chunk.values()])
-                    for i, logits in zip(chunk, answers, strict=True):
-                        live.add(i, w, logits.to(device, dtype))
-                del features
-                for i in here:
+                if decoder.stitches:
+                    features = self._stitched(volume, grid, skip, decoder, sw_device)
+                else:
+                    features = decoder.encode(view[:-1], key=w if everywhere else None)
+                found = label_boxes(view[-1])
+                masks = [_mask(view[-1], found, parts[i].ids) for i in here]
+                boxes = [shift(_shared(window, parts[i].box), window) for i in here]
+                for n, logits in decoder.decode(features, masks, boxes, room=_volume(grid.windows[0]) / 4):
+                    i = here[n]
+                    if touches[i].sum() == 1:  # nothing to blend
+                        yield parts[i], logits.to(device, dtype)
+                        continue
+                    live.add(i, w, logits.to(device, dtype))
                     if last[i] == step:
                         yield parts[i], live.pop(i)
+                del features
+
+    def _stitched(
+        self, volume: Tensor, grid: _Windows, skip: Sequence[bool], decoder: _Decoder, sw_device: torch.device
+    ) -> Features:
+        """The features of all windows as those of one, blended; in half precision where there are several."""
+        shape = [-(-size // decoder.stride) * decoder.stride for size in grid.shape]
+        if len(grid.windows) == 1:
+            return decoder.encode(pad_end(volume[None, :-1].to(sw_device), decoder.stride)[0], key=None)
+        importance = grid.importance.to(sw_device, torch.float32)[..., None]
+        weights = importance.new_zeros(*shape, 1)
+        blended = None
+        for window, skipped in zip(grid.windows, skip, strict=True):
+            if not skipped:
+                weights[window] += importance
+        for window, skipped in zip(grid.windows, skip, strict=True):
+            if skipped:
+                continue
+            view = pad_end(cut(volume, window)[None, :-1].to(sw_device), decoder.stride)[0]
+            features = decoder.encode(view, key=None).levels[0][0].movedim(0, -1)
+            features = features[tuple(slice(0, axis.stop - axis.start) for axis in window)]
+            if blended is None:
+                blended = torch.zeros(*shape, features.shape[-1], dtype=torch.float16, device=sw_device)
+            blended[window] += features * (importance / weights[window])
+        assert blended is not None
+        return Features((blended.movedim(-1, 0)[None],), tuple(grid.shape))
 
     def _parts(self, label_map: Tensor, groups: Mapping[int, tuple[int, ...]], margin, split: bool) -> list[_Part]:
         """The boxes of each label the atlas has here; the whole (padded) volume without a margin."""
@@ -296,7 +331,11 @@ class LabelSweepInferer(Inferer):
                 parts.append(_Part(label, ids, tuple(slice(0, size) for size in shape)))
                 continue
             box = union_box(boxes)
-            tight = split_box(label_mask(label_map[box], ids), margin) if split else [tuple(slice(0, s.stop - s.start) for s in box)]
+            tight = (
+                split_box(label_mask(label_map[box], ids), margin)
+                if split
+                else [tuple(slice(0, s.stop - s.start) for s in box)]
+            )
             for piece in tight:
                 parts.append(_Part(label, ids, grow_box(unshift(piece, box), margin, shape)))
         absent = sorted(set(groups) - {part.label for part in parts})
@@ -312,19 +351,6 @@ class LabelSweepInferer(Inferer):
             return [False] * len(windows)
         foreground = self.select_fn(volume[: self.image_channels]).any(dim=0)
         return [not foreground[window].any() for window in windows]
-
-    def _chunks(self, boxes: Mapping[int, Box], window: Box) -> Iterator[dict[int, Box]]:
-        """Boxes decoded in one call: of about one size, and together a quarter of the window at most."""
-        chunk: dict[int, Box] = {}
-        room = _volume(window) // 4
-        for i, box in sorted(boxes.items(), key=lambda item: [axis.stop - axis.start for axis in item[1]]):
-            if chunk and (len(chunk) == self.labels_per_pass or _volume(box) > room):
-                yield chunk
-                chunk, room = {}, _volume(window) // 4
-            chunk[i] = box
-            room -= _volume(box)
-        if chunk:
-            yield chunk
 
 
 class LabelBoxInferer(Inferer):
@@ -494,6 +520,7 @@ class _Decoder:
         self.stride = getattr(network, "stride", 1)
         self.depends_on_box = getattr(network, "depends_on_box", False)
         self.splits = not self.depends_on_box
+        self.stitches = getattr(network, "stitches", False)
         self.kept: dict[int, Any] = {}
 
     def encode(self, window: Tensor, key: int | None) -> Any:
@@ -505,30 +532,40 @@ class _Decoder:
             self.kept[key] = features
         return features
 
-    def decode(self, features: Any, masks: Sequence[Tensor], boxes: Sequence[Box]) -> Sequence[Tensor]:
-        """Logits of each mask ``(*spatial)`` in its box."""
-        return self.network.decode_boxes(features, masks, boxes, halo=self.halo)
+    def decode(
+        self, features: Any, masks: Sequence[Mask], boxes: Sequence[Box], room: float
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The number of each mask and its logits in its box."""
+        return self.network.decode_boxes(features, masks, boxes, halo=self.halo, room=room)
 
 
 class _PlainDecoder:
     """A network of one tensor: image, atlas image and one mask."""
 
     stride = 1
-    splits = depends_on_box = False  # the whole window is computed whatever the box
+    splits = stitches = depends_on_box = False  # the whole window is computed whatever the box
 
-    def __init__(self, network: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self.network, self.args, self.kwargs = network, args, kwargs
+    def __init__(
+        self, network: Callable[..., Tensor], most: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.network, self.most, self.args, self.kwargs = network, most, args, kwargs
 
     def encode(self, window: Tensor, key: int | None) -> Tensor:
         """Nothing to encode."""
         return window
 
-    def decode(self, window: Tensor, masks: Sequence[Tensor], boxes: Sequence[Box]) -> Sequence[Tensor]:
-        """Logits of each mask ``(*spatial)`` in its box, cut out of the window's."""
-        stacked = torch.stack([mask.to(window.dtype) for mask in masks])[:, None]
-        inputs = torch.cat([window[None].expand(len(masks), *window.shape), stacked], dim=1)
-        logits = self.network(inputs, *self.args, **self.kwargs)
-        return [logits[i, 0][box] for i, box in enumerate(boxes)]
+    def decode(
+        self, window: Tensor, masks: Sequence[Mask], boxes: Sequence[Box], room: float
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The number of each mask and its logits in its box, cut out of the window's."""
+        whole = tuple(slice(0, size) for size in window.shape[1:])
+        for first in range(0, len(masks), self.most):
+            chosen = masks[first : first + self.most]
+            stacked = Mask.inside(chosen, [whole] * len(chosen), window.dtype)
+            inputs = torch.cat([window[None].expand(len(chosen), *window.shape), stacked], dim=1)
+            logits = self.network(inputs, *self.args, **self.kwargs)
+            for i, one in enumerate(logits, start=first):
+                yield i, one[0][boxes[i]]
 
 
 _AnyDecoder = _Decoder | _PlainDecoder
@@ -536,6 +573,13 @@ _AnyDecoder = _Decoder | _PlainDecoder
 
 def _refine(box: Box, factor: int) -> Box:
     return tuple(slice(axis.start * factor, (axis.stop - 1) * factor + 1) for axis in box)
+
+
+def _mask(label_map: Tensor, found: Mapping[int, Box], ids: Sequence[int]) -> Mask:
+    """The mask of a union, from the boxes of the labels in the map."""
+    boxes = [found[i] for i in ids if i in found]
+    box = union_box(boxes) if boxes else (slice(0, 0),) * label_map.ndim
+    return Mask(label_mask(label_map[box], ids), box)
 
 
 def _volume(box: Box) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
-from .blocks import Block, LabelHead, gather, recrop, up
-from .boxes import Box, crop_pyramid, cut, pad_end, place, reach_out, round_up, scale, shift
+from .blocks import Block, LabelHead, Mask, gather, recrop, up
+from .boxes import Box, batch_sizes, crop_pyramid, cut, pad_end, place, reach_out, scale, shift
 
 __all__ = ["Features", "LabelConditionedUNet", "check_halo"]
 
@@ -19,7 +20,7 @@ CONDITIONINGS = ("bottleneck", "multiscale", "shared")
 BOX_NORMS = ("instance", "instance_nvfuser", "group", "layer")  # their statistics are the box's
 OUTSIDE = -20.0  # logit where a label cannot be: a probability of 2e-9, finite in half precision
 EXACT_HALO = 3  # voxels that a level of the decoder looks beyond what it gives: two convolutions, one going up
-DECODE_MULTIPLE = 8  # box sizes are rounded up to it, so that many labels have the same and make one batch
+BOX_MULTIPLE = 8  # sizes of boxes are rounded up to it where the answer depends on the box
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,10 @@ class Features:
     Attributes:
         levels: ``(B, C_i, *padded_spatial / 2**i)`` for each level ``i`` that the label-dependent part takes.
         spatial_shape: the window's spatial shape before it was padded.
-        displacement: of ``conditioning="shared"``, ``(B, spatial_dims, *padded_spatial)`` in voxels.
     """
 
     levels: tuple[Tensor, ...]
     spatial_shape: tuple[int, ...]
-    displacement: Tensor | None = None
 
 
 class LabelConditionedUNet(nn.Module):
@@ -72,6 +71,8 @@ class LabelConditionedUNet(nn.Module):
 
     Attributes:
         stride: what an input's sizes are padded to a multiple of.
+        stitches: whether features of neighboring windows can be blended before any label is decoded: they
+            are those of ``conditioning="shared"``, all at full resolution.
         depends_on_box: whether the answer in a box depends on the box, because the label-dependent part normalizes
             over it (instance or group norm). Then decode the same boxes in training and at inference.
 
@@ -119,6 +120,7 @@ class LabelConditionedUNet(nn.Module):
         self.stride = 2**self.depth
         by_label = conditioning in ("bottleneck", "multiscale")  # whether the decoder depends on the label
         self.depends_on_box = by_label and (norm if isinstance(norm, str) else norm[0]).lower() in BOX_NORMS
+        self.stitches = conditioning == "shared"
         upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
 
         def block(label_channels: int, shared_channels: int, width: int) -> Block:
@@ -180,13 +182,17 @@ class LabelConditionedUNet(nn.Module):
         if boxes is None:
             return self.decode(features, masks)
         asked = [(i, k, box) for i, of_item in enumerate(boxes) for k, box in enumerate(of_item) if box is not None]
-        answers = self.decode_boxes(
-            features, [masks[i, k] for i, k, _ in asked], [box for *_, box in asked], [i for i, *_ in asked], halo
-        )
         shape = masks.shape[2:]
-        logits = {(i, k): place(answer, box, shape, OUTSIDE) for (i, k, box), answer in zip(asked, answers, strict=True)}
+        logits = {}
+        for n, answer in self.decode_boxes(
+            features, [masks[i, k] for i, k, _ in asked], [box for *_, box in asked], [i for i, *_ in asked], halo
+        ):
+            i, k, box = asked[n]
+            logits[i, k] = place(answer, box, shape, OUTSIDE)
         nowhere = x.new_full(shape, OUTSIDE)
-        return torch.stack([torch.stack([logits.get((i, k), nowhere) for k in range(len(masks[i]))]) for i in range(len(x))])
+        return torch.stack(
+            [torch.stack([logits.get((i, k), nowhere) for k in range(len(masks[i]))]) for i in range(len(x))]
+        )
 
     def encode(self, image: Tensor, atlas_image: Tensor | None = None) -> Features:
         """All that no label changes: the encoder, what its skips and the atlas image add to the decoder's
@@ -210,7 +216,7 @@ class LabelConditionedUNet(nn.Module):
             at_this_level = atlas is not None and (i == self.depth or self.conditioning == "multiscale")
             if i < self.depth:
                 encoder_block = self.encoder[i]
-                skip = encoder_block(encoder_block.share(x))
+                skip = encoder_block.plain(x)
                 x = self.pool(skip)
             else:
                 skip = x
@@ -225,8 +231,9 @@ class LabelConditionedUNet(nn.Module):
         for going_up, block in zip(self.up, self.decoder, strict=True):
             coarse = x
             x = block(levels.pop(), going_up(x))
-        displacement = self.label_head.displace(coarse) if self.conditioning == "shared" else None
-        return Features((x,), spatial_shape, displacement)
+        if self.conditioning == "shared":
+            x = self.label_head.share(x, coarse)
+        return Features((x,), spatial_shape)
 
     def decode(
         self, features: Features, masks: Tensor | None, box: Box | None = None, halo: int | str = "exact"
@@ -237,7 +244,7 @@ class LabelConditionedUNet(nn.Module):
 
         Args:
             features: from :meth:`encode`.
-            masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks in the window; ``None`` for the plain U-Net.
+            masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks; ``None`` for the plain U-Net.
             box: one slice per spatial axis. The whole window by default.
             halo: voxels by which each level's crop reaches beyond what the level above takes of it. ``"exact"``
                 (3): all that its convolutions see, so that the answer equals the window's to rounding, unless
@@ -259,62 +266,77 @@ class LabelConditionedUNet(nn.Module):
         whole = tuple(slice(0, size) for size in shape)
         items = [item for item in range(len(masks)) for _ in range(count)]
         flat = list(masks.flatten(0, 1))
-        answers = self.decode_boxes(features, flat, [box or whole] * len(flat), items, halo)
-        return torch.stack(answers).unflatten(0, (len(masks), count))
+        answers = dict(self.decode_boxes(features, flat, [box or whole] * len(flat), items, halo, room=math.inf))
+        return torch.stack([answers[i] for i in range(len(flat))]).unflatten(0, (len(masks), count))
 
     def decode_boxes(
         self,
         features: Features,
-        masks: Sequence[Tensor],
+        masks: Sequence[Tensor | Mask],
         boxes: Sequence[Box],
         items: Sequence[int] | None = None,
         halo: int | str = "exact",
-    ) -> list[Tensor]:
+        room: float | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
         """:meth:`decode` for N labels, each in a box of its own; those of about the same size make one batch.
 
         Args:
             features: from :meth:`encode`.
-            masks: N atlas masks ``(*spatial)`` in the window.
+            masks: N atlas masks ``(*spatial)`` of the window, or where they are not zero, see :class:`Mask`.
             boxes: N boxes.
             items: which of the batch each is asked of; the first by default.
             halo: see :meth:`decode`.
+            room: voxels of one batch at most, unless it is of one label; a quarter of the window's by default.
 
-        Returns:
-            N logits, each of the size of its box.
+        Yields:
+            As the batches are done, the number of each label and its logits, of the size of its box.
         """
         window = tuple(features.levels[0].shape[2:])
-        reach = check_halo(halo)
-        together: dict[tuple[int, ...], list[int]] = {}
-        crops = []
-        for i, box in enumerate(boxes):
+        for box in boxes:
             for axis, size in zip(box, features.spatial_shape, strict=True):
                 if not 0 <= axis.start < axis.stop <= size:
                     raise ValueError(f"`box` must lie inside the window {features.spatial_shape}, got {box}.")
-            crops.append(round_up(box, DECODE_MULTIPLE, window))
-            together.setdefault(tuple(axis.stop - axis.start for axis in crops[i]), []).append(i)
-        answers: dict[int, Tensor] = {}
-        for group in together.values():
+        for chosen, size in self._batches(boxes, window, room or math.prod(window) / 4):
+            crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
             logits = self._decode_together(
                 features,
-                [self._pad_mask(masks[i], window, features.levels[0].dtype) for i in group],
-                [crops[i] for i in group],
-                [items[i] if items else 0 for i in group],
-                reach,
+                [self._bounded(masks[i], window) for i in chosen],
+                crops,
+                [items[i] if items else 0 for i in chosen],
+                check_halo(halo),
             )
-            for i, answer in zip(group, logits, strict=True):
-                answers[i] = answer[0][shift(boxes[i], crops[i])]
-        return [answers[i] for i in range(len(boxes))]
+            for i, crop, answer in zip(chosen, crops, logits, strict=True):
+                yield i, answer[0][shift(boxes[i], crop)]
+
+    def _batches(
+        self, boxes: Sequence[Box], window: Sequence[int], room: float
+    ) -> list[tuple[list[int], tuple[int, ...]]]:
+        """Which boxes to decode together, in crops of which size."""
+        sizes = [tuple(axis.stop - axis.start for axis in box) for box in boxes]
+        if not self.depends_on_box:
+            return batch_sizes(sizes, room)
+        # The crop must depend on the box alone, not on the others
+        together: dict[tuple[int, ...], list[int]] = {}
+        for i, size in enumerate(sizes):
+            rounded = (min(-(-n // BOX_MULTIPLE) * BOX_MULTIPLE, limit) for n, limit in zip(size, window, strict=True))
+            together.setdefault(tuple(rounded), []).append(i)
+        return [
+            (members[first : first + many], size)
+            for size, members in together.items()
+            for many in [max(1, int(min(room // math.prod(size), len(members))))]
+            for first in range(0, len(members), many)
+        ]
 
     def _decode_together(
-        self, features: Features, masks: Sequence[Tensor], boxes: Sequence[Box], items: Sequence[int], reach: int
+        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], reach: int
     ) -> Tensor:
         """Logits ``(N, 1, *size)`` in boxes of the same size, from masks of the padded window."""
+        window = features.levels[0].shape[2:]
         if self.conditioning == "shared":
-            outer = [reach_out(box, min(reach, LabelHead.REACH), masks[0].shape) for box in boxes]
-            assert features.displacement is not None
-            logits, mask = self.label_head(features.levels[0], features.displacement, items, masks, outer)
+            outer = [reach_out(box, min(reach, LabelHead.REACH), window) for box in boxes]
+            logits, mask = self.label_head(features.levels[0], items, masks, outer)
             return recrop(self._add_prior(logits, mask), outer, boxes)
-        outer, inner = crop_pyramid(boxes, masks[0].shape, self.depth, reach)
+        outer, inner = crop_pyramid(boxes, window, self.depth, reach)
         x = None
         blocks = [*reversed(self.decoder), self.bottleneck]
         for i in reversed(range(self.depth + 1)):
@@ -322,21 +344,24 @@ class LabelConditionedUNet(nn.Module):
             if x is not None:
                 label.append(recrop(self.up[self.depth - 1 - i](x), [scale(box, 2) for box in inner[i + 1]], outer[i]))
             if x is None or self.conditioning == "multiscale":
-                label.append(self._pooled(masks, outer[i], i, features.levels[i]))
-            x = blocks[i](gather(features.levels[i], items, outer[i]), torch.cat(label, dim=1))
+                label.append(self._pooled(masks, outer[i], i, features.levels[i].dtype))
+            x = torch.cat(label, dim=1) if len(label) > 1 else label[0]
+            x = blocks[i](gather(features.levels[i], items, outer[i]), x)
             x = recrop(x if i < self.depth else self.dropout(x), outer[i], inner[i])
-        assert x is not None
         logits = self.head(x)
-        return self._add_prior(logits, self._pooled(masks, inner[0], 0, logits) if self.prior_logit else logits)
+        return self._add_prior(logits, self._pooled(masks, boxes, 0, logits.dtype) if self.prior_logit else logits)
 
-    def _pooled(self, masks: Sequence[Tensor], boxes: Sequence[Box], level: int, like: Tensor) -> Tensor:
-        """What each mask ``(*spatial)``, max-pooled to a level, is in its box there: ``(N, 1, *size)``."""
-        parts = [mask[scale(box, 2**level)] for mask, box in zip(masks, boxes, strict=True)]
-        return _pool(self.pool, torch.stack(parts)[:, None].to(like.dtype), level)
+    def _pooled(self, masks: Sequence[Mask], boxes: Sequence[Box], level: int, dtype: torch.dtype) -> Tensor:
+        """What each mask, max-pooled to a level, is in its box there: ``(N, 1, *size)``."""
+        return _pool(self.pool, Mask.inside(masks, [scale(box, 2**level) for box in boxes], dtype), level)
 
-    def _pad_mask(self, mask: Tensor, window: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The mask as the window was padded."""
-        return mask if tuple(mask.shape) == window else pad_end(mask[None, None].to(dtype), self.stride)[0, 0]
+    def _bounded(self, mask: Tensor | Mask, window: tuple[int, ...]) -> Mask:
+        """The mask where it is not zero, in the window as it was padded."""
+        if not isinstance(mask, Tensor):
+            return mask
+        if tuple(mask.shape) != window:
+            mask = pad_end(mask[None, None].float(), self.stride)[0, 0]
+        return Mask.of(mask)
 
     def _add_prior(self, logits: Tensor, masks: Tensor) -> Tensor:
         return logits + self.prior_logit * (2 * masks - 1) if self.prior_logit else logits

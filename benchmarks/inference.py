@@ -1,0 +1,381 @@
+"""Seconds, memory and agreement of label conditioned inference beside its rivals, by the number of labels.
+
+    python benchmarks/inference.py OUT [--data MALC2012] [--counts 1 10 133 1000]
+
+One volume of 160x208x160 voxels at 1 mm is segmented by each contender in turn, each in a fresh process, with random
+weights (time and memory do not depend on them) or those of ``--weights``. The volume is a scan of ``--data`` with the
+affinely aligned atlas, else a phantom of blobs. Numbers of labels are made by cutting or merging labels: the
+foreground stays the same. OUT gets ``inference.tsv``, ``inference.md`` (what is printed) and ``inference.svg``.
+
+- naive: the whole network once per label through MONAI's SlidingWindowInferer, measured on 4 labels and scaled
+- multi-channel: the same backbone with one channel per label, SlidingWindowInferer and argmax
+- sweep: LabelSweepInferer with the paper's network, halo exact or small, and with the shared decoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import (
+    Compose,
+    LoadImaged,
+    Orientationd,
+    ResizeWithPadOrCropd,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+)
+from monai.utils import set_determinism
+from tqdm import tqdm
+
+from monai_lcs.boxes import grow_box, label_boxes, split_box, unshift
+from monai_lcs.inferers import LabelSweepInferer
+from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.transforms import AddAtlasd, AlignAtlasd
+
+LABELS = 133  # of the 138 that every scan of malc2012 has, the largest
+NAIVE_LABELS = 4  # measured, then scaled
+INSTANCE = ("instance", {"affine": True})
+SWEEPS = {
+    "sweep, exact halo": ("bottleneck", "batch", "exact"),
+    "sweep, small halo": ("bottleneck", "batch", 0),
+    "sweep, shared decoder": ("shared", INSTANCE, "exact"),
+}
+CONTENDERS = ("naive", "multi-channel", *SWEEPS)
+
+
+def make_volume(data: Path | None, case: str, atlas: str, spacing: float) -> np.ndarray:
+    """Image, atlas image and atlas label map with ``LABELS`` labels ``(3, *spatial)``, float32."""
+    shape = [round(size / spacing) for size in (160, 208, 160)]
+    if data is None:
+        return phantom(shape)
+    keys = ["image", "atlas_image", "atlas_label"]
+    transform = Compose(
+        [
+            AddAtlasd(str(data / f"images/{atlas}.nii.gz"), str(data / f"labels/{atlas}.nii.gz")),
+            LoadImaged(keys, ensure_channel_first=True),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=[spacing] * 3),
+            AlignAtlasd("image", mode="affine"),
+            ScaleIntensityRangePercentilesd(keys[:2], 0.5, 99.5, 0.0, 1.0, clip=True),
+            ResizeWithPadOrCropd(keys, shape),
+        ]
+    )
+    sample = transform({"image": str(data / f"images/{case}.nii.gz")})
+    volume = np.concatenate([np.asarray(sample[key], dtype=np.float32) for key in keys])
+    ids, counts = np.unique(volume[2][volume[2] > 0], return_counts=True)
+    volume[2] = np.where(np.isin(volume[2], ids[np.argsort(counts)[-LABELS:]]), volume[2], 0)
+    return volume
+
+
+def phantom(shape: list[int]) -> np.ndarray:
+    """Blobs that tile an ellipsoid: the voxels nearest to each of ``LABELS`` random points."""
+    rng = np.random.default_rng(0)
+    voxels = np.indices(shape).reshape(3, -1).T
+    inside = (((voxels + 0.5) / shape - 0.5) ** 2).sum(axis=1) < 0.45**2
+    points = voxels[inside][rng.choice(inside.sum(), LABELS, replace=False)]
+    from scipy.spatial import cKDTree
+
+    labels = np.zeros(len(voxels), dtype=np.float32)
+    labels[inside] = 1 + cKDTree(points).query(voxels[inside])[1]
+    return np.stack([*rng.random((2, *shape), dtype=np.float32), labels.reshape(shape)])
+
+
+def recut(label_map: np.ndarray, count: int) -> np.ndarray:
+    """The same foreground in ``count`` labels: the largest is cut in two at the median of its longest axis, and again.
+
+    Fewer than there are start from one label.
+    """
+    ids = [int(i) for i in np.unique(label_map) if i > 0]
+    if count == len(ids):
+        return label_map
+    pieces = [np.argwhere(label_map == i) for i in ids] if count > len(ids) else [np.argwhere(label_map > 0)]
+    while len(pieces) < count:
+        largest = pieces.pop(max(range(len(pieces)), key=lambda i: len(pieces[i])))
+        axis = int(np.ptp(largest, axis=0).argmax())
+        low = largest[:, axis] < np.median(largest[:, axis])
+        pieces += [largest[low], largest[~low]]
+    cut = np.zeros_like(label_map)
+    for i, piece in enumerate(pieces, start=1):
+        cut[tuple(piece.T)] = i
+    return cut
+
+
+def network(conditioning: str | None, norm, args: argparse.Namespace, out_channels: int = 1) -> LabelConditionedUNet:
+    """The contender's network, ready to segment."""
+    set_determinism(0)
+    channels = [args.width * 2**i for i in range(5)]
+    net = LabelConditionedUNet(3, channels=channels, conditioning=conditioning, norm=norm, out_channels=out_channels)
+    if args.weights and conditioning == "bottleneck":
+        state = torch.load(args.weights, map_location="cpu", weights_only=True)
+        net.load_state_dict(state.get("model", state))
+    memory_format = torch.channels_last_3d if args.device == "cpu" else torch.preserve_format
+    return net.to(args.device, memory_format=memory_format).eval()
+
+
+def naive(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int, dict[str, np.ndarray]]:
+    """Seconds for all labels, scaled, and the logits of those that were measured."""
+    net = network("bottleneck", "batch", args)
+    window = SlidingWindowInferer(args.roi, sw_batch_size=1, overlap=args.overlap)
+    ids = present(volume)
+    chosen = ids[:: max(len(ids) // NAIVE_LABELS, 1)][:NAIVE_LABELS]
+    logits = {}
+    reset_peak(args.device)
+    start = time.perf_counter()
+    for label in tqdm(chosen, desc="naive", leave=False):
+        inputs = torch.cat([volume[:2], (volume[2:] == label).to(volume)])[None]
+        logits[str(label)] = window(inputs, net)[0, 0].cpu().numpy()
+    seconds = (time.perf_counter() - start) * len(ids) / len(chosen)
+    return seconds, peak(args.device), logits
+
+
+def multi_channel(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int]:
+    """Seconds and bytes for one channel per label."""
+    net = network(None, "batch", args, out_channels=args.count)
+    window = SlidingWindowInferer(args.roi, sw_batch_size=1, overlap=args.overlap)
+    reset_peak(args.device)
+    start = time.perf_counter()
+    window(volume[None, :1], net).argmax(dim=1)
+    return time.perf_counter() - start, peak(args.device)
+
+
+def sweep(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int]:
+    """Seconds and bytes of the sweep over all labels."""
+    conditioning, norm, halo = SWEEPS[args.contender]
+    net = network(conditioning, norm, args)
+    inferer = LabelSweepInferer(None, args.roi, args.overlap, margin_mm=args.margin_mm, halo=halo, progress=True)
+    inputs = MetaTensor(volume[None], affine=torch.diag(torch.tensor([*[args.spacing] * 3, 1.0])))
+    reset_peak(args.device)
+    start = time.perf_counter()
+    inferer(inputs, net)
+    return time.perf_counter() - start, peak(args.device)
+
+
+def agreement(volume: torch.Tensor, args: argparse.Namespace, expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """How the sweep's answers for a few labels differ, inside their boxes, from those without boxes."""
+    conditioning, norm, halo = SWEEPS[args.contender]
+    net = network(conditioning, norm, args)
+    margin = [math.ceil(args.margin_mm / args.spacing)] * 3
+    inputs = MetaTensor(volume[None], affine=torch.diag(torch.tensor([*[args.spacing] * 3, 1.0])))
+    found: dict[int, torch.Tensor] = {}
+    chosen = [int(label) for label in expected]
+    kwargs = {"overlap": args.overlap, "on_label": lambda _, label, p: found.setdefault(label, p[0])}
+    if conditioning != "bottleneck":  # another network than the naive sweep's: compare with itself without boxes
+        LabelSweepInferer(chosen, args.roi, **kwargs)(inputs, net)
+        scores, found = {label: p for label, p in found.items()}, {}
+        kwargs["on_label"] = lambda _, label, p: found.setdefault(label, p[0])
+    else:
+        scores = {int(label): torch.sigmoid(torch.from_numpy(x)) for label, x in expected.items()}
+    LabelSweepInferer(chosen, args.roi, margin_mm=args.margin_mm, halo=halo, **kwargs)(inputs, net)
+    differ = voxels = 0
+    largest = 0.0
+    for label in chosen:
+        mask = volume[2].cpu() == label
+        box = label_boxes(mask.int())[1]
+        inside = torch.zeros_like(mask)
+        for part in split_box(mask[box], margin):
+            inside[grow_box(unshift(part, box), margin, mask.shape)] = True
+        ours, theirs = found[label].cpu()[inside], scores[label][inside]
+        differ += int(((ours > 0.5) != (theirs > 0.5)).sum())
+        largest = max(largest, float((ours - theirs).abs().max()))
+        voxels += int(inside.sum())
+    return {"differ": differ / voxels, "score": largest}
+
+
+def present(volume: torch.Tensor) -> list[int]:
+    return [int(i) for i in torch.unique(volume[2]) if i > 0]
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peak so far, and take what is in use now as zero."""
+    global _base
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        _base = torch.cuda.memory_allocated()
+        return
+    Path("/proc/self/clear_refs").write_text("5")
+    _base = _high_water()
+
+
+def peak(device: str) -> int:
+    """Bytes above those in use when it was reset."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - _base
+    return _high_water() - _base
+
+
+def _high_water() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def work(args: argparse.Namespace) -> None:
+    """One contender, one number of labels, in this process; the result is the last line of output."""
+    torch.set_grad_enabled(False)
+    volume = torch.from_numpy(np.load(args.volume)).to(args.device)
+    saved = Path(args.volume).with_name(f"naive_{args.count}.npz")
+    result: dict[str, float] = {}
+    if args.contender == "naive":
+        seconds, used, logits = naive(volume, args)
+        np.savez(saved, **logits)
+    else:
+        seconds, used = (multi_channel if args.contender == "multi-channel" else sweep)(volume, args)
+        if args.contender in SWEEPS and saved.exists():
+            result = agreement(volume, args, dict(np.load(saved)))
+    print(
+        json.dumps(
+            {"contender": args.contender, "labels": args.count, "seconds": seconds, "GiB": used / 2**30, **result}
+        )
+    )
+
+
+def too_large(contender: str, count: int, voxels: int) -> bool:
+    """Whether one float volume per label does not fit into three quarters of the memory."""
+    pages = Path("/proc/meminfo").read_text().split()[1] if Path("/proc/meminfo").exists() else 2**24
+    return contender == "multi-channel" and count * voxels * 4 > 0.75 * 1024 * int(pages)
+
+
+def run(args: argparse.Namespace, folder: Path) -> pd.DataFrame:
+    """Every contender with every number of labels, in turn."""
+    volume = make_volume(args.data, args.case, args.atlas, args.spacing)
+    rows = []
+    with tqdm(total=len(args.counts) * len(args.contenders), desc="contenders") as bar:
+        for count in args.counts:
+            np.save(folder / f"volume_{count}.npy", np.stack([*volume[:2], recut(volume[2], count)]))
+            for contender in args.contenders:
+                bar.set_postfix_str(f"{contender}, {count} labels")
+                if too_large(contender, count, volume[0].size):
+                    needed = count * volume[0].size * 4 / 2**30
+                    rows.append({"contender": contender, "labels": count, "GiB": needed, "note": "not run: too large"})
+                else:
+                    options = ["--contender", contender, "--count", count, "--volume", folder / f"volume_{count}.npy"]
+                    command = [sys.executable, __file__, *sys.argv[1:], *map(str, options)]
+                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                    rows.append(json.loads(done.stdout.splitlines()[-1]))
+                    if contender == "naive":
+                        rows[-1]["note"] = f"{min(count, NAIVE_LABELS)} labels measured"
+                pd.DataFrame(rows).to_csv(args.out / "inference.tsv", sep="\t", index=False)
+                bar.update()
+    return pd.DataFrame(rows)
+
+
+def ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """What the sweep gains, as ratios within this run."""
+    cells = table.set_index(["contender", "labels"])
+
+    def ratio(column: str, a: tuple[str, int], b: tuple[str, int]) -> float:
+        return cells[column].get(a, math.nan) / cells[column].get(b, math.nan)
+
+    exact, small, shared = SWEEPS
+    rows = []
+    for contender in (exact, small, shared):
+        rows.append(
+            {
+                "sweep": contender.removeprefix("sweep, "),
+                "naive / sweep, time": ratio("seconds", ("naive", 133), (contender, 133)),
+                "sweep / multi-channel, time": ratio("seconds", (contender, 133), ("multi-channel", 133)),
+                "multi-channel / sweep, memory": ratio("GiB", ("multi-channel", 133), (contender, 133)),
+                "1000 / 133 labels, time": ratio("seconds", (contender, 1000), (contender, 133)),
+                "1000 / 1 labels, memory": ratio("GiB", (contender, 1000), (contender, 1)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """Time and memory against the number of labels."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for contender, rows in table.groupby("contender", sort=False):
+        axes[0].plot(rows["labels"], rows["seconds"], marker="o", label=contender)
+        axes[1].plot(rows["labels"], rows["GiB"], marker="o", label=contender)
+    for axis, name in zip(axes, ("seconds", "peak memory above the model, GiB"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=name)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path)
+
+
+def markdown(table: pd.DataFrame, decimals: dict[str, str]) -> str:
+    """The table in Markdown."""
+    head = [str(column) for column in table.columns]
+    body = [
+        ["" if pd.isna(value) else format(value, decimals.get(name, "")) for name, value in row.items()]
+        for row in table.to_dict("records")
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="where the results go")
+    parser.add_argument("--data", type=Path, help="folder of malc2012; a phantom without it")
+    parser.add_argument("--case", default="1001")
+    parser.add_argument("--atlas", default="1000")
+    parser.add_argument(
+        "--spacing", type=float, default=1.0, help="voxel size in mm; the volume has 160/spacing voxels ..."
+    )
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 133, 1000], help="numbers of labels")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--width", type=int, help="of the first level; 16 on a CPU, 32 on a GPU by default")
+    parser.add_argument("--roi", type=int, nargs=3, default=[96, 96, 96], help="window in voxels")
+    parser.add_argument("--overlap", type=float, default=0.25)
+    parser.add_argument("--margin_mm", type=float, default=10.0)
+    parser.add_argument("--weights", help="of the paper's network, for the agreement")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--volume", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.width = args.width or (16 if args.device == "cpu" else 32)
+    return args
+
+
+def main() -> None:
+    args = parse()
+    if args.contender:
+        work(args)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        table = run(args, Path(folder))
+    table.to_csv(args.out / "inference.tsv", sep="\t", index=False)
+    plot(table, args.out / "inference.svg")
+    device = torch.cuda.get_device_name() if args.device != "cpu" else f"{torch.get_num_threads()} CPU threads"
+    formats = {"seconds": ".1f", "GiB": ".2f", "differ": ".4%", "score": ".1e"}
+    text = "\n\n".join(
+        [
+            f"`python benchmarks/inference.py {' '.join(sys.argv[1:])}`: {device}, PyTorch {torch.__version__},"
+            f" {platform.machine()}, widths from {args.width}",
+            markdown(table, formats),
+            markdown(ratios(table), dict.fromkeys(ratios(table).columns[1:], ".2f")),
+        ]
+    )
+    (args.out / "inference.md").write_text(text + "\n")
+    print(text)
+
+
+_base = 0
+
+if __name__ == "__main__":
+    main()
