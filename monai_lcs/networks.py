@@ -323,7 +323,7 @@ class LabelConditionedUNet(nn.Module):
         return [
             (members[first : first + many], size)
             for size, members in together.items()
-            for many in [max(1, int(min(room // math.prod(size), len(members))))]
+            for many in [max(1, int(min(room / math.prod(size), len(members))))]
             for first in range(0, len(members), many)
         ]
 

@@ -2,12 +2,15 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from monai.utils import set_determinism
+from scipy.ndimage import correlate, map_coordinates
 from torch import nn
 
+from monai_lcs.blocks import UpConvolution, convolve
 from monai_lcs.boxes import pad_end
 from monai_lcs.networks import LabelConditionedUNet
 
@@ -35,14 +38,14 @@ def trained_like(net):
 class ReferenceUNet(nn.Module):
     """The paper's network for one mask, written out in plain PyTorch."""
 
-    def __init__(self, widths, multiscale):
+    def __init__(self, widths, multiscale, norm=nn.BatchNorm3d):
         super().__init__()
         self.multiscale = multiscale
 
         def block(i, o):
             layers = []
             for a, b in ((i, o), (o, o)):
-                layers += [nn.Conv3d(a, b, 3, padding=1), nn.BatchNorm3d(b), nn.ReLU()]
+                layers += [nn.Conv3d(a, b, 3, padding=1), norm(b), nn.ReLU()]
             return nn.Sequential(*layers)
 
         down, skips = [], [1, *widths[:-1]]
@@ -75,15 +78,17 @@ class ReferenceUNet(nn.Module):
         return self.head(image)
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale"])
-def test_equals_reference(conditioning):
-    net = trained_like(LabelConditionedUNet(channels=(4, 8, 16, 32), conditioning=conditioning))
-    reference = ReferenceUNet((4, 8, 16, 32), conditioning == "multiscale").eval()
+def test_equals_reference(conditioning, norm):
+    net = trained_like(LabelConditionedUNet(channels=(4, 8, 16, 32), conditioning=conditioning, norm=norm)).double()
+    layer = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}[norm]
+    reference = ReferenceUNet((4, 8, 16, 32), conditioning == "multiscale", layer).double().eval()
     ours, theirs = list(net.state_dict().values()), list(reference.state_dict().values())
     order = _order(net, reference)
     assert len(ours) == len(theirs) == len(order)
     reference.load_state_dict(order)
-    x = torch.cat([torch.rand(2, 2, 16, 24, 16), (torch.rand(2, 3, 16, 24, 16) > 0.7).float()], 1)
+    x = torch.cat([torch.rand(2, 2, 16, 24, 16), (torch.rand(2, 3, 16, 24, 16) > 0.7).float()], 1).double()
     with torch.no_grad():
         expected = torch.cat([reference(torch.cat([x[:, :2], x[:, k : k + 1]], 1)) for k in (2, 3, 4)], 1)
         assert torch.allclose(net(x), expected, atol=1e-5)
@@ -119,7 +124,7 @@ def test_number_of_parameters(kwargs, count):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("upsample", ["nontrainable", "deconv"])
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", None])
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", "shared", None])
 def test_options_give_one_channel_per_mask(spatial_dims, upsample, residual, conditioning):
     net = LabelConditionedUNet(
         spatial_dims,
@@ -151,25 +156,139 @@ def test_mask_changes_its_own_channel_only():
     assert not torch.allclose(same[:, 1], other[:, 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale"])
-def test_box_equals_window_away_from_border(conditioning):
-    net = trained_like(LabelConditionedUNet(2, channels=(3, 4, 6), conditioning=conditioning))
-    image, atlas = torch.rand(2, 1, 1, 78, 81)
-    masks = (torch.rand(1, 2, 78, 81) > 0.8).float()
-    halo = 20  # what the bottleneck sees, 5 voxels of 4: 3 at level 0, 2 + 3 at level 1, 3 + 2 at level 2
-    box = (slice(4, 68), slice(8, 84))  # the second axis ends with the window, padded to a multiple of 4
+BOXES_3D = [
+    (slice(0, 9), slice(11, 22), slice(30, 41)),  # at two borders of the window
+    (slice(13, 21), slice(7, 8), slice(2, 39)),
+    (slice(20, 27), slice(0, 25), slice(17, 33)),
+]
+
+
+def box_case(conditioning, dims, **kwargs):
+    """A network, features of a window whose size is no multiple of the stride, three masks and a box for each."""
+    net = trained_like(LabelConditionedUNet(dims, channels=(3, 4, 6), conditioning=conditioning, **kwargs))
+    shape = (27, 25, 41)[-dims:]
     with torch.no_grad():
-        features = net.encode(image, atlas)
+        features = net.encode(*torch.rand(2, 1, 1, *shape))
+    masks = torch.zeros(1, 3, *shape)
+    for k, box in enumerate(BOXES_3D):
+        inner = tuple(slice(axis.start, axis.stop - (axis.stop - axis.start) // 3) for axis in box[-dims:])
+        masks[(0, k, *inner)] = 1
+    return net, features, masks, [box[-dims:] for box in BOXES_3D]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("upsample", ["nontrainable", "deconv"])
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", "shared"])
+def test_exact_halo_equals_window(conditioning, upsample, dims):
+    net, features, masks, boxes = box_case(conditioning, dims, upsample=upsample, prior_logit=0.5)
+    with torch.no_grad():
         whole = net.decode(features, masks)
-        crop = net.decode(features, pad_end(masks, 4)[:, :, 4:68, 8:84], box)
-    assert crop.shape == (1, 2, 64, 76)
-    inner = whole[:, :, 4 + halo : 68 - halo, 8 + halo : 81]
-    assert torch.allclose(crop[:, :, halo:-halo, halo:73], inner, atol=1e-5)
-    assert not torch.allclose(crop[:, :, :1, :73], whole[:, :, 4:5, 8:81], atol=1e-4)
+        assert whole.std() > 1e-2
+        found = dict(net.decode_boxes(features, list(masks[0]), boxes))
+        for k, box in enumerate(boxes):
+            expected = whole[(0, k, *box)]
+            assert torch.allclose(found[k], expected, atol=1e-5)
+            assert torch.allclose(net.decode(features, masks, box)[0, k], expected, atol=1e-5)
 
 
-def test_box_that_is_the_window_is_exact():
-    net = trained_like(LabelConditionedUNet(3, channels=(3, 4, 6), norm=("instance", {"affine": True})))
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale"])
+def test_small_halo_differs_at_the_border_of_the_box_only(conditioning):
+    """One voxel of zeros less at every level, and what is wrong spreads from the border of the crop."""
+    net, features, masks, _ = box_case(conditioning, 2)
+    box = (slice(4, 21), slice(9, 34))
+    with torch.no_grad():
+        whole = net.decode(features, masks)[..., 4:21, 9:34]
+        error = {halo: (net.decode(features, masks, box, halo) - whole).abs() for halo in (0, 1, 2, 3, 7)}
+    assert error[3].max() < 1e-5
+    assert error[7].max() < 1e-5
+    assert error[0].mean() > error[1].mean() > error[2].mean() > 1e-4
+
+
+def test_boxes_of_all_sizes_are_answered_once():
+    net, features, masks, _ = box_case("bottleneck", 3)
+    boxes = [(slice(0, 3 + i), slice(i, 14 - i % 3), slice(5, 6 + 2 * i)) for i in range(9)]
+    with torch.no_grad():
+        asked = [masks[0, i % 3] for i in range(9)]
+        found = list(net.decode_boxes(features, asked, boxes, room=700))
+        whole = net.decode(features, masks)
+    assert sorted(i for i, _ in found) == list(range(9))
+    for i, logits in found:
+        assert torch.allclose(logits, whole[0, i % 3][boxes[i]], atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_shared_decoder_equals_reference(dims):
+    """The label-dependent part, one voxel grid at a time, with scipy's interpolation."""
+    net, features, masks, _ = box_case("shared", dims)
+    head = net.label_head
+    with torch.no_grad():
+        nn.init.uniform_(head.displacement.bias, -2, 2)
+        nn.init.normal_(head.displacement.weight, std=0.2)
+        features = net.encode(*torch.rand(2, 1, 1, *features.spatial_shape))
+        answer = net.decode(features, masks)
+    shared = features.levels[0][0].double().numpy()
+    shape = shared.shape[1:]
+    displacement, embedding = shared[:dims], shared[dims:]
+    assert np.abs(displacement).max() > 1
+    where = np.indices(shape) + displacement
+    weights = {name: p.detach().double().numpy() for name, p in head.named_parameters()}
+    for k in range(3):
+        mask = pad_end(masks[:, k : k + 1], net.stride)[0, 0].double().numpy()
+        padded = np.pad(mask, [(8, 8 + -n % 4) for n in shape])
+        coarse = padded
+        for axis in range(dims):
+            coarse = coarse.reshape(*coarse.shape[:axis], -1, 4, *coarse.shape[axis + 1 :]).mean(axis + 1)
+        fine = np.indices(padded.shape)
+        blurred = map_coordinates(coarse, (fine + 0.5) / 4 - 0.5, order=1, mode="nearest")
+        sampled = [map_coordinates(x, where + 8, order=1, mode="constant") for x in (padded, blurred)]
+        prototype = (embedding * mask).sum(tuple(range(1, dims + 1))) / mask.sum()
+        x = np.einsum("hc,c...->h...", weights["first.weight"] + weights["similarity"] * prototype, embedding)
+        x += np.einsum("hc,c...->h...", weights["mask.weight"], np.stack(sampled))
+        bias = weights["first.bias"] + weights["prototype.weight"] @ prototype
+        x = np.maximum(x + bias.reshape(-1, *[1] * dims), 0)
+        x = np.stack(
+            [
+                sum(correlate(c, w, mode="constant") for c, w in zip(x, ws, strict=True))
+                for ws in weights["hidden.conv.weight"]
+            ]
+        )
+        x = np.maximum(x + weights["hidden.conv.bias"].reshape(-1, *[1] * dims), 0)
+        x = np.tensordot(weights["head.weight"].reshape(-1), x, 1) + weights["head.bias"]
+        expected = x[tuple(slice(0, n) for n in features.spatial_shape)]
+        assert np.allclose(answer[0, k].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_up_convolution_is_nearest_and_convolution(dims):
+    up = UpConvolution(dims, 3, 5)
+    x = torch.rand(2, 3, *(4, 6, 5)[:dims])
+    convolve = F.conv2d if dims == 2 else F.conv3d
+
+    def expected():
+        return convolve(F.interpolate(x, scale_factor=2, mode="nearest"), up.conv.weight, up.conv.bias, padding=1)
+
+    assert torch.allclose(up(x), expected(), atol=1e-6)
+    with torch.no_grad():  # the kernel is folded once, and again when the weights have changed
+        for _ in range(2):
+            assert torch.allclose(up(x), expected(), atol=1e-6)
+            up.conv.weight += 1
+
+
+def test_convolution_of_one_small_volume():
+    x, weight, bias = torch.rand(1, 4, 5, 6, 7), torch.rand(3, 4, 3, 3, 3), torch.rand(3)
+    gradients = []
+    for function in (convolve, lambda x, w, b: F.conv3d(x.expand(2, -1, -1, -1, -1), w, b, padding=1)[:1]):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        out = function(*leaves)
+        out.square().sum().backward()
+        gradients.append([out, *(t.grad for t in leaves)])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["batch", ("instance", {"affine": True})])
+def test_box_that_is_the_window_is_exact(norm):
+    net = trained_like(LabelConditionedUNet(3, channels=(3, 4, 6), norm=norm))
     x = torch.rand(1, 4, 9, 10, 11)
     window = (slice(0, 9), slice(0, 10), slice(0, 11))
     with torch.no_grad():
@@ -178,12 +297,13 @@ def test_box_that_is_the_window_is_exact():
 
 def test_forward_in_boxes_is_decode_in_each_box():
     net = trained_like(LabelConditionedUNet(2, channels=(3, 4, 6), norm="instance"))
+    assert net.depends_on_box
     x = torch.rand(2, 4, 20, 20)
     box = (slice(6, 15), slice(8, 20))
     with torch.no_grad():
-        out = net(x, boxes=[[box, None], [None, box]])
+        out = net(x, boxes=[[box, None], [None, box]], halo=0)
         features = net.encode(x[1:, :1], x[1:, 1:2])
-        crop = net.decode(features, x[1:, 3:, 4:20, 4:20], (slice(4, 20), slice(4, 20)))  # 16 voxels
+        crop = net.decode(features, x[1:, 3:], (slice(4, 20), slice(4, 20)), halo=0)  # 9 x 12 rounded up to 16 x 16
     assert torch.allclose(out[1, 1, 6:15, 8:20], crop[0, 0, 2:11, 4:], atol=1e-5)
     outside = torch.ones(20, 20, dtype=torch.bool)
     outside[box] = False
@@ -232,16 +352,18 @@ def test_half_precision(dtype):
     assert torch.allclose(answer.float(), full, atol=0.05)
 
 
-def test_exports():
-    net = trained_like(LabelConditionedUNet(2, channels=(3, 4, 6), conditioning="multiscale"))
+@pytest.mark.parametrize("conditioning", ["multiscale", "shared"])
+def test_exports(conditioning):
+    net = trained_like(LabelConditionedUNet(2, channels=(3, 4, 6), conditioning=conditioning))
     x = torch.rand(1, 4, 13, 16)
     exported = torch.export.export(net, (x,)).module()
     assert torch.allclose(exported(x), net(x), atol=1e-6)
 
 
-def test_learns_to_answer_for_the_requested_label():
+@pytest.mark.parametrize("conditioning", ["multiscale", "shared"])
+def test_learns_to_answer_for_the_requested_label(conditioning):
     """Two bright squares; the atlas mask says which. A network that ignores the mask cannot get this right."""
-    net = LabelConditionedUNet(2, channels=(8, 16), conditioning="multiscale", norm="instance", dropout=0.0)
+    net = LabelConditionedUNet(2, channels=(8, 16), conditioning=conditioning, norm="instance", dropout=0.0)
     image = torch.zeros(1, 1, 16, 16)
     image[..., 2:6, 2:6] = image[..., 9:14, 9:14] = 1
     masks = torch.zeros(1, 2, 16, 16)
@@ -284,9 +406,12 @@ def test_bad_input():
     with pytest.raises(ValueError, match="`atlas_image` must have 1 channels, got shape None"):
         net.encode(torch.rand(1, 1, 8, 8))
     features = net.encode(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="multiples of 4 and lie inside"):
-        net.decode(features, torch.zeros(1, 1, 4, 8), (slice(2, 6), slice(0, 8)))
-    with pytest.raises(ValueError, match="lie inside"):
-        net.decode(features, torch.zeros(1, 1, 12, 8), (slice(0, 12), slice(0, 8)))
+    masks = torch.zeros(1, 1, 8, 8)
+    for box in [(slice(0, 12), slice(0, 8)), (slice(-2, 4), slice(0, 8)), (slice(3, 3), slice(0, 8))]:
+        with pytest.raises(ValueError, match=r"`box` must lie inside the window \(8, 8\)"):
+            net.decode(features, masks, box)
+    for halo in ("all", -1, 1.5):
+        with pytest.raises(ValueError, match=f"`halo` must be 'exact' or a whole number >= 0, got {halo!r}"):
+            net.decode(features, masks, halo=halo)
     with pytest.raises(ValueError, match=r"`masks` must be \(B, K, 8, 8\) as the features are, got \(1, 1, 4, 8\)"):
         net.decode(features, torch.zeros(1, 1, 4, 8))
