@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .boxes import Box, cut, intersect, mask_box, shift
 
-__all__ = ["Block", "LabelHead", "Mask", "UpConvolution", "gather", "recrop", "up"]
+__all__ = ["Block", "LabelHead", "Mask", "UpConvolution", "convolve", "gather", "norm_name", "recrop", "up"]
 
 CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -61,10 +61,15 @@ def recrop(x: Tensor, boxes: Sequence[Box], inner: Sequence[Box]) -> Tensor:
     return gather(x, range(len(x)), inside)
 
 
-def normalization(norm: str | tuple, width: int) -> str | tuple:
+def norm_name(norm: str | tuple | None) -> str:
+    """The lower-case name of a normalization as MONAI takes it, empty for none."""
+    return "" if norm is None else (norm if isinstance(norm, str) else norm[0]).lower()
+
+
+def normalization(norm: str | tuple | None, width: int) -> str | tuple | None:
     """An instance norm as a group norm of one channel each: the same numbers, three times faster on a CPU."""
-    name, options = (norm, {}) if isinstance(norm, str) else norm
-    if name.lower() != "instance" or options.get("track_running_stats"):
+    options = {} if norm is None or isinstance(norm, str) else norm[1]
+    if norm_name(norm) != "instance" or options.get("track_running_stats"):
         return norm
     return "group", {"num_groups": width, "affine": False, **options}
 

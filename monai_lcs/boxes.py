@@ -118,7 +118,7 @@ def reach_out(box: Box, reach: int, shape: Sequence[int], sizes: Sequence[int] |
 
 
 def batch_sizes(
-    sizes: Sequence[Sequence[int]], room: float, overhead: int = 30_000
+    sizes: Sequence[Sequence[int]], room: float, overhead: int = 10_000
 ) -> list[tuple[list[int], tuple[int, ...]]]:
     """Put boxes into batches of one size each, the largest of its boxes, so that little is computed in vain.
 
@@ -134,7 +134,7 @@ def batch_sizes(
         For each batch the indices of its boxes, and its size.
 
     Example:
-        >>> batch_sizes([(40, 40), (8, 9), (9, 8), (40, 38)], room=4000, overhead=10)
+        >>> batch_sizes([(40, 40), (8, 9), (9, 8), (40, 38)], room=4000, overhead=100)
         [([0, 3], (40, 40)), ([2, 1], (9, 9))]
     """
 
@@ -197,7 +197,7 @@ def _occupied(mask: np.ndarray, step: int) -> np.ndarray:
 
 
 def _split(cells: np.ndarray, around: np.ndarray) -> list[np.ndarray]:
-    """Cells ``(N, dims)`` cut in two, and again, where the sum of the boxes, with what is around each, is a fifth less."""
+    """Cells ``(N, dims)`` cut in two, and again, where the sum of the boxes and what is around them is a fifth less."""
 
     def costs(ordered: np.ndarray) -> np.ndarray:
         """Of the box of the first n, for every n."""

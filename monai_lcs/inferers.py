@@ -61,7 +61,7 @@ class LabelSweepInferer(Inferer):
 
         V * (4 + b) + W * C * 4 * k + 4 * live
 
-    b is 1, 2 or 4, to hold the labels' number; k is about 5 (measured in ``benchmarks/inference.py``: features, and what
+    b is 1, 2 or 4, to hold the labels' number; k is XX (measured by ``benchmarks/inference.py``: features, and what
     a convolution needs); ``live`` are the voxels of the boxes that lie in more than one window, from their first window
     to their last. The order of the windows is the one of six, in 3D, with the fewest live voxels. Nothing grows with
     the number of labels but ``live``, and that is bounded by how often boxes overlap. Without a margin and with several
@@ -258,6 +258,8 @@ class LabelSweepInferer(Inferer):
         """Each part with its logits, as soon as no later window touches it."""
         sw_device = torch.device(self.sw_device or volume.device)
         importance = grid.importance.to(device, dtype)
+        # On a CPU batches that fit its caches are the fastest, on a GPU few calls
+        room = _volume(grid.windows[0]) / (8 if sw_device.type == "cpu" else 1)
         windows = [tuple(slice(0, size) for size in grid.shape)] if decoder.stitches else grid.windows
         touches = _touches([part.box for part in parts], windows)
         if not decoder.stitches:
@@ -283,9 +285,9 @@ class LabelSweepInferer(Inferer):
                 found = label_boxes(view[-1])
                 masks = [_mask(view[-1], found, parts[i].ids) for i in here]
                 boxes = [shift(_shared(window, parts[i].box), window) for i in here]
-                for n, logits in decoder.decode(features, masks, boxes, room=_volume(grid.windows[0]) / 4):
+                for n, logits in decoder.decode(features, masks, boxes, room=room):
                     i = here[n]
-                    if touches[i].sum() == 1:  # nothing to blend
+                    if intersect(window, parts[i].box) == parts[i].box and touches[i].sum() == 1:  # nothing to blend
                         yield parts[i], logits.to(device, dtype)
                         continue
                     live.add(i, w, logits.to(device, dtype))

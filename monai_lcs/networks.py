@@ -11,7 +11,7 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
-from .blocks import Block, LabelHead, Mask, gather, recrop, up
+from .blocks import Block, LabelHead, Mask, gather, norm_name, recrop, up
 from .boxes import Box, batch_sizes, crop_pyramid, cut, pad_end, place, reach_out, scale, shift
 
 __all__ = ["Features", "LabelConditionedUNet", "check_halo"]
@@ -63,7 +63,7 @@ class LabelConditionedUNet(nn.Module):
         out_channels: output channels of the plain U-Net (``conditioning=None``); otherwise 1.
         dropout: probability of dropout after the bottleneck.
         act: activation, as MONAI names it.
-        norm: normalization, as MONAI names it.
+        norm: normalization, as MONAI names it; ``None`` for none.
         upsample: ``"nontrainable"`` (nearest, then a 3x3x3 convolution) or ``"deconv"`` (transposed convolution).
         residual: concatenate the input of every block to its output.
         prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
@@ -103,7 +103,7 @@ class LabelConditionedUNet(nn.Module):
         out_channels: int = 1,
         dropout: float = 0.5,
         act: str | tuple = "relu",
-        norm: str | tuple = "batch",
+        norm: str | tuple | None = "batch",
         upsample: str = "nontrainable",
         residual: bool = False,
         prior_logit: float = 0.0,
@@ -119,7 +119,7 @@ class LabelConditionedUNet(nn.Module):
         self.depth = len(channels) - 1
         self.stride = 2**self.depth
         by_label = conditioning in ("bottleneck", "multiscale")  # whether the decoder depends on the label
-        self.depends_on_box = by_label and (norm if isinstance(norm, str) else norm[0]).lower() in BOX_NORMS
+        self.depends_on_box = by_label and norm_name(norm) in BOX_NORMS
         self.stitches = conditioning == "shared"
         upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
 
@@ -286,7 +286,7 @@ class LabelConditionedUNet(nn.Module):
             boxes: N boxes.
             items: which of the batch each is asked of; the first by default.
             halo: see :meth:`decode`.
-            room: voxels of one batch at most, unless it is of one label; a quarter of the window's by default.
+            room: voxels of one batch at most, unless it is of one label; an eighth of the window's by default.
 
         Yields:
             As the batches are done, the number of each label and its logits, of the size of its box.
@@ -296,7 +296,7 @@ class LabelConditionedUNet(nn.Module):
             for axis, size in zip(box, features.spatial_shape, strict=True):
                 if not 0 <= axis.start < axis.stop <= size:
                     raise ValueError(f"`box` must lie inside the window {features.spatial_shape}, got {box}.")
-        for chosen, size in self._batches(boxes, window, room or math.prod(window) / 4):
+        for chosen, size in self._batches(boxes, window, room or math.prod(window) / 8):
             crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
             logits = self._decode_together(
                 features,

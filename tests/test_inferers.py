@@ -8,9 +8,10 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
 from scipy.ndimage import map_coordinates
 
-from monai_lcs.boxes import grow_box, label_boxes, mask_box
+from monai_lcs import inferers
+from monai_lcs.boxes import batch_sizes, crop_pyramid, grow_box, label_boxes, mask_box, split_box
 from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
-from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.networks import Features, LabelConditionedUNet
 
 SHAPE = (21, 18, 20)
 IDS = (3, 17, 53, 300, 301)
@@ -112,7 +113,7 @@ def test_windows_are_encoded_once(network, inputs):
             Counting.encoded += 1
             return network.encode(*args)
 
-        decode = staticmethod(network.decode)
+        decode_boxes = staticmethod(network.decode_boxes)
 
     LabelSweepInferer(roi_size=(16, 16, 16), overlap=0, labels_per_pass=2)(inputs[:1], Counting())
     assert Counting.encoded == 2 * 2 * 2
@@ -152,6 +153,161 @@ def test_margin_restricts_to_the_box(roi_size):
     if roi_size is None:
         inner = (slice(40, 112), slice(44, 68))  # 20 voxels inside of the crop, 20:132 and 24:88
         assert torch.allclose(probability[inner], everywhere[17][0][inner], atol=1e-9)
+
+
+def probabilities(inputs, network, **kwargs):
+    """Every label's probability and the label map."""
+    got = {}
+    inferer = LabelSweepInferer(on_label=lambda item, label, p: got.setdefault((item, label), p[0]), **kwargs)
+    return got, inferer(inputs, network)
+
+
+def boxes_of(inputs, item, label, margin, mm):
+    """The box of a label grown by a margin, by hand."""
+    where = np.argwhere(inputs[item, -1].numpy() == label)
+    voxels = [int(np.ceil(margin / size)) for size in mm]
+    low = [max(a - m, 0) for a, m in zip(where.min(0), voxels, strict=True)]
+    high = [min(b + m + 1, n) for b, m, n in zip(where.max(0), voxels, inputs.shape[2:], strict=True)]
+    return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize(("roi_size", "overlap"), [((16, 16, 16), 0.5), ((16, 12, 24), (0.25, 0.5, 0)), (None, 0.25)])
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", "shared"])
+def test_exact_boxes_equal_the_unrestricted_sweep(inputs, conditioning, roi_size, overlap, mode):
+    """Two volumes, anisotropic voxels, labels at the border (label 53 touches it in the first)."""
+    set_determinism(1)
+    net = LabelConditionedUNet(3, channels=(4, 6, 8), conditioning=conditioning, prior_logit=0.2).eval().double()
+    set_determinism(None)
+    mm = (1.0, 2.0, 0.5)
+    image = MetaTensor(inputs, affine=torch.diag(torch.tensor([*mm, 1.0])))
+    kwargs = {"roi_size": roi_size, "overlap": overlap, "mode": mode}
+    everywhere, _ = probabilities(image, net, **kwargs)
+    boxed, label_map = probabilities(image, net, margin_mm=2, **kwargs)
+    assert set(boxed) == set(everywhere) == {(item, label) for item in range(2) for label in IDS}
+    best, winner = np.full(inputs[:, :1].shape, 0.5), np.zeros(inputs[:, :1].shape, dtype=np.int32)
+    for item, label in sorted(boxed):
+        box = boxes_of(inputs, item, label, 2, mm)
+        expected = torch.zeros_like(boxed[item, label])
+        expected[box] = everywhere[item, label][box]
+        assert torch.allclose(boxed[item, label], expected, atol=1e-6)
+        better = boxed[item, label].numpy() > best[item, 0]
+        best[item, 0][better], winner[item, 0][better] = boxed[item, label].numpy()[better], label
+    assert np.array_equal(label_map.numpy(), winner)
+
+
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+def test_shared_features_are_blended_as_monai_does(inputs, mode):
+    """MONAI's sliding window over the label-free part, then every label on the whole volume."""
+    set_determinism(1)
+    net = LabelConditionedUNet(3, channels=(4, 6, 8), conditioning="shared", norm="instance").eval()
+    set_determinism(None)
+    volume = inputs[:1].float()
+    window = SlidingWindowInferer((16, 12, 16), overlap=0.25, mode=mode)
+    padded = torch.nn.functional.pad(volume, (0, 0, 0, 2, 0, 3), mode="replicate")  # to multiples of 4
+    with torch.no_grad():
+        shared = window(volume[:, :2], lambda x: net.encode(x[:, :1], x[:, 1:]).levels[0])
+        shared = torch.nn.functional.pad(shared, (0, 0, 0, 2, 0, 3))
+        features = Features((shared,), SHAPE)
+        masks = torch.cat([(volume[:, 2:] == i).float() for i in IDS], 1)
+        expected = torch.sigmoid(net.decode(features, masks))[0]
+    assert padded.shape[2:] == shared.shape[2:]
+    got, _ = probabilities(volume, net, roi_size=(16, 12, 16), mode=mode)
+    for label, p in zip(IDS, expected, strict=True):
+        assert torch.allclose(got[0, label], p, atol=2e-3)  # half precision
+        assert p.std() > 0
+
+
+def test_union_of_distant_parts_is_decoded_in_parts():
+    net = LabelConditionedUNet(2, channels=(4, 6)).eval().double()
+    inputs = torch.rand(1, 3, 200, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs[:, 2] = 0
+    inputs[:, 2, 4:12, 4:12], inputs[:, 2, 180:190, 8:16] = 2, 3
+    decoded = []
+    original = net.decode_boxes
+    net.decode_boxes = lambda features, masks, boxes, **kwargs: (
+        decoded.extend(boxes) or original(features, masks, boxes, **kwargs)
+    )
+    got, _ = probabilities(inputs, net, labels={5: (2, 3)}, margin_mm=3)
+    assert sorted(decoded, key=str) == [(slice(1, 15), slice(1, 15)), (slice(177, 193), slice(5, 19))]
+    net.decode_boxes = original
+    everywhere, _ = probabilities(inputs, net, labels={5: (2, 3)})
+    expected = torch.zeros(200, 40, dtype=torch.float64)
+    for box in decoded:
+        expected[box] = everywhere[0, 5][box]
+    assert torch.allclose(got[0, 5], expected, atol=1e-7)
+
+
+@pytest.fixture
+def many_labels():
+    """1000 labels, pieces of 2 x 2 x 2 voxels in 20 x 20 x 20."""
+    blocks = torch.arange(1, 1001).reshape(10, 10, 10)
+    labels = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2).float()
+    images = torch.rand(1, 2, 20, 20, 20, generator=torch.Generator().manual_seed(0))
+    return torch.cat([images, labels[None, None]], 1)
+
+
+def test_few_boxes_are_alive(many_labels, monkeypatch):
+    """Windows of 8 with an overlap of 2: a label lives in the rows of windows that its box meets, not longer."""
+    peak, begun = [0], set()
+    original = inferers._Live.add
+
+    def counting(self, i, w, logits):
+        original(self, i, w, logits)
+        begun.add(i)
+        peak[0] = max(peak[0], len(self.sums))
+
+    monkeypatch.setattr(inferers._Live, "add", counting)
+    net = LabelConditionedUNet(3, channels=(2, 3), norm=None).eval()
+    kwargs = {"roi_size": (8, 8, 8), "margin_mm": 0}
+    label_map = LabelSweepInferer(threshold=0, **kwargs)(many_labels, net)
+    assert torch.equal(label_map, many_labels[:, 2:].int())  # each label's box is its own: it wins everywhere in it
+    # Windows at 0, 6, 12; voxels 6, 7 and 12, 13 in two of them: one piece of ten along an axis in each
+    assert len(begun) == 1000 - 8**3
+    assert peak[0] < 200
+
+    alive, sums = [], inferers._Live
+    monkeypatch.setattr(sums, "add", original)
+    monkeypatch.setattr(sums, "pop", lambda self, i, pop=sums.pop: (pop(self, i), alive.append(len(self.sums)))[0])
+    for _ in LabelSweepInferer(**kwargs)(many_labels, net):
+        pass
+    assert alive[-1] == 0
+
+
+def test_windows_go_along_the_axis_that_keeps_the_fewest_alive():
+    windows = [(slice(a, a + 4), slice(b, b + 4)) for a in (0, 4) for b in (0, 4, 8, 12)]
+    boxes = [(slice(0, 8), slice(b, b + 4)) for b in (0, 4, 8, 12)]  # each spans the first axis
+    touches = inferers._touches(boxes, windows)
+    assert touches.sum() == 8
+    order = inferers._window_order(windows, touches, [32] * 4)
+    assert [windows[w][1].start for w in order] == [0, 0, 4, 4, 8, 8, 12, 12]  # one box alive, not four
+
+
+def test_windows_without_foreground_are_skipped(network, inputs):
+    image = inputs[:1].clone()
+    image[:, 0, 12:] = 0
+    encoded = []
+    original = network.encode
+    network.encode = lambda x, *args: encoded.append(bool((x > 0).any())) or original(x, *args)
+    kwargs = {"roi_size": (8, 18, 20), "overlap": 0, "margin_mm": 1}
+    try:
+        everything, _ = probabilities(image, network, **kwargs)
+        assert encoded == [True, True, False]  # windows at 0, 8 and 13
+        encoded.clear()
+        got, label_map = probabilities(image, network, select_fn=lambda x: x > 0, **kwargs)
+    finally:
+        network.encode = original
+    assert encoded == [True, True]
+    assert not label_map[:, :, 16:].any()
+    for key, p in got.items():
+        assert (p[16:] == 0).all()
+        assert torch.allclose(p[:8], everything[key][:8])
+
+
+def test_a_box_cut_by_windows_is_said(inputs):
+    net = LabelConditionedUNet(3, channels=(4, 6), conditioning="multiscale", norm="instance").eval().double()
+    with pytest.warns(UserWarning, match="normalizes over a label's box, which several windows cut"):
+        LabelSweepInferer(margin_mm=3, roi_size=(16, 16, 16))(inputs[:1], net)
 
 
 def test_trained_boxes_are_the_sweeps_boxes(inputs):
@@ -241,6 +397,7 @@ def test_boxes_by_hand():
         ({"threshold": 1.0}, r"`threshold` must be in \[0, 1\), got 1.0"),
         ({"margin_mm": -1}, "`margin_mm` must be >= 0 or None, got -1"),
         ({"upsample": 1.5}, "`upsample` must be a whole number > 0, got 1.5"),
+        ({"halo": "exactly"}, "`halo` must be 'exact' or a whole number >= 0, got 'exactly'"),
         ({"labels_per_pass": 0}, "`labels_per_pass` must be > 0, got 0"),
         ({"overlap": 1.0}, r"`overlap` must be in \[0, 1\), got 1.0"),
         ({"mode": "gauss"}, "gauss"),
@@ -285,3 +442,55 @@ def test_huge_ids():
         7: (slice(1, 2), slice(0, 1)),
         60_000_000: (slice(0, 1), slice(1, 2)),
     }
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2, 3])
+def test_crops_hold_what_the_level_above_takes(reach):
+    rng = np.random.default_rng(reach)
+    for _ in range(200):
+        size = 16 * int(rng.integers(1, 7))
+        length = int(rng.integers(1, size + 1))
+        boxes = [(slice(int(a), int(a) + length),) for a in rng.integers(0, size - length + 1, 3)]
+        outer, inner = crop_pyramid(boxes, (size,), 4, reach)
+        assert inner[0] == boxes
+        for level in range(5):
+            here = size >> level
+            assert len({axis.stop - axis.start for (axis,) in inner[level]}) == 1
+            assert len({axis.stop - axis.start for (axis,) in outer[level]}) == 1
+            for (give,), (take,) in zip(inner[level], outer[level], strict=True):
+                assert 0 <= take.start <= max(give.start - min(reach, 2), 0)
+                assert min(give.stop + min(reach, 2), here) <= take.stop <= here
+            for (take,), (below,) in zip(outer[level], inner[level + 1] if level < 4 else [], strict=False):
+                assert 2 * below.start <= max(take.start - max(reach - 2, 0), 0)
+                assert 2 * below.stop >= min(take.stop + max(reach - 2, 0), here)
+
+
+def test_batches_hold_each_box_once():
+    rng = np.random.default_rng(0)
+    sizes = [tuple(size) for size in rng.integers(1, 40, (200, 3)).tolist()]
+    batches = batch_sizes(sizes, room=50_000)
+    assert sorted(i for members, _ in batches for i in members) == list(range(200))
+    for members, size in batches:
+        assert size == tuple(np.max([sizes[i] for i in members], axis=0))
+        assert len(members) == 1 or len(members) * np.prod(size) <= 50_000
+    assert len(batches) < 100
+
+
+def test_split_boxes_hold_the_mask():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = torch.from_numpy(rng.random((60, 50, 7)) > 0.999)
+        if not mask.any():
+            continue
+        boxes = split_box(mask, (2, 2, 2))
+        covered = torch.zeros_like(mask)
+        for box in boxes:
+            assert mask_box(mask[box]) == tuple(slice(0, axis.stop - axis.start) for axis in box)  # tight
+            covered[box] = True
+        assert covered[mask].all()
+    ribbon = torch.zeros(64, 64, dtype=torch.bool)
+    ribbon[range(64), range(64)] = True  # a diagonal fills little of its box
+    assert len(split_box(ribbon, (1, 1), around=0)) > 2
+    assert len(split_box(torch.ones(64, 64), (1, 1))) == 1
+    with pytest.raises(ValueError, match="`mask` must not be empty"):
+        split_box(torch.zeros(3, 3), (1, 1))
