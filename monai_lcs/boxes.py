@@ -27,6 +27,7 @@ __all__ = [
     "reach_out",
     "scale",
     "shift",
+    "slabs_of",
     "split_box",
     "union_box",
     "unshift",
@@ -156,6 +157,19 @@ def batch_sizes(
             members, size = batches[best]
             batches[best] = ([*members, i], tuple(map(max, size, sizes[i])))
     return batches
+
+
+def slabs_of(box: Box, room: float) -> list[Box]:
+    """The box cut along its first axis into slabs of ``room`` voxels at most, or of one voxel's thickness.
+
+    Example:
+        >>> [slab[0] for slab in slabs_of((slice(3, 8), slice(0, 10)), room=25)]
+        [slice(3, 5, None), slice(5, 7, None), slice(7, 8, None)]
+    """
+    first, *others = box
+    thick = max(1, int(min(room / math.prod(axis.stop - axis.start for axis in others), first.stop - first.start)))
+    starts = range(first.start, first.stop, thick)
+    return [(slice(start, min(start + thick, first.stop)), *others) for start in starts]
 
 
 def split_box(mask: Tensor, margin: Sequence[int], around: int = 6) -> list[Box]:

@@ -12,7 +12,7 @@ from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
 from .blocks import Block, LabelHead, Mask, gather, norm_name, recrop, up
-from .boxes import Box, batch_sizes, crop_pyramid, cut, pad_end, place, reach_out, scale, shift
+from .boxes import Box, batch_sizes, crop_pyramid, cut, pad_end, place, reach_out, scale, shift, slabs_of
 
 __all__ = ["Features", "LabelConditionedUNet", "check_halo"]
 
@@ -286,7 +286,7 @@ class LabelConditionedUNet(nn.Module):
             boxes: N boxes.
             items: which of the batch each is asked of; the first by default.
             halo: see :meth:`decode`.
-            room: voxels of one batch at most, unless it is of one label; an eighth of the window's by default.
+            room: voxels decoded at a time, unless they are of one label whose decoder cannot be cut; an eighth of the window's by default.
 
         Yields:
             As the batches are done, the number of each label and its logits, of the size of its box.
@@ -296,7 +296,8 @@ class LabelConditionedUNet(nn.Module):
             for axis, size in zip(box, features.spatial_shape, strict=True):
                 if not 0 <= axis.start < axis.stop <= size:
                     raise ValueError(f"`box` must lie inside the window {features.spatial_shape}, got {box}.")
-        for chosen, size in self._batches(boxes, window, room or math.prod(window) / 8):
+        room = room or math.prod(window) / 8
+        for chosen, size in self._batches(boxes, window, room):
             crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
             logits = self._decode_together(
                 features,
@@ -304,6 +305,7 @@ class LabelConditionedUNet(nn.Module):
                 crops,
                 [items[i] if items else 0 for i in chosen],
                 check_halo(halo),
+                room,
             )
             for i, crop, answer in zip(chosen, crops, logits, strict=True):
                 yield i, answer[0][shift(boxes[i], crop)]
@@ -328,15 +330,19 @@ class LabelConditionedUNet(nn.Module):
         ]
 
     def _decode_together(
-        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], reach: int
+        self,
+        features: Features,
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
+        items: Sequence[int],
+        reach: int,
+        room: float,
     ) -> Tensor:
         """Logits ``(N, 1, *size)`` in boxes of the same size, from masks of the padded window."""
-        window = features.levels[0].shape[2:]
         if self.conditioning == "shared":
-            outer = [reach_out(box, min(reach, LabelHead.REACH), window) for box in boxes]
-            logits, mask = self.label_head(features.levels[0], items, masks, outer)
-            return recrop(self._add_prior(logits, mask), outer, boxes)
-        outer, inner = crop_pyramid(boxes, window, self.depth, reach)
+            slabs = zip(*(slabs_of(box, room / len(boxes)) for box in boxes), strict=True)
+            return torch.cat([self._decode_shared(features, masks, slab, items, reach) for slab in slabs], dim=2)
+        outer, inner = crop_pyramid(boxes, features.levels[0].shape[2:], self.depth, reach)
         x = None
         blocks = [*reversed(self.decoder), self.bottleneck]
         for i in reversed(range(self.depth + 1)):
@@ -350,6 +356,13 @@ class LabelConditionedUNet(nn.Module):
             x = recrop(x if i < self.depth else self.dropout(x), outer[i], inner[i])
         logits = self.head(x)
         return self._add_prior(logits, self._pooled(masks, boxes, 0, logits.dtype) if self.prior_logit else logits)
+
+    def _decode_shared(
+        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], reach: int
+    ) -> Tensor:
+        outer = [reach_out(box, min(reach, LabelHead.REACH), features.levels[0].shape[2:]) for box in boxes]
+        logits, mask = self.label_head(features.levels[0], items, masks, outer)
+        return recrop(self._add_prior(logits, mask), outer, boxes)
 
     def _pooled(self, masks: Sequence[Mask], boxes: Sequence[Box], level: int, dtype: torch.dtype) -> Tensor:
         """What each mask, max-pooled to a level, is in its box there: ``(N, 1, *size)``."""

@@ -204,12 +204,13 @@ def test_small_halo_differs_at_the_border_of_the_box_only(conditioning):
     assert error[0].mean() > error[1].mean() > error[2].mean() > 1e-4
 
 
-def test_boxes_of_all_sizes_are_answered_once():
-    net, features, masks, _ = box_case("bottleneck", 3)
+@pytest.mark.parametrize("conditioning", ["bottleneck", "shared"])
+def test_boxes_of_all_sizes_are_answered_once(conditioning):
+    net, features, masks, _ = box_case(conditioning, 3)
     boxes = [(slice(0, 3 + i), slice(i, 14 - i % 3), slice(5, 6 + 2 * i)) for i in range(9)]
     with torch.no_grad():
         asked = [masks[0, i % 3] for i in range(9)]
-        found = list(net.decode_boxes(features, asked, boxes, room=700))
+        found = list(net.decode_boxes(features, asked, boxes, room=100))
         whole = net.decode(features, masks)
     assert sorted(i for i, _ in found) == list(range(9))
     for i, logits in found:
