@@ -259,7 +259,7 @@ class LabelSweepInferer(Inferer):
         sw_device = torch.device(self.sw_device or volume.device)
         importance = grid.importance.to(device, dtype)
         # On a CPU batches that fit its caches are the fastest, on a GPU few calls
-        room = _volume(grid.windows[0]) / (8 if sw_device.type == "cpu" else 1)
+        room = _volume(grid.windows[0]) / (1 if sw_device.type != "cpu" else 2 if decoder.stitches else 8)
         windows = [tuple(slice(0, size) for size in grid.shape)] if decoder.stitches else grid.windows
         touches = _touches([part.box for part in parts], windows)
         if not decoder.stitches:

@@ -286,7 +286,8 @@ class LabelConditionedUNet(nn.Module):
             boxes: N boxes.
             items: which of the batch each is asked of; the first by default.
             halo: see :meth:`decode`.
-            room: voxels decoded at a time, unless they are of one label whose decoder cannot be cut; an eighth of the window's by default.
+            room: voxels decoded at a time, unless they are of one label whose decoder cannot be cut; an eighth of the
+                window's by default.
 
         Yields:
             As the batches are done, the number of each label and its logits, of the size of its box.
