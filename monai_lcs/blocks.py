@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,11 @@ CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+def exporting() -> bool:
+    """Whether the network is being compiled, exported or traced: then nothing may depend on the values of tensors."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def gather(x: Tensor, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
     """For each of N boxes of the same size its part of an item of the batch, ``(N, C, *size)``.
 
@@ -32,8 +38,9 @@ def gather(x: Tensor, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
         if all(item == items[0] for item in items):
             return part[items[0]].expand(len(items), *part.shape[1:])
         return part[list(items)]
-    # Voxels first, so that the parts are stacked in the memory format of x
-    voxels_first = x.movedim(1, -1)
+    if x.is_contiguous():
+        return torch.stack([cut(x[item], box) for item, box in zip(items, boxes, strict=True)])
+    voxels_first = x.movedim(1, -1)  # channels-last, and stacked as such
     parts = [voxels_first[item][box] for item, box in zip(items, boxes, strict=True)]
     return torch.stack(parts).movedim(-1, 1)
 
@@ -71,7 +78,7 @@ def normalization(norm: str | tuple | None, width: int) -> str | tuple | None:
     options = {} if norm is None or isinstance(norm, str) else norm[1]
     if norm_name(norm) != "instance" or options.get("track_running_stats"):
         return norm
-    return "group", {"num_groups": width, "affine": False, **options}
+    return "group", {"num_groups": width, "affine": options.get("affine", False), "eps": options.get("eps", 1e-5)}
 
 
 def in_place(act: str | tuple) -> str | tuple:
@@ -94,6 +101,9 @@ class Block(nn.Module):
         norm: normalization, as MONAI names it.
         residual: concatenate the input to the output.
     """
+
+    first: Any  # a Convolution, whose parts are used one by one
+    second: Any
 
     def __init__(
         self, spatial_dims: int, label_channels: int, shared_channels: int, width: int, act, norm, residual: bool
@@ -158,21 +168,16 @@ class UpConvolution(nn.Module):
         super().__init__()
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
         self.spatial_dims = spatial_dims
-        self._folded: tuple[tuple, Tensor] | None = None
+        self.folded: Tensor | None = None
+
+    def prepare(self) -> None:
+        """At inference, fold the kernel once for all calls until the next time this is called."""
+        self.folded = None if torch.is_grad_enabled() or exporting() else self._fold(self.conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, out_channels, *(2 * spatial))``."""
-        return CONVOLVE_TRANSPOSED[self.spatial_dims](x, self._kernel(), self.conv.bias, stride=2, padding=1)
-
-    def _kernel(self) -> Tensor:
-        """The kernel of the transposed convolution; at inference folded once for all calls."""
-        weight = self.conv.weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._fold(weight)
-        state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
-        if self._folded is None or self._folded[0] != state:
-            self._folded = state, self._fold(weight)
-        return self._folded[1]
+        kernel = self._fold(self.conv.weight) if self.folded is None or torch.is_grad_enabled() else self.folded
+        return CONVOLVE_TRANSPOSED[self.spatial_dims](x, kernel, self.conv.bias, stride=2, padding=1)
 
     def _fold(self, weight: Tensor) -> Tensor:
         kernel = weight.flip(list(range(2, self.spatial_dims + 2))).transpose(0, 1)
@@ -208,7 +213,7 @@ class Mask(NamedTuple):
     @classmethod
     def of(cls, mask: Tensor) -> Mask:
         """A mask ``(*spatial)`` and the box of what is not zero."""
-        if torch.compiler.is_compiling():  # where that is depends on the data
+        if exporting():  # where that is depends on the data
             return cls(mask, tuple(slice(0, size) for size in mask.shape))
         box = mask_box(mask) or (slice(0, 0),) * mask.ndim
         return cls(mask[box], box)
@@ -242,6 +247,8 @@ class LabelHead(nn.Module):
         act: activation, as MONAI names it.
     """
 
+    hidden: Any  # a Convolution, likewise
+
     REACH = 1  # voxels that the answer looks beyond its box
     BLUR = 4  # the blurred mask is one of so much coarser voxels, interpolated
 
@@ -253,7 +260,7 @@ class LabelHead(nn.Module):
         self.embedding = conv(in_channels, width, kernel_size=1)
         self.displacement = conv(coarse_channels, spatial_dims, kernel_size=3, padding=1)
         nn.init.normal_(self.displacement.weight, std=1e-3)
-        nn.init.zeros_(self.displacement.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.displacement.bias)
         self.first = nn.Linear(width, width)
         self.similarity = nn.Parameter(torch.empty(width, width))
         nn.init.normal_(self.similarity, std=width**-0.5)
@@ -269,12 +276,18 @@ class LabelHead(nn.Module):
         return torch.cat([up, self.embedding(features)], dim=1)
 
     def forward(
-        self, shared: Tensor, items: Sequence[int], masks: Sequence[Mask], boxes: Sequence[Box]
+        self,
+        shared: Tensor,
+        prototypes: Tensor,
+        items: Sequence[int],
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
     ) -> tuple[Tensor, Tensor]:
         """Answer for N labels, each in its box.
 
         Args:
             shared: from :meth:`share`, in any precision.
+            prototypes: from :meth:`prototypes`, ``(N, width)``.
             items: for each label which of the batch it is asked of.
             masks: its atlas mask in the window.
             boxes: where to answer; all of the same size.
@@ -285,7 +298,6 @@ class LabelHead(nn.Module):
         """
         own = gather(shared, items, boxes).to(self.first.weight.dtype)
         sampled = self._sample(own[:, : self.spatial_dims], masks, boxes)
-        prototypes = self._prototypes(shared, items, masks)
         weight = self.first.weight + self.similarity * prototypes[:, None]  # (N, width, width)
         weight = torch.cat([self.mask.weight.expand(len(masks), -1, -1), weight], dim=2)
         bias = self.first.bias + self.prototype(prototypes)
@@ -296,14 +308,29 @@ class LabelHead(nn.Module):
         x = convolve(self.hidden.adn(x), self.hidden.conv.weight, self.hidden.conv.bias)
         return self.head(self.hidden.adn(x)), sampled[:, :1]
 
-    def _prototypes(self, shared: Tensor, items: Sequence[int], masks: Sequence[Mask]) -> Tensor:
-        """The mean of the embedding inside each mask ``(N, width)``, 0 for an empty one."""
+    def prototypes(
+        self, shared: Tensor, spatial_shape: Sequence[int], items: Sequence[int], masks: Sequence[Mask]
+    ) -> Tensor:
+        """The mean of the embedding inside each mask ``(N, width)``, 0 for an empty one.
+
+        Args:
+            shared: from :meth:`share`.
+            spatial_shape: of the window before it was padded; padding does not count.
+            items: for each label which of the batch it is asked of.
+            masks: its atlas mask in the window.
+        """
+        exact = torch.promote_types(shared.dtype, torch.float32)  # sums over large masks overflow in half precision
+        window = tuple(slice(0, size) for size in spatial_shape)
         means = []
         for item, mask in zip(items, masks, strict=True):
-            inside = mask.values.to(self.first.weight.dtype).flatten()
-            embedding = shared[item, self.spatial_dims :].movedim(0, -1)[mask.box].flatten(0, -2)
-            means.append(inside @ embedding.to(inside.dtype) / inside.sum().clamp(min=1))
-        return torch.stack(means)
+            box = intersect(mask.box, window)
+            if box is None:
+                means.append(shared.new_zeros(shared.shape[1] - self.spatial_dims, dtype=exact))
+                continue
+            inside = mask.values[shift(box, mask.box)].to(exact)[..., None]
+            embedding = shared[item, self.spatial_dims :].movedim(0, -1)[box].to(exact)
+            means.append((embedding * inside).flatten(0, -2).sum(dim=0) / inside.sum().clamp(min=1))
+        return torch.stack(means).to(self.first.weight.dtype)
 
     def _sample(self, displacement: Tensor, masks: Sequence[Mask], boxes: Sequence[Box]) -> Tensor:
         """Masks and blurred masks ``(N, 2, *size)`` at the displaced voxels of the boxes; 0 beyond the window.
@@ -311,18 +338,22 @@ class LabelHead(nn.Module):
         Each is sampled from the part of the window around its mask, as it is 0 elsewhere.
         """
         dims, blur, device = self.spatial_dims, self.BLUR, displacement.device
+        exact = torch.promote_types(displacement.dtype, torch.float32)  # half precision misses by parts of a voxel
         # Coarse voxels lie where they do for every box of the window; one more on each side, for the interpolation
         first = [[axis.start // blur - 1 for axis in mask.box] for mask in masks]
         last = [[-(-axis.stop // blur) + 1 for axis in mask.box] for mask in masks]
         size = [blur * max(b[axis] - a[axis] for a, b in zip(first, last, strict=True)) for axis in range(dims)]
         around = [tuple(slice(blur * a, blur * a + n) for a, n in zip(corner, size, strict=True)) for corner in first]
-        source = Mask.inside(masks, around, displacement.dtype)
+        if len(masks) > 1 and math.prod(size) > 2 * math.prod(displacement.shape[2:]):  # large masks, one at a time
+            each = zip(displacement.split(1), masks, boxes, strict=True)
+            return torch.cat([self._sample(own, [mask], [box]) for own, mask, box in each])
+        source = Mask.inside(masks, around, exact)
         blurred = F.interpolate(self.pool(source), scale_factor=blur, mode=self.linear, align_corners=False)
         # align_corners=False: -1 and 1 are the borders of the first and the last voxel
-        grid = torch.empty((*displacement.movedim(1, -1).shape,), dtype=torch.float32, device=device)
+        grid = torch.empty(displacement.movedim(1, -1).shape, dtype=exact, device=device)
         for axis, n in enumerate(displacement.shape[2:]):
             start = torch.tensor([box[axis].start - part[axis].start for box, part in zip(boxes, around, strict=True)])
             along = torch.arange(n).view([-1 if a == axis else 1 for a in range(dims)])
             voxel = (start.view(-1, *[1] * dims) + along).to(device)
-            grid[..., dims - 1 - axis] = (displacement[:, axis].float() + (voxel + 0.5)) * (2 / size[axis]) - 1
-        return F.grid_sample(torch.cat([source, blurred], dim=1), grid.to(source.dtype), align_corners=False)
+            grid[..., dims - 1 - axis] = (displacement[:, axis].to(exact) + (voxel + 0.5)) * (2 / size[axis]) - 1
+        return F.grid_sample(torch.cat([source, blurred], dim=1), grid, align_corners=False)

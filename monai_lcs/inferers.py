@@ -39,6 +39,7 @@ from .transforms.labels import LabelGroup, as_groups, label_mask
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
 
+NOWHERE = -1e4  # logit of a probability of 0; finite, as it is interpolated
 EXACT_INTEGERS = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24}
 
 
@@ -48,7 +49,9 @@ class LabelSweepInferer(Inferer):
     Equal, voxel for voxel, to running the whole network once per label through
     :class:`monai.inferers.SlidingWindowInferer`, keeping every label's probability, and taking the argmax where it
     exceeds the threshold; in the time and memory of a few labels. Logits are blended over windows as MONAI does, then
-    squashed by a sigmoid. On a tie the smallest id wins, so the order of ``labels`` does not matter.
+    squashed by a sigmoid. On a tie the smallest id wins, so the order of ``labels`` does not matter. Of a network that
+    decodes once for all labels (``conditioning="shared"``) the features are blended instead, in half precision, and
+    every label is decoded in one piece; in one window that is the same.
 
     With ``margin_mm`` a label is decoded only in the box of its atlas mask grown by this margin, and scores zero
     elsewhere. A label whose mask fills little of its box (the left and right halves of a union, a thin ribbon) is split
@@ -56,17 +59,18 @@ class LabelSweepInferer(Inferer):
     is less than exact or the network's answer depends on the box: such a network sees each label in one box, and only
     with one window (``roi_size=None``) the same one as in training (see :class:`LabelBoxInferer`).
 
-    Memory, in bytes, beside the input, for V voxels (V * ``upsample`` ** 3 in the first term), a window of W voxels
-    and a network whose first level has C channels::
+    Memory, in bytes, beside the input, for V voxels (in the first term those of the result, see ``upsample``), a window
+    of W voxels, a network whose first level has C channels, and float32::
 
-        V * (4 + b) + W * C * 4 * k + 4 * live
+        V * (4 + b) + W * C * 4 * 5 + (V * 2 * (E + 3) where features are blended, else 4 * live)
 
-    b is 1, 2 or 4, to hold the labels' number; k is XX (measured by ``benchmarks/inference.py``: features, and what
-    a convolution needs); ``live`` are the voxels of the boxes that lie in more than one window, from their first window
-    to their last. The order of the windows is the one of six, in 3D, with the fewest live voxels. Nothing grows with
-    the number of labels but ``live``, and that is bounded by how often boxes overlap. Without a margin and with several
-    windows all labels would be alive at once: then ``labels_per_pass`` of them are in work at a time, and the
-    features of all windows are kept for the next ones.
+    b is 1, 2 or 4, to hold the number of labels, and E the channels of the embedding; on a CPU, PyTorch's kernels add
+    about 0.2 GiB (``docs/performance.md`` has the measured figures). ``live`` are the voxels of the boxes that lie in
+    more than one window, from their first window to their last. The order of the windows is the one of six, in 3D,
+    with the fewest live voxels. Nothing grows with the number of labels but ``live``, and that is bounded by how often
+    boxes overlap. ``on_label`` and ``output="masks"`` add a volume for each label. Without a margin and with several
+    windows all labels would be alive at once: then ``labels_per_pass`` of them are in work at a time, and the features
+    of all windows are kept for the next ones.
 
     Args:
         labels: which labels: ``None`` for all in the atlas label map; a list of ids and unions (a union, given as a
@@ -80,7 +84,8 @@ class LabelSweepInferer(Inferer):
             from the input's affine (:class:`monai.data.MetaTensor`), else 1 mm.
         halo: how far the crops of features reach beyond a label's box, ``"exact"`` or voxels of each level, see
             :meth:`monai_lcs.networks.LabelConditionedUNet.decode`.
-        labels_per_pass: labels decoded together, at most.
+        labels_per_pass: labels in work at a time, where there are several windows and no margin, and in one call of a
+            network without ``decode_boxes``.
         output: ``"label_map"``, ``(B, 1, *spatial)`` of ids; or ``"masks"``, ``(B, L, *spatial)`` of 0 and 1, one
             channel for each of ``labels`` in their order (ascending where ``None``), which may overlap.
         on_label: called as ``on_label(item, label, probability)`` for each finished label: index in the batch, id,
@@ -89,8 +94,8 @@ class LabelSweepInferer(Inferer):
             are (``(size - 1) * upsample + 1``): each label's logits are interpolated linearly before the best label is
             chosen, so that outlines are finer than the network's voxels. Time and memory of the merge grow accordingly.
         select_fn: what is foreground, for instance ``lambda image: image > 0``: called with the image
-            ``(C, *spatial)``, gives booleans of its shape. Windows and labels without a voxel of it are skipped and
-            score zero. Everything is foreground by default.
+            ``(C, *spatial)``, gives booleans of its shape. Windows without a voxel of it are skipped: what only they
+            see scores zero. Everything is foreground by default.
         image_channels: channels of the image, which come first.
         progress: show a bar with the labels done.
         device: where the result is gathered; the input's by default.
@@ -204,8 +209,9 @@ class LabelSweepInferer(Inferer):
         if any(grid.padding):
             volume = F.pad(volume, grid.padding)
         groups = self.groups or {label: (label,) for label in label_boxes(volume[-1])}
+        _warn_of_absent(groups, volume[-1])
+        volume = self._skip_background(volume, grid)
         parts = self._parts(volume[-1], groups, margin, split=decoder.splits)
-        skip = self._without_foreground(volume, grid.windows)
         if decoder.depends_on_box and margin is not None and len(grid.windows) > 1:
             warnings.warn(
                 "This network normalizes over a label's box, which several windows cut: labels may show seams."
@@ -220,7 +226,7 @@ class LabelSweepInferer(Inferer):
         masks: dict[int, Tensor] = {}
         logits_of: dict[int, Tensor] = {}
         with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
-            for part, logits in self._finished(volume, grid, parts, skip, decoder, device, dtype):
+            for part, logits in self._finished(volume, grid, parts, decoder, device, dtype):
                 box = _refine(part.box, self.upsample)
                 if self.upsample > 1:
                     mode = "bilinear" if logits.ndim == 2 else "trilinear"
@@ -229,7 +235,9 @@ class LabelSweepInferer(Inferer):
                 merge.add(part.label, logits, box)
                 unfinished[part.label] -= 1
                 if self.output == "masks" or self.on_label is not None:
-                    whole = logits_of.setdefault(part.label, logits.new_full(fine, -math.inf))
+                    if part.label not in logits_of:
+                        logits_of[part.label] = logits.new_full(fine, NOWHERE)
+                    whole = logits_of[part.label]
                     whole[box] = torch.maximum(whole[box], logits)
                 if unfinished[part.label]:
                     continue
@@ -250,7 +258,6 @@ class LabelSweepInferer(Inferer):
         volume: Tensor,
         grid: _Windows,
         parts: Sequence[_Part],
-        skip: Sequence[bool],
         decoder: _AnyDecoder,
         device: torch.device,
         dtype: torch.dtype,
@@ -258,12 +265,12 @@ class LabelSweepInferer(Inferer):
         """Each part with its logits, as soon as no later window touches it."""
         sw_device = torch.device(self.sw_device or volume.device)
         importance = grid.importance.to(device, dtype)
+        if not parts:
+            return
         # On a CPU batches that fit its caches are the fastest, on a GPU few calls
         room = _volume(grid.windows[0]) / (1 if sw_device.type != "cpu" else 2 if decoder.stitches else 8)
         windows = [tuple(slice(0, size) for size in grid.shape)] if decoder.stitches else grid.windows
         touches = _touches([part.box for part in parts], windows)
-        if not decoder.stitches:
-            touches &= ~np.asarray(skip)
         # Without a margin every label is everywhere, so that with several windows all would be alive
         everywhere = self.margin_mm is None and len(windows) > 1
         size = self.labels_per_pass if everywhere else max(len(parts), 1)
@@ -277,16 +284,22 @@ class LabelSweepInferer(Inferer):
                 if not here:
                     continue
                 window = windows[w]
-                view = pad_end(cut(volume, window)[None].to(sw_device), decoder.stride)[0]
-                if decoder.stitches:
-                    features = self._stitched(volume, grid, skip, decoder, sw_device)
+                features: Any
+                view = cut(volume, window).to(sw_device)
+                view = pad_end(view[None], decoder.stride)[0] if decoder.stride > 1 else view
+                if isinstance(decoder, _Decoder) and decoder.stitches:
+                    features = self._stitched(volume, grid, view.shape[1:], decoder, sw_device)
                 else:
                     features = decoder.encode(view[:-1], key=w if everywhere else None)
                 found = label_boxes(view[-1])
-                masks = [_mask(view[-1], found, parts[i].ids) for i in here]
+                of_label = {parts[i].label: _mask(view[-1], found, parts[i].ids) for i in here}
+                masks = [of_label[parts[i].label] for i in here]
                 boxes = [shift(_shared(window, parts[i].box), window) for i in here]
                 for n, logits in decoder.decode(features, masks, boxes, room=room):
                     i = here[n]
+                    if decoder.stitches and grid.covered is not None:
+                        covered = grid.covered[parts[i].box].to(logits.device)
+                        logits = logits.masked_fill(~covered, NOWHERE)
                     if intersect(window, parts[i].box) == parts[i].box and touches[i].sum() == 1:  # nothing to blend
                         yield parts[i], logits.to(device, dtype)
                         continue
@@ -296,23 +309,18 @@ class LabelSweepInferer(Inferer):
                 del features
 
     def _stitched(
-        self, volume: Tensor, grid: _Windows, skip: Sequence[bool], decoder: _Decoder, sw_device: torch.device
+        self, volume: Tensor, grid: _Windows, shape: Sequence[int], decoder: _Decoder, sw_device: torch.device
     ) -> Features:
-        """The features of all windows as those of one, blended; in half precision where there are several."""
-        shape = [-(-size // decoder.stride) * decoder.stride for size in grid.shape]
-        if len(grid.windows) == 1:
-            return decoder.encode(pad_end(volume[None, :-1].to(sw_device), decoder.stride)[0], key=None)
+        """The features of all windows as those of one of ``shape``; in half precision where they are several."""
+        if len(grid.windows) == 1 and grid.covered is None:
+            return decoder.encode(volume[:-1].to(sw_device), key=None)
         importance = grid.importance.to(sw_device, torch.float32)[..., None]
         weights = importance.new_zeros(*shape, 1)
+        for window in grid.windows:
+            weights[window] += importance
         blended = None
-        for window, skipped in zip(grid.windows, skip, strict=True):
-            if not skipped:
-                weights[window] += importance
-        for window, skipped in zip(grid.windows, skip, strict=True):
-            if skipped:
-                continue
-            view = pad_end(cut(volume, window)[None, :-1].to(sw_device), decoder.stride)[0]
-            features = decoder.encode(view, key=None).levels[0][0].movedim(0, -1)
+        for window in grid.windows:
+            features = decoder.encode(cut(volume, window)[:-1].to(sw_device), key=None).levels[0][0].movedim(0, -1)
             features = features[tuple(slice(0, axis.stop - axis.start) for axis in window)]
             if blended is None:
                 blended = torch.zeros(*shape, features.shape[-1], dtype=torch.float16, device=sw_device)
@@ -338,21 +346,22 @@ class LabelSweepInferer(Inferer):
                 if split
                 else [tuple(slice(0, s.stop - s.start) for s in box)]
             )
+            # Interpolation does not go from one box to the next: those side by side must overlap
+            more = [max(m, 1) for m in margin] if len(tight) > 1 and self.upsample > 1 else margin
             for piece in tight:
-                parts.append(_Part(label, ids, grow_box(unshift(piece, box), margin, shape)))
-        absent = sorted(set(groups) - {part.label for part in parts})
-        if absent:
-            warnings.warn(
-                f"The atlas label map has no voxel of {absent} on this image: nothing is found there.", stacklevel=2
-            )
+                parts.append(_Part(label, ids, grow_box(unshift(piece, box), more, shape)))
         return parts
 
-    def _without_foreground(self, volume: Tensor, windows: Sequence[Box]) -> list[bool]:
-        """Which windows are skipped."""
+    def _skip_background(self, volume: Tensor, grid: _Windows) -> Tensor:
+        """Leave out the windows without foreground, and the atlas labels that are in no other."""
         if self.select_fn is None:
-            return [False] * len(windows)
+            return volume
         foreground = self.select_fn(volume[: self.image_channels]).any(dim=0)
-        return [not foreground[window].any() for window in windows]
+        grid.windows = [window for window in grid.windows if foreground[window].any()]
+        grid.covered = torch.zeros_like(foreground)
+        for window in grid.windows:
+            grid.covered[window] = True
+        return torch.cat([volume[:-1], (volume[-1] * grid.covered)[None]])
 
 
 class LabelBoxInferer(Inferer):
@@ -431,6 +440,7 @@ class _Windows:
         missing = [max(r - size, 0) for r, size in zip(roi, shape, strict=True)]
         before = [m // 2 for m in missing]
         self.padding = [side for b, m in zip(reversed(before), reversed(missing), strict=True) for side in (b, m - b)]
+        self.covered: Tensor | None = None  # by windows that are not skipped; None for all
         self.inner = tuple(slice(b, b + size) for b, size in zip(before, shape, strict=True))
         self.shape = tuple(max(r, size) for r, size in zip(roi, shape, strict=True))
         overlap = ensure_tuple_rep(overlap, dims)
@@ -483,7 +493,7 @@ class _Live:
             shared = _shared(self.windows[w], box)
             weights[shift(shared, box)] += self.importance[shift(shared, self.windows[w])]
         logits = self.sums.pop(i).div_(weights)
-        return logits.masked_fill_(weights == 0, -math.inf)
+        return logits.masked_fill_(weights == 0, NOWHERE)
 
 
 class _Merge:
@@ -599,7 +609,7 @@ def _touches(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:
     if not boxes:
         return np.zeros((0, len(windows)), dtype=bool)
     (start, stop), (first, end) = _corners(boxes), _corners(windows)
-    return ((start[:, None] < end) & (first < stop[:, None])).all(axis=-1)
+    return np.all((start[:, None] < end) & (first < stop[:, None]), axis=-1)
 
 
 def _window_order(windows: Sequence[Box], touches: np.ndarray, sizes: Sequence[int]) -> list[int]:
@@ -626,6 +636,15 @@ def _margin_voxels(margin_mm: float, inputs: Tensor, item: int) -> list[int]:
 def _check_margin(margin_mm: float | None) -> None:
     if margin_mm is not None and not 0 <= margin_mm < math.inf:
         raise ValueError(f"`margin_mm` must be >= 0 or None, got {margin_mm}.")
+
+
+def _warn_of_absent(groups: Mapping[int, tuple[int, ...]], label_map: Tensor) -> None:
+    found = label_boxes(label_map)
+    absent = sorted(label for label, ids in groups.items() if found.keys().isdisjoint(ids))
+    if absent:
+        warnings.warn(
+            f"The atlas label map has no voxel of {absent} on this image: nothing is found there.", stacklevel=4
+        )
 
 
 def _shared(window: Box, box: Box) -> Box:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
-from .blocks import Block, LabelHead, Mask, gather, norm_name, recrop, up
+from .blocks import Block, LabelHead, Mask, UpConvolution, gather, norm_name, recrop, up
 from .boxes import Box, batch_sizes, crop_pyramid, cut, pad_end, place, reach_out, scale, shift, slabs_of
 
 __all__ = ["Features", "LabelConditionedUNet", "check_halo"]
@@ -92,6 +93,8 @@ class LabelConditionedUNet(nn.Module):
         >>> net.decode(features, masks, box=(slice(3, 12), slice(0, 16), slice(8, 20))).shape
         torch.Size([1, 3, 9, 16, 12])
     """
+
+    pool: Any
 
     def __init__(
         self,
@@ -190,6 +193,8 @@ class LabelConditionedUNet(nn.Module):
             i, k, box = asked[n]
             logits[i, k] = place(answer, box, shape, OUTSIDE)
         nowhere = x.new_full(shape, OUTSIDE)
+        if not asked:  # a training step wants a gradient all the same
+            nowhere = nowhere + 0 * features.levels[0].mean()
         return torch.stack(
             [torch.stack([logits.get((i, k), nowhere) for k in range(len(masks[i]))]) for i in range(len(x))]
         )
@@ -205,22 +210,24 @@ class LabelConditionedUNet(nn.Module):
         if self.atlas_channels and (atlas_image is None or atlas_image.shape[1] != self.atlas_channels):
             got = None if atlas_image is None else tuple(atlas_image.shape)
             raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
+        for going_up in self.up:
+            if isinstance(going_up, UpConvolution):
+                going_up.prepare()
         spatial_shape = tuple(image.shape[2:])
         x = pad_end(image, self.stride)
         atlas = pad_end(atlas_image, self.stride) if self.atlas_channels and atlas_image is not None else None
         if self.conditioning == "shared" and atlas is not None:
             x, atlas = torch.cat([x, atlas.to(x.dtype)], dim=1), None
         levels = []
-        blocks = [*reversed(self.decoder), self.bottleneck]
+        blocks: list[Any] = [*reversed(self.decoder), self.bottleneck]
+        encoder: list[Any] = [*self.encoder]
         for i, block in enumerate(blocks):
-            at_this_level = atlas is not None and (i == self.depth or self.conditioning == "multiscale")
             if i < self.depth:
-                encoder_block = self.encoder[i]
-                skip = encoder_block.plain(x)
+                skip = encoder[i].plain(x)
                 x = self.pool(skip)
             else:
                 skip = x
-            if at_this_level:
+            if atlas is not None and (i == self.depth or self.conditioning == "multiscale"):
                 skip = torch.cat([skip, _pool(self.pool, atlas, i).to(skip.dtype)], dim=1)
             levels.append(block.share(skip))
             del skip  # a full volume that nothing needs any more
@@ -294,8 +301,8 @@ class LabelConditionedUNet(nn.Module):
         """
         window = tuple(features.levels[0].shape[2:])
         for box in boxes:
-            for axis, size in zip(box, features.spatial_shape, strict=True):
-                if not 0 <= axis.start < axis.stop <= size:
+            for axis, limit in zip(box, features.spatial_shape, strict=True):
+                if not 0 <= axis.start < axis.stop <= limit:
                     raise ValueError(f"`box` must lie inside the window {features.spatial_shape}, got {box}.")
         room = room or math.prod(window) / 8
         for chosen, size in self._batches(boxes, window, room):
@@ -342,7 +349,8 @@ class LabelConditionedUNet(nn.Module):
         """Logits ``(N, 1, *size)`` in boxes of the same size, from masks of the padded window."""
         if self.conditioning == "shared":
             slabs = zip(*(slabs_of(box, room / len(boxes)) for box in boxes), strict=True)
-            return torch.cat([self._decode_shared(features, masks, slab, items, reach) for slab in slabs], dim=2)
+            prototypes = self.label_head.prototypes(features.levels[0], features.spatial_shape, items, masks)
+            return torch.cat([self._decode_shared(features, prototypes, items, masks, slab) for slab in slabs], dim=2)
         outer, inner = crop_pyramid(boxes, features.levels[0].shape[2:], self.depth, reach)
         x = None
         blocks = [*reversed(self.decoder), self.bottleneck]
@@ -359,15 +367,23 @@ class LabelConditionedUNet(nn.Module):
         return self._add_prior(logits, self._pooled(masks, boxes, 0, logits.dtype) if self.prior_logit else logits)
 
     def _decode_shared(
-        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], reach: int
+        self, features: Features, prototypes: Tensor, items: Sequence[int], masks: Sequence[Mask], boxes: Sequence[Box]
     ) -> Tensor:
-        outer = [reach_out(box, min(reach, LabelHead.REACH), features.levels[0].shape[2:]) for box in boxes]
-        logits, mask = self.label_head(features.levels[0], items, masks, outer)
+        outer = [reach_out(box, LabelHead.REACH, features.levels[0].shape[2:]) for box in boxes]
+        logits, mask = self.label_head(features.levels[0], prototypes, items, masks, outer)
         return recrop(self._add_prior(logits, mask), outer, boxes)
 
     def _pooled(self, masks: Sequence[Mask], boxes: Sequence[Box], level: int, dtype: torch.dtype) -> Tensor:
         """What each mask, max-pooled to a level, is in its box there: ``(N, 1, *size)``."""
-        return _pool(self.pool, Mask.inside(masks, [scale(box, 2**level) for box in boxes], dtype), level)
+        pooled = []
+        for mask in masks:
+            box = tuple(slice(axis.start >> level, -(-axis.stop >> level)) for axis in mask.box)
+            if any(axis.start == axis.stop for axis in box):
+                pooled.append(mask)
+                continue
+            values = Mask.inside([mask], [scale(box, 2**level)], dtype)
+            pooled.append(Mask(_pool(self.pool, values, level)[0, 0], box))
+        return Mask.inside(pooled, boxes, dtype)
 
     def _bounded(self, mask: Tensor | Mask, window: tuple[int, ...]) -> Mask:
         """The mask where it is not zero, in the window as it was padded."""
