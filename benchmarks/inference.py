@@ -295,7 +295,7 @@ def run(args: argparse.Namespace, folder: Path) -> pd.DataFrame:
                     rows.append(json.loads(done.stdout.splitlines()[-1]))
                     if contender == "naive":
                         rows[-1]["note"] = f"{NAIVE_LABELS} labels measured"
-                if contender == "sweep, exact halo" and "seconds" in rows[-1]:
+                if args.weights and contender == "sweep, exact halo" and "seconds" in rows[-1]:
                     compare_maps(rows, folder, count)
                 pd.DataFrame(rows).to_csv(args.out / "inference.tsv", sep="\t", index=False)
                 bar.update()
@@ -401,6 +401,8 @@ def main() -> None:
     table.to_csv(args.out / "inference.tsv", sep="\t", index=False)
     plot(table, args.out / "inference.svg")
     device = torch.cuda.get_device_name() if args.device != "cpu" else f"{torch.get_num_threads()} CPU threads"
+    columns = ["contender", "labels", "seconds", "GiB", "differ", "score", "map differs", "note"]
+    table = table[[column for column in columns if column in table]]
     formats = {"seconds": ".1f", "GiB": ".2f", "differ": ".4%", "map differs": ".2%", "score": ".1e"}
     text = "\n\n".join(
         [
