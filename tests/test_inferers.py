@@ -304,6 +304,46 @@ def test_windows_without_foreground_are_skipped(network, inputs):
         assert torch.allclose(p[:8], everything[key][:8])
 
 
+@pytest.mark.parametrize("upsample", [1, 2])
+@pytest.mark.parametrize("conditioning", ["bottleneck", "shared"])
+def test_a_union_half_of_which_is_skipped(conditioning, upsample):
+    """What is left is answered, everywhere it can be, and finished; the other half scores zero."""
+    net = LabelConditionedUNet(2, channels=(4, 6), conditioning=conditioning, prior_logit=5.0).eval().double()
+    inputs = torch.rand(1, 3, 64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs[:, 2] = 0
+    inputs[:, 2, 4:12, 4:12], inputs[:, 2, 52:60, 4:12] = 2, 3
+    inputs[:, 0, 40:] = 0
+    kwargs = {"labels": {5: (2, 3)}, "roi_size": (16, 16), "overlap": 0, "margin_mm": 2, "upsample": upsample}
+    inferer = LabelSweepInferer(output="masks", select_fn=lambda x: x > 0, **kwargs)
+    mask = inferer(inputs, net)[0, 0]
+    got, label_map = probabilities(inputs, net, select_fn=lambda x: x > 0, **kwargs)
+    assert torch.isfinite(got[0, 5]).all()
+    assert torch.equal(mask.bool(), label_map[0, 0] == 5)
+    assert mask[4 * upsample : 11 * upsample, 4 * upsample : 11 * upsample].all()
+    assert (got[0, 5][48 * upsample :] == 0).all()
+    inputs[:, 0] = 0
+    assert not LabelSweepInferer(select_fn=lambda x: x > 0, **kwargs)(inputs, net).any()
+
+
+@pytest.mark.parametrize("shape", [(13, 18), (40, 6), (5, 5)])
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", "shared"])
+def test_one_window_is_the_network(conditioning, shape):
+    """Also where a label touches the end, which is padded, and where an axis is shorter than the stride."""
+    set_determinism(0)
+    net = LabelConditionedUNet(2, channels=(3, 4, 5, 6), conditioning=conditioning).eval().double()
+    set_determinism(None)
+    inputs = torch.rand(1, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs[:, 2] = 0
+    inputs[:, 2, shape[0] - 4 :, shape[1] - 3 :] = 7
+    mask = (inputs[:, 2:] == 7).double()
+    with torch.no_grad():
+        expected = torch.sigmoid(net(torch.cat([inputs[:, :2], mask], 1)))[0, 0]
+    got, _ = probabilities(inputs, net)
+    assert torch.allclose(got[0, 7], expected, atol=1e-6)
+    windows, _ = probabilities(inputs, net, roi_size=(8, -1), margin_mm=1)  # several windows, one of them thin
+    assert torch.isfinite(windows[0, 7]).all()
+
+
 def test_a_box_cut_by_windows_is_said(inputs):
     net = LabelConditionedUNet(3, channels=(4, 6), conditioning="multiscale", norm="instance").eval().double()
     with pytest.warns(UserWarning, match="normalizes over a label's box, which several windows cut"):

@@ -10,7 +10,7 @@ from monai.utils import set_determinism
 from scipy.ndimage import correlate, map_coordinates
 from torch import nn
 
-from monai_lcs.blocks import UpConvolution, convolve
+from monai_lcs.blocks import Mask, UpConvolution, convolve
 from monai_lcs.boxes import pad_end
 from monai_lcs.networks import LabelConditionedUNet
 
@@ -269,10 +269,13 @@ def test_up_convolution_is_nearest_and_convolution(dims):
         return convolve(F.interpolate(x, scale_factor=2, mode="nearest"), up.conv.weight, up.conv.bias, padding=1)
 
     assert torch.allclose(up(x), expected(), atol=1e-6)
-    with torch.no_grad():  # the kernel is folded once, and again when the weights have changed
+    with torch.no_grad():  # the kernel is folded when it is prepared, as at each encoding
         for _ in range(2):
+            up.prepare()
             assert torch.allclose(up(x), expected(), atol=1e-6)
-            up.conv.weight += 1
+            up.conv.weight.data.copy_(torch.rand_like(up.conv.weight))
+    up.prepare()
+    assert torch.allclose(up(x), expected(), atol=1e-6)
 
 
 def test_convolution_of_one_small_volume():
@@ -351,6 +354,41 @@ def test_half_precision(dtype):
         answer = half.decode(half.encode(image.to(dtype), atlas.to(dtype)), mask)
     assert answer.dtype == dtype
     assert torch.allclose(answer.float(), full, atol=0.05)
+
+
+def test_prototypes_of_large_masks_in_half_precision():
+    """The sum over more than 65504 voxels does not fit; the padding does not count."""
+    head = LabelConditionedUNet(2, channels=(3, 4), conditioning="shared").half().label_head
+    shared = torch.full((1, 2 + 8, 300, 304), 2.0, dtype=torch.float16)
+    shared[..., 300:] = 100
+    mask = Mask.of(torch.ones(300, 304, dtype=torch.bool))
+    prototypes = head.prototypes(shared, (300, 300), [0], [mask])
+    assert torch.equal(prototypes, torch.full((1, 8), 2.0, dtype=torch.float16))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", "shared"])
+def test_traced_network_sees_other_masks(conditioning):
+    net = trained_like(LabelConditionedUNet(2, channels=(3, 4, 6), conditioning=conditioning, prior_logit=1.0))
+    x, other = torch.rand(2, 1, 3, 16, 16)
+    x[:, 2], other[:, 2] = 0, 0
+    x[:, 2, 1:4, 1:4], other[:, 2, 9:15, 8:15] = 1, 1
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x, check_trace=False)
+        assert torch.allclose(traced(other), net(other), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"track_running_stats": False}, {"affine": True, "eps": 1e-3}])
+def test_instance_norm_with_options(options):
+    net = LabelConditionedUNet(2, channels=(3, 4), norm=("instance", options))
+    assert net(torch.rand(1, 3, 8, 8)).shape == (1, 1, 8, 8)
+
+
+def test_all_boxes_nowhere_still_have_a_gradient():
+    net = LabelConditionedUNet(2, channels=(3, 4))
+    out = net(torch.rand(1, 3, 8, 8), boxes=[[None]])
+    assert (out == -20).all()
+    out.mean().backward()
 
 
 @pytest.mark.parametrize("conditioning", ["multiscale", "shared"])
