@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.data.utils import compute_importance_map, dense_patch_slices, get_valid_patch_size
 from monai.inferers import Inferer
-from monai.utils import BlendMode, ensure_tuple_rep, fall_back_tuple, look_up_option
+from monai.utils import BlendMode, look_up_option
 from torch import Tensor
 from tqdm import tqdm
 
-from .blocks import Mask
 from .boxes import (
     Box,
     cut,
@@ -35,12 +31,25 @@ from .boxes import (
     voxel_size,
 )
 from .networks import Features, check_halo
+from .sweep import (
+    NOWHERE,
+    AnyDecoder,
+    Decoder,
+    Live,
+    Merge,
+    Part,
+    PlainDecoder,
+    Windows,
+    check_sweep_input,
+    shared_box,
+    touching,
+    union_mask,
+    volume_of,
+    window_order,
+)
 from .transforms.labels import LabelGroup, as_groups, label_mask
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
-
-NOWHERE = -1e4  # logit of a probability of 0; finite, as it is interpolated
-EXACT_INTEGERS = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24}
 
 
 class LabelSweepInferer(Inferer):
@@ -182,16 +191,16 @@ class LabelSweepInferer(Inferer):
             ``(B, 1, *spatial)`` int32 or ``(B, L, *spatial)`` uint8, as ``output`` says, with the metadata of
             ``inputs``.
         """
-        _check_sweep_input(inputs, self.image_channels)
+        check_sweep_input(inputs, self.image_channels)
         bare = getattr(network, "module", network)  # DistributedDataParallel has no encode
         if getattr(bare, "conditioning", "any") is None:
             raise ValueError("A network with conditioning=None answers for no label: use SlidingWindowInferer with it.")
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         results = []
         for item, volume in enumerate(plain):
-            decoder: _AnyDecoder = _PlainDecoder(network, self.labels_per_pass, args, kwargs)
+            decoder: AnyDecoder = PlainDecoder(network, self.labels_per_pass, args, kwargs)
             if hasattr(bare, "encode") and hasattr(bare, "decode_boxes"):
-                decoder = _Decoder(bare, self.image_channels, self.halo)
+                decoder = Decoder(bare, self.image_channels, self.halo)
             margin = None if self.margin_mm is None else _margin_voxels(self.margin_mm, inputs, item)
             results.append(self._sweep(item, volume, decoder, margin))
         result = torch.stack(results)
@@ -202,10 +211,10 @@ class LabelSweepInferer(Inferer):
         result.affine = inputs.affine / torch.tensor([*[self.upsample] * (inputs.affine.shape[-1] - 1), 1])
         return result
 
-    def _sweep(self, item: int, volume: Tensor, decoder: _AnyDecoder, margin: Sequence[int] | None) -> Tensor:
+    def _sweep(self, item: int, volume: Tensor, decoder: AnyDecoder, margin: Sequence[int] | None) -> Tensor:
         """Segment one volume ``(C, *spatial)``."""
         device = torch.device(self.device or volume.device)
-        grid = _Windows(volume.shape[1:], self.roi_size, self.overlap, self.mode, self.sigma_scale)
+        grid = Windows(volume.shape[1:], self.roi_size, self.overlap, self.mode, self.sigma_scale)
         if any(grid.padding):
             volume = F.pad(volume, grid.padding)
         groups = self.groups or {label: (label,) for label in label_boxes(volume[-1])}
@@ -221,7 +230,7 @@ class LabelSweepInferer(Inferer):
         dtype = torch.promote_types(volume.dtype, torch.float32)  # half precision is for the network, not for sums
         fine = [(size - 1) * self.upsample + 1 for size in grid.shape]
         inner = _refine(grid.inner, self.upsample)
-        merge = _Merge(groups, fine, self.threshold, device, dtype)
+        merge = Merge(groups, fine, self.threshold, device, dtype)
         unfinished = Counter(part.label for part in parts)
         masks: dict[int, Tensor] = {}
         logits_of: dict[int, Tensor] = {}
@@ -256,29 +265,29 @@ class LabelSweepInferer(Inferer):
     def _finished(
         self,
         volume: Tensor,
-        grid: _Windows,
-        parts: Sequence[_Part],
-        decoder: _AnyDecoder,
+        grid: Windows,
+        parts: Sequence[Part],
+        decoder: AnyDecoder,
         device: torch.device,
         dtype: torch.dtype,
-    ) -> Iterator[tuple[_Part, Tensor]]:
+    ) -> Iterator[tuple[Part, Tensor]]:
         """Each part with its logits, as soon as no later window touches it."""
         sw_device = torch.device(self.sw_device or volume.device)
         importance = grid.importance.to(device, dtype)
         if not parts:
             return
         # On a CPU batches that fit its caches are the fastest, on a GPU few calls
-        room = _volume(grid.windows[0]) / (1 if sw_device.type != "cpu" else 2 if decoder.stitches else 8)
+        room = volume_of(grid.windows[0]) / (1 if sw_device.type != "cpu" else 2 if decoder.stitches else 8)
         windows = [tuple(slice(0, size) for size in grid.shape)] if decoder.stitches else grid.windows
-        touches = _touches([part.box for part in parts], windows)
+        touches = touching([part.box for part in parts], windows)
         # Without a margin every label is everywhere, so that with several windows all would be alive
         everywhere = self.margin_mm is None and len(windows) > 1
         size = self.labels_per_pass if everywhere else max(len(parts), 1)
         for first in range(0, len(parts), size):
             chosen = range(first, min(first + size, len(parts)))
-            order = _window_order(windows, touches[chosen], [_volume(parts[i].box) for i in chosen])
+            order = window_order(windows, touches[chosen], [volume_of(parts[i].box) for i in chosen])
             last = {i: max((step for step, w in enumerate(order) if touches[i, w]), default=-1) for i in chosen}
-            live = _Live(parts, windows, importance)
+            live = Live(parts, windows, importance)
             for step, w in enumerate(order):
                 here = [i for i in chosen if touches[i, w]]
                 if not here:
@@ -287,14 +296,14 @@ class LabelSweepInferer(Inferer):
                 features: Any
                 view = cut(volume, window).to(sw_device)
                 view = pad_end(view[None], decoder.stride)[0] if decoder.stride > 1 else view
-                if isinstance(decoder, _Decoder) and decoder.stitches:
+                if isinstance(decoder, Decoder) and decoder.stitches:
                     features = self._stitched(volume, grid, view.shape[1:], decoder, sw_device)
                 else:
                     features = decoder.encode(view[:-1], key=w if everywhere else None)
                 found = label_boxes(view[-1])
-                of_label = {parts[i].label: _mask(view[-1], found, parts[i].ids) for i in here}
+                of_label = {parts[i].label: union_mask(view[-1], found, parts[i].ids) for i in here}
                 masks = [of_label[parts[i].label] for i in here]
-                boxes = [shift(_shared(window, parts[i].box), window) for i in here]
+                boxes = [shift(shared_box(window, parts[i].box), window) for i in here]
                 for n, logits in decoder.decode(features, masks, boxes, room=room):
                     i = here[n]
                     if decoder.stitches and grid.covered is not None:
@@ -309,7 +318,7 @@ class LabelSweepInferer(Inferer):
                 del features
 
     def _stitched(
-        self, volume: Tensor, grid: _Windows, shape: Sequence[int], decoder: _Decoder, sw_device: torch.device
+        self, volume: Tensor, grid: Windows, shape: Sequence[int], decoder: Decoder, sw_device: torch.device
     ) -> Features:
         """The features of all windows as those of one of ``shape``; in half precision where they are several."""
         if len(grid.windows) == 1 and grid.covered is None:
@@ -328,7 +337,7 @@ class LabelSweepInferer(Inferer):
         assert blended is not None
         return Features((blended.movedim(-1, 0)[None],), tuple(grid.shape))
 
-    def _parts(self, label_map: Tensor, groups: Mapping[int, tuple[int, ...]], margin, split: bool) -> list[_Part]:
+    def _parts(self, label_map: Tensor, groups: Mapping[int, tuple[int, ...]], margin, split: bool) -> list[Part]:
         """The boxes of each label the atlas has here; the whole (padded) volume without a margin."""
         shape = label_map.shape
         found = label_boxes(label_map)
@@ -338,7 +347,7 @@ class LabelSweepInferer(Inferer):
             if not boxes:
                 continue
             if margin is None:
-                parts.append(_Part(label, ids, tuple(slice(0, size) for size in shape)))
+                parts.append(Part(label, ids, tuple(slice(0, size) for size in shape)))
                 continue
             box = union_box(boxes)
             tight = (
@@ -349,10 +358,10 @@ class LabelSweepInferer(Inferer):
             # Interpolation does not go from one box to the next: those side by side must overlap
             more = [max(m, 1) for m in margin] if len(tight) > 1 and self.upsample > 1 else margin
             for piece in tight:
-                parts.append(_Part(label, ids, grow_box(unshift(piece, box), more, shape)))
+                parts.append(Part(label, ids, grow_box(unshift(piece, box), more, shape)))
         return parts
 
-    def _skip_background(self, volume: Tensor, grid: _Windows) -> Tensor:
+    def _skip_background(self, volume: Tensor, grid: Windows) -> Tensor:
         """Leave out the windows without foreground, and the atlas labels that are in no other."""
         if self.select_fn is None:
             return volume
@@ -431,202 +440,8 @@ class LabelBoxInferer(Inferer):
         return boxes
 
 
-class _Windows:
-    """The windows over a volume and how they are weighted, as MONAI's sliding window has them."""
-
-    def __init__(self, shape: Sequence[int], roi_size, overlap, mode, sigma_scale) -> None:
-        dims = len(shape)
-        roi = fall_back_tuple(roi_size, shape)
-        missing = [max(r - size, 0) for r, size in zip(roi, shape, strict=True)]
-        before = [m // 2 for m in missing]
-        self.padding = [side for b, m in zip(reversed(before), reversed(missing), strict=True) for side in (b, m - b)]
-        self.covered: Tensor | None = None  # by windows that are not skipped; None for all
-        self.inner = tuple(slice(b, b + size) for b, size in zip(before, shape, strict=True))
-        self.shape = tuple(max(r, size) for r, size in zip(roi, shape, strict=True))
-        overlap = ensure_tuple_rep(overlap, dims)
-        intervals = [
-            size if r == size else max(int(r * (1 - o)), 1) for r, size, o in zip(roi, self.shape, overlap, strict=True)
-        ]
-        self.windows: list[Box] = [
-            tuple(slice(int(axis.start), int(axis.stop)) for axis in window)
-            for window in dense_patch_slices(self.shape, roi, intervals)
-        ]
-        size = get_valid_patch_size(self.shape, roi)
-        self.importance = compute_importance_map(
-            size, mode=mode, sigma_scale=sigma_scale, device="cpu", dtype=torch.float32
-        )
-
-
-class _Part(NamedTuple):
-    """A label, or a union of ids, in one of its boxes."""
-
-    label: int
-    ids: tuple[int, ...]
-    box: Box
-
-
-class _Live:
-    """Sums of logits of the parts that lie in several windows, from a part's first window to its last."""
-
-    def __init__(self, parts: Sequence[_Part], windows: Sequence[Box], importance: Tensor) -> None:
-        self.parts, self.windows, self.importance = parts, windows, importance
-        self.sums: dict[int, Tensor] = {}
-        self.seen: dict[int, list[int]] = {}
-
-    def add(self, i: int, w: int, logits: Tensor) -> None:
-        """Add what window ``w`` says of part ``i`` where they meet."""
-        box, window = self.parts[i].box, self.windows[w]
-        shared = _shared(window, box)
-        self.seen.setdefault(i, []).append(w)
-        if shared == box and i not in self.sums:
-            self.sums[i] = logits * self.importance[shift(shared, window)]
-            return
-        if i not in self.sums:
-            self.sums[i] = logits.new_zeros([axis.stop - axis.start for axis in box])
-        self.sums[i][shift(shared, box)] += logits * self.importance[shift(shared, window)]
-
-    def pop(self, i: int) -> Tensor:
-        """The blended logits of part ``i``, in its box; those of windows that were skipped say nothing."""
-        box = self.parts[i].box
-        weights = torch.zeros_like(self.sums[i])
-        for w in self.seen.pop(i):
-            shared = _shared(self.windows[w], box)
-            weights[shift(shared, box)] += self.importance[shift(shared, self.windows[w])]
-        logits = self.sums.pop(i).div_(weights)
-        return logits.masked_fill_(weights == 0, NOWHERE)
-
-
-class _Merge:
-    """The best logit and its label so far, at every voxel: where probabilities round to 1, logits still differ."""
-
-    def __init__(
-        self, labels: Iterable[int], shape: Sequence[int], threshold: float, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.labels = sorted(labels)
-        self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
-        fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
-        self.threshold = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        self.logit = torch.full(tuple(shape), self.threshold, dtype=dtype, device=device)
-        self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
-
-    def add(self, label: int, logits: Tensor, box: Box) -> None:
-        """Put the label where it is better than those before, or as good and its id smaller."""
-        best, ranks = self.logit[box], self.ranks[box]
-        better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
-        ranks.masked_fill_(better, self.rank[label])
-        best.copy_(torch.maximum(best, logits))
-
-    def label_map(self) -> Tensor:
-        """The ids, int32."""
-        table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
-        return table[self.ranks.int()]
-
-
-class _Decoder:
-    """A network with ``encode`` and ``decode_boxes``."""
-
-    def __init__(self, network, image_channels: int, halo: int | str) -> None:
-        self.network = network
-        self.image_channels = image_channels
-        self.halo = halo
-        self.stride = getattr(network, "stride", 1)
-        self.depends_on_box = getattr(network, "depends_on_box", False)
-        self.splits = not self.depends_on_box
-        self.stitches = getattr(network, "stitches", False)
-        self.kept: dict[int, Any] = {}
-
-    def encode(self, window: Tensor, key: int | None) -> Any:
-        """Features of image and atlas image ``(C, *spatial)``; kept under ``key`` for the next time it is asked for."""
-        if key in self.kept:
-            return self.kept[key]
-        features = self.network.encode(window[None, : self.image_channels], window[None, self.image_channels :])
-        if key is not None:
-            self.kept[key] = features
-        return features
-
-    def decode(
-        self, features: Any, masks: Sequence[Mask], boxes: Sequence[Box], room: float
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The number of each mask and its logits in its box."""
-        return self.network.decode_boxes(features, masks, boxes, halo=self.halo, room=room)
-
-
-class _PlainDecoder:
-    """A network of one tensor: image, atlas image and one mask."""
-
-    stride = 1
-    splits = stitches = depends_on_box = False  # the whole window is computed whatever the box
-
-    def __init__(
-        self, network: Callable[..., Tensor], most: int, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        self.network, self.most, self.args, self.kwargs = network, most, args, kwargs
-
-    def encode(self, window: Tensor, key: int | None) -> Tensor:
-        """Nothing to encode."""
-        return window
-
-    def decode(
-        self, window: Tensor, masks: Sequence[Mask], boxes: Sequence[Box], room: float
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The number of each mask and its logits in its box, cut out of the window's."""
-        whole = tuple(slice(0, size) for size in window.shape[1:])
-        for first in range(0, len(masks), self.most):
-            chosen = masks[first : first + self.most]
-            stacked = Mask.inside(chosen, [whole] * len(chosen), window.dtype)
-            inputs = torch.cat([window[None].expand(len(chosen), *window.shape), stacked], dim=1)
-            logits = self.network(inputs, *self.args, **self.kwargs)
-            for i, one in enumerate(logits, start=first):
-                yield i, one[0][boxes[i]]
-
-
-_AnyDecoder = _Decoder | _PlainDecoder
-
-
 def _refine(box: Box, factor: int) -> Box:
     return tuple(slice(axis.start * factor, (axis.stop - 1) * factor + 1) for axis in box)
-
-
-def _mask(label_map: Tensor, found: Mapping[int, Box], ids: Sequence[int]) -> Mask:
-    """The mask of a union, from the boxes of the labels in the map."""
-    boxes = [found[i] for i in ids if i in found]
-    box = union_box(boxes) if boxes else (slice(0, 0),) * label_map.ndim
-    return Mask(label_mask(label_map[box], ids), box)
-
-
-def _volume(box: Box) -> int:
-    return math.prod(axis.stop - axis.start for axis in box)
-
-
-def _corners(boxes: Sequence[Box]) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops ``(N, dims)``."""
-    corners = np.array([[(axis.start, axis.stop) for axis in box] for box in boxes])
-    return corners[..., 0], corners[..., 1]
-
-
-def _touches(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:
-    """Whether each box meets each window, ``(boxes, windows)``."""
-    if not boxes:
-        return np.zeros((0, len(windows)), dtype=bool)
-    (start, stop), (first, end) = _corners(boxes), _corners(windows)
-    return np.all((start[:, None] < end) & (first < stop[:, None]), axis=-1)
-
-
-def _window_order(windows: Sequence[Box], touches: np.ndarray, sizes: Sequence[int]) -> list[int]:
-    """The windows row by row, along the axes in the order that keeps the fewest voxels of boxes alive at a time."""
-
-    def live(order: list[int]) -> int:
-        met = touches[:, order]
-        begun = np.logical_or.accumulate(met, axis=1)
-        to_come = np.logical_or.accumulate(met[:, ::-1], axis=1)[:, ::-1]
-        return int(((begun & to_come) * np.asarray(sizes)[:, None]).sum(axis=0).max(initial=0))
-
-    dims = len(windows[0])
-    orders = (
-        sorted(range(len(windows)), key=lambda w: [windows[w][axis].start for axis in axes])
-        for axes in itertools.permutations(range(dims))
-    )
-    return min(orders, key=live)
 
 
 def _margin_voxels(margin_mm: float, inputs: Tensor, item: int) -> list[int]:
@@ -647,12 +462,6 @@ def _warn_of_absent(groups: Mapping[int, tuple[int, ...]], label_map: Tensor) ->
         )
 
 
-def _shared(window: Box, box: Box) -> Box:
-    shared = intersect(window, box)
-    assert shared is not None
-    return shared
-
-
 def _output_groups(labels: Sequence[LabelGroup] | Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
     """The union of ids to ask for, for each id to write."""
     if isinstance(labels, Mapping):
@@ -665,24 +474,6 @@ def _output_groups(labels: Sequence[LabelGroup] | Mapping[int, Sequence[int]]) -
             f" give a mapping {{id to write: ids}} instead, got {list(labels)}."
         )
     return named
-
-
-def _check_sweep_input(inputs: Tensor, image_channels: int) -> None:
-    if inputs.ndim not in (4, 5) or inputs.shape[1] < image_channels + 1:
-        raise ValueError(
-            "The input must be (B, image + atlas image + atlas label map, *spatial) with 2 or 3 spatial axes,"
-            f" got shape {tuple(inputs.shape)} with `image_channels` {image_channels}."
-        )
-    label_map = inputs[:, -1]
-    largest = EXACT_INTEGERS.get(inputs.dtype)
-    if largest is not None and label_map.max() > largest:
-        raise ValueError(
-            f"{inputs.dtype} does not hold label ids above {largest} exactly, got {label_map.max().item():g}:"
-            " give the input in float32; the network may still compute in half precision under autocast."
-        )
-    if not torch.isfinite(label_map).all() or (label_map < 0).any() or (label_map != label_map.round()).any():
-        wrong = label_map[~torch.isfinite(label_map) | (label_map < 0) | (label_map != label_map.round())][0].item()
-        raise ValueError(f"The last channel must be the atlas label map, integers >= 0, got {wrong:g}.")
 
 
 class AtlasLabelInferer(Inferer):

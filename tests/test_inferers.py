@@ -8,7 +8,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
 from scipy.ndimage import map_coordinates
 
-from monai_lcs import inferers
+from monai_lcs import sweep
 from monai_lcs.boxes import batch_sizes, crop_pyramid, grow_box, label_boxes, mask_box, split_box
 from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
 from monai_lcs.networks import Features, LabelConditionedUNet
@@ -250,14 +250,14 @@ def many_labels():
 def test_few_boxes_are_alive(many_labels, monkeypatch):
     """Windows of 8 with an overlap of 2: a label lives in the rows of windows that its box meets, not longer."""
     peak, begun = [0], set()
-    original = inferers._Live.add
+    original = sweep.Live.add
 
     def counting(self, i, w, logits):
         original(self, i, w, logits)
         begun.add(i)
         peak[0] = max(peak[0], len(self.sums))
 
-    monkeypatch.setattr(inferers._Live, "add", counting)
+    monkeypatch.setattr(sweep.Live, "add", counting)
     net = LabelConditionedUNet(3, channels=(2, 3), norm=None).eval()
     kwargs = {"roi_size": (8, 8, 8), "margin_mm": 0}
     label_map = LabelSweepInferer(threshold=0, **kwargs)(many_labels, net)
@@ -266,7 +266,7 @@ def test_few_boxes_are_alive(many_labels, monkeypatch):
     assert len(begun) == 1000 - 8**3
     assert peak[0] < 200
 
-    alive, sums = [], inferers._Live
+    alive, sums = [], sweep.Live
     monkeypatch.setattr(sums, "add", original)
     monkeypatch.setattr(sums, "pop", lambda self, i, pop=sums.pop: (pop(self, i), alive.append(len(self.sums)))[0])
     for _ in LabelSweepInferer(**kwargs)(many_labels, net):
@@ -277,9 +277,9 @@ def test_few_boxes_are_alive(many_labels, monkeypatch):
 def test_windows_go_along_the_axis_that_keeps_the_fewest_alive():
     windows = [(slice(a, a + 4), slice(b, b + 4)) for a in (0, 4) for b in (0, 4, 8, 12)]
     boxes = [(slice(0, 8), slice(b, b + 4)) for b in (0, 4, 8, 12)]  # each spans the first axis
-    touches = inferers._touches(boxes, windows)
+    touches = sweep.touching(boxes, windows)
     assert touches.sum() == 8
-    order = inferers._window_order(windows, touches, [32] * 4)
+    order = sweep.window_order(windows, touches, [32] * 4)
     assert [windows[w][1].start for w in order] == [0, 0, 4, 4, 8, 8, 12, 12]  # one box alive, not four
 
 
