@@ -301,7 +301,7 @@ class TestFailure:
         def stop(*_):
             raise RuntimeError("long story\nall samples map outside")
 
-        monkeypatch.setattr(align_module, "_optimize", stop)
+        monkeypatch.setattr(align_module.registration, "optimize", stop)
         with pytest.raises(ValueError, match="the optimizer stopped with 'all samples map outside'"):
             AlignAtlas()(atlas[0], *atlas)
         with pytest.warns(UserWarning, match="the optimizer stopped"):

@@ -1,11 +1,11 @@
-"""Put an atlas on an image's grid: check that the grids agree, or register by mutual information (SimpleITK)."""
+"""Put an atlas on an image's grid: check that the grids agree, or register it (SimpleITK)."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,7 +18,11 @@ from monai.utils import TransformBackends, look_up_option
 
 from monai_lcs.data import grid_distance
 
+from . import registration
+
 __all__ = ["AlignAtlas", "AlignAtlasD", "AlignAtlasDict", "AlignAtlasd"]
+
+MODES = ("none", "rigid", "affine", "deformable")
 
 GRID_TOLERANCE_MM = 0.1
 """Corners of two equal grids may lie this far apart: rounding in file headers, far below a voxel."""
@@ -27,11 +31,15 @@ GRID_TOLERANCE_MM = 0.1
 class AlignAtlas(Transform):
     """Put an atlas image and its label map on the grid of an image.
 
-    The rigid and affine modes maximize Mattes mutual information, so image and atlas may differ in contrast, grid,
+    The rigid and affine stages maximize Mattes mutual information, so image and atlas may differ in contrast, grid,
     orientation and position. Registration starts from the best of three placements (positions as the files give them,
     centers of the grids, centers of the foregrounds), runs coarse to fine, rigid first, on copies shrunk to about
     ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores, in about
     4 s for a brain. Only the final resampling takes longer on finer grids.
+
+    The deformable mode goes on from the affine one with symmetric-forces demons (Thirion 1998; Vercauteren et al. 2009)
+    in another 4 s. It compares locally normalized intensities, so that bias fields and differences in gain do not
+    matter, but expects the same kind of contrast: T1 to T1. It is kept only where it raises mutual information.
 
     Background is the value that at least half of a grid's border has, else the minimum; foreground is what differs from
     it by Otsu's threshold, taken on the square root of the difference. The overlap compared with ``min_overlap`` is the
@@ -41,7 +49,7 @@ class AlignAtlas(Transform):
 
     Args:
         mode: ``"none"`` only checks that all grids agree within 0.1 mm; ``"rigid"`` rotates and translates;
-            ``"affine"`` also scales and shears.
+            ``"affine"`` also scales and shears; ``"deformable"`` then moves every voxel by itself.
         min_overlap: alignment with a lower overlap, 0 to 1, has failed; 0 accepts any.
         on_failure: when the overlap is too low, the optimizer stops with an error, an image is constant or no label
             is left on the image's grid: ``"error"`` raises, ``"warn"`` warns and returns the atlas at its best
@@ -81,7 +89,7 @@ class AlignAtlas(Transform):
         spacing_mm: float = 2.0,
         seed: int = 0,
     ) -> None:
-        self.mode = look_up_option(mode, ("none", "rigid", "affine"))
+        self.mode = look_up_option(mode, MODES)
         self.on_failure = look_up_option(on_failure, ("error", "warn"))
         if not 0 <= min_overlap <= 1:
             raise ValueError(f"`min_overlap` must lie between 0 and 1, got {min_overlap}.")
@@ -133,7 +141,7 @@ class AlignAtlas(Transform):
             problem = "no label of the atlas is left on the image's grid"
         if problem:
             self._fail(problem, target, atlas)
-        aligned_image, _ = _from_sitk(_resample(moving, fixed, transform))
+        aligned_image, _ = _from_sitk(registration.resample(moving, fixed, transform))
         seconds = time.perf_counter() - start
         # One transform may serve several threads (CacheDataset): its attribute is not read back.
         report = {"mode": self.mode, "metric": metric, "overlap": overlap, "seconds": seconds}
@@ -145,39 +153,43 @@ class AlignAtlas(Transform):
 
     def _register(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[str, sitk.Transform, float, float]:
         """Find the transform from image to atlas; return what went wrong if anything, transform, metric and overlap."""
-        fixed = _shrink(fixed, self.spacing_mm)
-        moving = _shrink(moving, self.spacing_mm)
+        fixed = registration.shrink(fixed, self.spacing_mm)
+        moving = registration.shrink(moving, self.spacing_mm)
 
         def score(transform: sitk.Transform) -> float:
-            return _mutual_information(fixed, moving, transform, self.seed)
+            return registration.mutual_information(fixed, moving, transform, self.seed)
 
-        center = _grid_center(fixed)
-        as_they_are = _translation(center, 0 * center)
-        by_grids = _translation(center, _grid_center(moving) - center)
+        center = registration.grid_center(fixed)
+        as_they_are = registration.translation(center, 0 * center)
+        by_grids = registration.translation(center, registration.grid_center(moving) - center)
         placement = as_they_are if self.mode == "none" else by_grids
         for name, small in (("image", fixed), ("atlas image", moving)):
             if np.ptp(sitk.GetArrayViewFromImage(small)) == 0:
                 return f"the {name} is constant", placement, 0.0, 0.0
         if self.mode != "none":
-            by_foregrounds = _translation(center, _foreground_center(moving) - _foreground_center(fixed))
+            by_foregrounds = registration.translation(
+                center, registration.foreground_center(moving) - registration.foreground_center(fixed)
+            )
             placement = max(as_they_are, by_grids, by_foregrounds, key=score)
 
         transform: sitk.Transform = placement
         problem = ""
         if self.mode != "none":
             try:
-                rigid = _optimize(fixed, moving, placement, self.seed)
+                rigid = registration.optimize(fixed, moving, placement, self.seed)
                 transform = max(placement, rigid, key=score)
-                if self.mode == "affine":
-                    affine = _optimize(fixed, moving, _as_affine(transform), self.seed)
+                if self.mode != "rigid":
+                    affine = registration.optimize(fixed, moving, registration.as_affine(transform), self.seed)
                     transform = max(transform, affine, key=score)
+                if self.mode == "deformable":
+                    transform = max(transform, registration.deform(fixed, moving, transform), key=score)
             except RuntimeError as e:
                 problem = f"the optimizer stopped with {str(e).strip().splitlines()[-1]!r}"
-        overlap = _overlap(fixed, moving, transform)
+        overlap = registration.overlap(fixed, moving, transform)
         if not problem and overlap < self.min_overlap:
             problem = f"the overlap of the foregrounds is {overlap:.2f}, below min_overlap={self.min_overlap}"
         if problem and transform is not placement:
-            transform, overlap = placement, _overlap(fixed, moving, placement)
+            transform, overlap = placement, registration.overlap(fixed, moving, placement)
         return problem, transform, score(transform), overlap
 
     def _fail(self, problem: str, image: MetaTensor, atlas_image: MetaTensor) -> None:
@@ -305,7 +317,7 @@ def _check_same_grid(image: MetaTensor, atlas: MetaTensor) -> None:
         raise ValueError(
             f"With mode='none' the atlas must be on the image's grid: {_name(image, 'the image')} has shape {shape} "
             f"and affine {affine.tolist()}, {_name(atlas, 'the atlas')} has shape {atlas_shape} and affine "
-            f"{atlas_affine.tolist()}; use mode='rigid' or 'affine'."
+            f"{atlas_affine.tolist()}; use another mode."
         )
 
 
@@ -351,131 +363,3 @@ def _on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[st
     meta = {**atlas_meta, "spatial_shape": np.array(image.shape[1:])}
     meta.pop("affine", None)
     return MetaTensor(aligned.to(image.device), affine=image.affine.clone(), meta=meta)
-
-
-# Registration
-
-Rigid = sitk.Euler2DTransform | sitk.Euler3DTransform
-Stage = TypeVar("Stage", bound=sitk.Transform)
-
-
-def _shrink(image: sitk.Image, spacing_mm: float, min_size: int = 32) -> sitk.Image:
-    """Average blocks of voxels to reach about ``spacing_mm``, never from above ``min_size`` voxels an axis to below.
-
-    3D axes are brought into one order first: how a file stores its voxels must not decide which of them are sampled.
-    """
-    if image.GetDimension() == 3:
-        image = sitk.DICOMOrient(image, "LPS")
-    return sitk.BinShrink(
-        image,
-        [
-            max(1, min(round(spacing_mm / spacing), size // min_size))
-            for spacing, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
-        ],
-    )
-
-
-def _background(image: sitk.Image) -> float:
-    """Return the value of at least half the border (0 for brains normalized inside a mask), else the minimum."""
-    array = sitk.GetArrayViewFromImage(image)
-    on_border = np.ones(array.shape, dtype=bool)
-    on_border[(slice(1, -1),) * array.ndim] = False
-    border = array[on_border]
-    median = np.median(border)
-    return float(median if (border == median).mean() >= 0.5 else array.min())
-
-
-def _foreground(image: sitk.Image) -> sitk.Image:
-    """Return the mask of the voxels that differ from the background, by Otsu's threshold.
-
-    The root keeps darker tissue in, and in a brain normalized to mean 0 the tissue near 0.
-    """
-    return sitk.OtsuThreshold(sitk.Sqrt(sitk.Abs(image - _background(image))), 0, 1)
-
-
-def _grid_center(image: sitk.Image) -> np.ndarray:
-    return np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
-
-
-def _foreground_center(image: sitk.Image) -> np.ndarray:
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(_foreground(image))
-    return np.array(shape.GetCentroid(1))
-
-
-def _translation(center: np.ndarray, offset: np.ndarray) -> Rigid:
-    """Return the rigid transform, turning around ``center``, that moves by ``offset`` and does not rotate."""
-    transform = sitk.Euler3DTransform() if len(center) == 3 else sitk.Euler2DTransform()
-    transform.SetCenter(center.tolist())
-    transform.SetTranslation(offset.tolist())
-    return transform
-
-
-def _as_affine(rigid: Rigid) -> sitk.AffineTransform:
-    affine = sitk.AffineTransform(rigid.GetDimension())
-    affine.SetCenter(rigid.GetCenter())
-    affine.SetMatrix(rigid.GetMatrix())
-    affine.SetTranslation(rigid.GetTranslation())
-    return affine
-
-
-def _resample(moving: sitk.Image, fixed: sitk.Image, transform: sitk.Transform) -> sitk.Image:
-    return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, _background(moving))
-
-
-def _mattes(fixed: sitk.Image, seed: int, samples: int = 60_000) -> sitk.ImageRegistrationMethod:
-    """Set up mutual information on a fixed number of voxels, so that time does not grow with the image."""
-    method = sitk.ImageRegistrationMethod()
-    # Several threads add up the gradient in whichever order they finish: results would differ in the last bits.
-    method.SetNumberOfWorkUnits(1)
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-    method.SetMetricSamplingStrategy(method.REGULAR)
-    # SimpleITK reads seed 0 as "take the clock".
-    method.SetMetricSamplingPercentage(min(1.0, samples / fixed.GetNumberOfPixels()), seed + 1)
-    method.SetInterpolator(sitk.sitkLinear)
-    # Central differences at the sampled voxels: half the time of gradient images, same result.
-    method.MetricUseFixedImageGradientFilterOff()
-    method.MetricUseMovingImageGradientFilterOff()
-    return method
-
-
-def _mutual_information(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, seed: int) -> float:
-    """Measure over the whole image, background beyond the atlas: a tiny overlap must not score well by chance."""
-    warped = _resample(moving, fixed, transform)
-    if np.ptp(sitk.GetArrayViewFromImage(warped)) == 0:
-        return 0.0
-    method = _mattes(fixed, seed)
-    method.SetInitialTransform(sitk.Transform(fixed.GetDimension(), sitk.sitkIdentity))
-    return -method.MetricEvaluate(fixed, warped)
-
-
-def _optimize(fixed: sitk.Image, moving: sitk.Image, start: Stage, seed: int) -> Stage:
-    """Maximize mutual information, coarse to fine, over the parameters of ``start``; ``start`` is not changed."""
-    method = _mattes(fixed, seed)
-    voxel_mm = max(fixed.GetSpacing())
-    # The step shrinks slowly (0.8, not ITK's 0.5): twice the iterations, but rotations of 40 degrees are found.
-    method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=2 * voxel_mm,
-        minStep=voxel_mm / 200,
-        numberOfIterations=100,
-        relaxationFactor=0.8,
-        gradientMagnitudeTolerance=1e-6,
-    )
-    method.SetOptimizerScalesFromPhysicalShift()
-    smallest = min(*fixed.GetSize(), *moving.GetSize())
-    factors = [factor for factor in (8, 4, 2, 1) if factor == 1 or smallest // factor >= 4]
-    method.SetShrinkFactorsPerLevel(factors)
-    method.SetSmoothingSigmasPerLevel([factor // 2 for factor in factors])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    transform = type(start)(start)
-    method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
-    return transform
-
-
-def _overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
-    """Return the Dice score of the foregrounds, each thresholded on its own grid."""
-    image = sitk.GetArrayFromImage(_foreground(fixed)) > 0
-    warped = sitk.Resample(_foreground(moving), fixed, transform, sitk.sitkNearestNeighbor, 0.0)
-    atlas = sitk.GetArrayFromImage(warped) > 0
-    return float(2 * (image & atlas).sum() / max(image.sum() + atlas.sum(), 1))
