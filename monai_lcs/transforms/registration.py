@@ -152,8 +152,10 @@ def deform(fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform) -> sitk
             continue
         small_fixed, small_moving = (_smoothed_and_shrunk(image, factor) for image in images)
         demons.SetNumberOfIterations(iterations)
-        given = [] if field is None else [sitk.Resample(field, small_fixed)]
-        field = demons.Execute(small_fixed, small_moving, *given)
+        images_and_field = [small_fixed, small_moving]
+        if field is not None:
+            images_and_field.append(sitk.Resample(field, small_fixed))
+        field = demons.Execute(*images_and_field)
     if field is None:
         return start
     displacement = sitk.DisplacementFieldTransform(sitk.Cast(sitk.Resample(field, fixed), sitk.sitkVectorFloat64))

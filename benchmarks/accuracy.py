@@ -1,0 +1,199 @@
+"""Accuracy on real scans: every row of the tables in docs/benchmarks.md, by name.
+
+    python benchmarks/accuracy.py OUT --data MALC2012 --rows "best LCS" "deformable registration"
+
+A row is a training of the bundle (where it has one) and an evaluation of it on the test scans, both by overrides. What
+is done is not done again, an interrupted training goes on: run the same command once more. OUT/accuracy.md and .tsv
+hold the table of all rows that are done, OUT/ROW/eval/dice.tsv the Dice of each label in each scan.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+BUNDLE = HERE.parent / "bundles/whole_brain_lcs_segmentation"
+ATLAS_LABELS = "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}"
+MULTI_CHANNEL = "{'_target_': 'multi_channel.MultiChannelInferer', 'labels': '@label_ids', 'upsample': '@upsample'}"
+NARROW = ("--channels", "[8,16,32,64]")  # the width of every network
+PAPER = ("--conditioning", "bottleneck", "--norm", "batch", "--margin_mm", "$None", "--prior_logit", "0.0")
+PAPER = (*PAPER, "--dropout", "0.5", "--labels_per_image", "4")
+MULTISCALE = ("--conditioning", "multiscale", "--labels_per_image", "16", "--margin_mm", "10.0")
+BEST = ("--align", "deformable", "--margin_mm", "6.0", "--labels_per_image", "16", "--prior_logit", "2.0")
+DEFORMED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1", "--align", "deformable")
+LEFT_OUT = 5  # every fifth label is never trained in the row "a fifth left out"
+LOBES = {  # the first word after the side, as labels.csv abbreviates the gyri
+    "frontal": "AOrG FO FRP GRe IFG IOrG LOrG MFC MFG MOrG MPrG MSFG OFC OpIFG OrIFG POrG PrG SCA SFG SMC TrIFG CO",
+    "parietal": "AnG MPoG PCu PO PoG SMG SPL",
+    "temporal": "Ent FuG ITG MTG PHG PP PT STG TMP TTG",
+    "occipital": "Calc Cun IOG LiG MOG OCP OFuG SCLC SOG",
+    "cingulate": "ACgG CgG MCgG PCgG",
+    "insula": "AIns PIns",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What to train and how to evaluate it; without ``epochs`` there is nothing to train."""
+
+    epochs: int = 0
+    train: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+    coarse: str | None = None  # which labels are trained: see coarse_labels
+
+
+ROWS = {
+    "affine alignment": Row(evaluate=("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")),
+    "deformable registration": Row(evaluate=DEFORMED),
+    "multi-channel U-Net": Row(
+        epochs=40,
+        train=("--labels_per_image", "1"),
+        evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
+        configs=("multi_channel.json",),
+    ),
+    "LCS of the paper": Row(epochs=20, train=PAPER),
+    "LCS of the paper, deformable": Row(epochs=20, train=(*PAPER, "--align", "deformable")),
+    "LCS, mask at every level": Row(epochs=30, train=MULTISCALE),
+    "best LCS": Row(epochs=40, train=BEST),
+    "left and right merged": Row(epochs=40, train=BEST, coarse="sides"),
+    "gyri merged into lobes": Row(epochs=40, train=BEST, coarse="lobes"),
+    "a fifth left out": Row(epochs=40, train=BEST, coarse="left out"),
+}
+
+
+def coarse_labels(kind: str, table: pd.DataFrame) -> dict[str, list[int]]:
+    """Names and fine ids of the groups to train on.
+
+    Args:
+        kind: ``"sides"``: left and right of each structure together; ``"lobes"``: the gyri of a lobe and a side
+            together; ``"left out"``: four labels of five, each by itself.
+        table: ids and names, the present labels of labels.csv.
+    """
+    if kind == "left out":
+        kept = [i for i in range(len(table)) if i % LEFT_OUT != LEFT_OUT - 1]
+        return {table.name[i]: [int(table.id[i])] for i in kept}
+    lobe_of = {gyrus: lobe for lobe, gyri in LOBES.items() for gyrus in gyri.split()}
+    groups: dict[str, list[int]] = {}
+    for label, name in zip(table.id, table.name, strict=True):
+        side, _, structure = name.partition(" ") if name.startswith(("Left", "Right")) else ("", "", name)
+        gyrus = structure.split()[0]
+        lobe = lobe_of.get(gyrus) if label >= 100 else None
+        group = structure.strip() if kind == "sides" else f"{side} {lobe or structure}".strip()
+        groups.setdefault(group, []).append(int(label))
+    return groups
+
+
+def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:
+    """``python -m monai.bundle run``; what it prints goes to the end of ``log``."""
+    paths = [str(BUNDLE / "configs" / c) if (BUNDLE / "configs" / c).exists() else str(HERE / c) for c in configs]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE), "--config_file", str(paths)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    with log.open("a") as file:
+        done = subprocess.run([*command, *overrides], stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join([*command, *overrides])} failed, see {log}")
+
+
+def do(name: str, args: argparse.Namespace) -> None:
+    """Train and evaluate a row, or what is left to do of it."""
+    row, folder = ROWS[name], args.out / name.replace(",", "").replace("'", "").replace(" ", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    model, result = folder / "model", folder / "eval"
+    if (result / "dice.tsv").is_file():
+        return
+    data = args.data.resolve()
+    common = ["--dataset_dir", str(data), "--datalist", str(HERE / "splits/malc2012.json")]
+    common += ["--atlas_image", str(data / "images/1000.nii.gz"), "--atlas_labels", str(data / "labels/1000.nii.gz")]
+    common += ["--label_table", str(data / "labels.csv"), "--device", args.device]
+    if row.epochs:
+        last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
+        train = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train]
+        if row.coarse:
+            train += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(data)))]
+        if last < row.epochs:
+            start = time.time()
+            train += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
+            outputs = ["--ckpt_dir", str(model), "--output_dir", str(model)]
+            run(["train.json", *row.configs], *common, *train, *outputs, log=folder / "log.txt")
+            with (folder / "seconds.txt").open("a") as file:
+                file.write(f"{time.time() - start:.0f}\n")
+    checkpoint = str(model / "model.pt") if row.epochs else ""
+    outputs = ["--checkpoint", checkpoint, "--output_dir", str(result)]
+    run(["inference.json", "evaluate.json"], *common, *outputs, *row.evaluate, log=folder / "log.txt")
+
+
+def label_names(data: Path) -> pd.DataFrame:
+    """Columns id and name of the labels that the atlas has."""
+    from monai_lcs.bundle import ask_labels, read_table
+
+    atlas = str(data / "labels/1000.nii.gz")
+    table = read_table(str(data / "labels.csv"), atlas)
+    ids = ask_labels(table, None, atlas)
+    return pd.DataFrame({"id": ids, "name": [table[label].name for label in ids]})
+
+
+def summary(args: argparse.Namespace) -> pd.DataFrame:
+    """All rows that are done."""
+    names = label_names(args.data)
+    unseen = names.id[LEFT_OUT - 1 :: LEFT_OUT]
+    lines = []
+    for name, row in ROWS.items():
+        folder = args.out / name.replace(",", "").replace("'", "").replace(" ", "_")
+        if not (folder / "eval/dice.tsv").is_file():
+            continue
+        dice = pd.read_csv(folder / "eval/dice.tsv", sep="\t", na_values="n/a")
+        everywhere = dice.groupby("id").dice.count() == dice.case.nunique()  # labels that all subjects have
+        dice = dice[dice.id.isin(everywhere.index[everywhere])]
+        cases = dice.groupby("case").dice.mean()
+        log = (folder / "log.txt").read_text()
+        steps = row.epochs * args.training_cases
+        seconds = folder / "seconds.txt"
+        lines.append(
+            {
+                "row": name,
+                "Dice": cases.mean(),
+                "worst scan": cases.min(),
+                "best scan": cases.max(),
+                "four fifths": dice[~dice.id.isin(unseen)].dice.mean(),
+                "other fifth": dice[dice.id.isin(unseen)].dice.mean(),
+                "labels": dice.id.nunique(),
+                "steps": steps or "",
+                "minutes": sum(map(float, seconds.read_text().split())) / 60 if seconds.is_file() else "",
+                "best validation": max(map(float, re.findall(r"val_mean_dice=([0-9.]+)", log)), default=""),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    """Do the rows asked for and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument("--data", type=Path, required=True, help="folder malc2012, with images/, labels/, labels.csv")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="default: all")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    args = parser.parse_args()
+    args.training_cases = len(json.loads((HERE / "splits/malc2012.json").read_text())["training"])
+    for name in args.rows:
+        print(name, flush=True)
+        do(name, args)
+    table = summary(args)
+    table.to_csv(args.out / "accuracy.tsv", sep="\t", index=False, float_format="%.4f")
+    text = table.to_markdown(index=False, floatfmt=".3f")
+    (args.out / "accuracy.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
