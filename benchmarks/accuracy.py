@@ -28,8 +28,9 @@ NARROW = ("--channels", "[8,16,32,64]")  # the width of every network
 PAPER = ("--conditioning", "bottleneck", "--norm", "batch", "--margin_mm", "$None", "--prior_logit", "0.0")
 PAPER = (*PAPER, "--dropout", "0.5", "--labels_per_image", "4")
 MULTISCALE = ("--conditioning", "multiscale", "--labels_per_image", "16", "--margin_mm", "10.0")
-BEST = ("--align", "deformable", "--margin_mm", "6.0", "--labels_per_image", "16", "--prior_logit", "2.0")
-DEFORMED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1", "--align", "deformable")
+DEFORMABLE = ("--align", "deformable", "--margin_mm", "6.0")
+BEST = (*DEFORMABLE, "--conditioning", "multiscale", "--labels_per_image", "16", "--prior_logit", "2.0")
+CARRIED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
 LEFT_OUT = 5  # every fifth label is never trained in the row "a fifth left out"
 LOBES = {  # the first word after the side, as labels.csv abbreviates the gyri
     "frontal": "AOrG FO FRP GRe IFG IOrG LOrG MFC MFG MOrG MPrG MSFG OFC OpIFG OrIFG POrG PrG SCA SFG SMC TrIFG CO",
@@ -50,24 +51,25 @@ class Row:
     evaluate: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
     coarse: str | None = None  # which labels are trained: see coarse_labels
+    fused: bool = False  # the training scans vote as atlases as well
 
 
 ROWS = {
-    "affine alignment": Row(evaluate=("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")),
-    "deformable registration": Row(evaluate=DEFORMED),
+    "affine alignment": Row(evaluate=CARRIED),
+    "deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable")),
+    "deformable registration, 9 atlases": Row(evaluate=(*CARRIED, "--align", "deformable"), fused=True),
     "multi-channel U-Net": Row(
         epochs=40,
-        train=("--labels_per_image", "1"),
         evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
         configs=("multi_channel.json",),
     ),
     "LCS of the paper": Row(epochs=20, train=PAPER),
-    "LCS of the paper, deformable": Row(epochs=20, train=(*PAPER, "--align", "deformable")),
     "LCS, mask at every level": Row(epochs=30, train=MULTISCALE),
-    "best LCS": Row(epochs=40, train=BEST),
-    "left and right merged": Row(epochs=40, train=BEST, coarse="sides"),
-    "gyri merged into lobes": Row(epochs=40, train=BEST, coarse="lobes"),
-    "a fifth left out": Row(epochs=40, train=BEST, coarse="left out"),
+    "LCS, mask at every level, deformable": Row(epochs=40, train=BEST),
+    "best LCS": Row(epochs=40, train=BEST, fused=True),
+    "left and right merged": Row(epochs=40, train=BEST, coarse="sides", fused=True),
+    "gyri merged into lobes": Row(epochs=40, train=BEST, coarse="lobes", fused=True),
+    "a fifth left out": Row(epochs=40, train=BEST, coarse="left out", fused=True),
 }
 
 
@@ -104,9 +106,22 @@ def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:
         raise SystemExit(f"{' '.join([*command, *overrides])} failed, see {log}")
 
 
+def cached(row: Row, out: Path) -> list[str]:
+    """Keep what is aligned on disk, for the rows that align in the same way."""
+    settings = dict(zip(row.train[::2], row.train[1::2], strict=True))
+    alignment = (settings.get("--align", "affine"), settings.get("--margin_mm", "10.0"), row.fused)
+    overrides = []
+    for part in ("train", "validate"):
+        cases = "@train_cases" if part == "train" else "@val_cases"
+        folder = out / "cache" / "_".join(map(str, alignment)).replace("$", "") / part
+        dataset = {"_target_": "monai.data.PersistentDataset", "data": cases, "transform": f"@{part}#preprocessing"}
+        overrides += [f"--{part}#dataset", str({**dataset, "cache_dir": str(folder)})]
+    return overrides
+
+
 def do(name: str, args: argparse.Namespace) -> None:
     """Train and evaluate a row, or what is left to do of it."""
-    row, folder = ROWS[name], args.out / name.replace(",", "").replace("'", "").replace(" ", "_")
+    row, folder = ROWS[name], args.out / name.replace(",", "").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     model, result = folder / "model", folder / "eval"
     if (result / "dice.tsv").is_file():
@@ -115,9 +130,11 @@ def do(name: str, args: argparse.Namespace) -> None:
     common = ["--dataset_dir", str(data), "--datalist", str(HERE / "splits/malc2012.json")]
     common += ["--atlas_image", str(data / "images/1000.nii.gz"), "--atlas_labels", str(data / "labels/1000.nii.gz")]
     common += ["--label_table", str(data / "labels.csv"), "--device", args.device]
+    if row.fused:
+        common += ["--atlases_dir", str(data), "--atlases_datalist", str(HERE / "splits/malc2012.json")]
     if row.epochs:
         last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
-        train = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train]
+        train = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train, *cached(row, args.out)]
         if row.coarse:
             train += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(data)))]
         if last < row.epochs:
@@ -148,7 +165,7 @@ def summary(args: argparse.Namespace) -> pd.DataFrame:
     unseen = names.id[LEFT_OUT - 1 :: LEFT_OUT]
     lines = []
     for name, row in ROWS.items():
-        folder = args.out / name.replace(",", "").replace("'", "").replace(" ", "_")
+        folder = args.out / name.replace(",", "").replace(" ", "_")
         if not (folder / "eval/dice.tsv").is_file():
             continue
         dice = pd.read_csv(folder / "eval/dice.tsv", sep="\t", na_values="n/a")

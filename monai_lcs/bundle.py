@@ -31,6 +31,7 @@ __all__ = [
     "check_new",
     "check_weights",
     "check_writable",
+    "further_atlases",
     "images",
     "keep_resumable",
     "keep_settings",
@@ -149,6 +150,25 @@ def cases(
         said = f"Note: these are all {len(found)} cases of {dataset_dir}, also those a network was trained on;"
         print(said, "those left out of its training are --section validation.", file=sys.stderr)
     return found
+
+
+@_one_sentence
+def further_atlases(
+    atlases_dir: str | None, atlases_datalist: str | None, fold: int | None, atlas_image: str, atlas_labels: str
+) -> list[dict[str, str]]:
+    """The training cases of a study, to vote beside the atlas; none where no study is named.
+
+    Args:
+        atlases_dir: see :func:`monai_lcs.data.find_cases`, as for the next two.
+        atlases_datalist: likewise.
+        fold: likewise.
+        atlas_image: the atlas image file, not taken twice.
+        atlas_labels: the atlas label map file, likewise.
+    """
+    if not atlases_dir and not atlases_datalist:
+        return []
+    exclude = [atlas_image, atlas_labels]
+    return data.find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
 
 
 @_one_sentence

@@ -16,6 +16,12 @@ from monai_lcs.transforms.atlas_pool import (
     RandPickAtlasd,
     RandPickAtlasDict,
 )
+from monai_lcs.transforms.fuse import (
+    FuseAtlasesD,
+    FuseAtlasesd,
+    FuseAtlasesDict,
+    fuse_atlases,
+)
 from monai_lcs.transforms.labels import (
     LabelGroup,
     MapLabels,
@@ -45,6 +51,9 @@ __all__ = [
     "AlignAtlasD",
     "AlignAtlasDict",
     "AlignAtlasd",
+    "FuseAtlasesD",
+    "FuseAtlasesDict",
+    "FuseAtlasesd",
     "LabelGroup",
     "MapLabels",
     "MapLabelsD",
@@ -63,6 +72,7 @@ __all__ = [
     "SelectLabelsDict",
     "SelectLabelsd",
     "as_groups",
+    "fuse_atlases",
     "label_mask",
     "present_labels",
 ]

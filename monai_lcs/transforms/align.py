@@ -124,9 +124,9 @@ class AlignAtlas(Transform):
         start = time.perf_counter()
         target, atlas, atlas_ids = (_as_meta_tensor(x) for x in (image, atlas_image, atlas_label))
         _check_inputs(target, atlas, atlas_ids)
-        fixed = _to_sitk(target[:1].float(), _affine(target))
-        moving = _to_sitk(atlas.float(), _affine(atlas))
-        labels = _to_sitk(atlas_ids, _affine(atlas_ids))
+        fixed = to_sitk(target[:1].float(), affine_of(target))
+        moving = to_sitk(atlas.float(), affine_of(atlas))
+        labels = to_sitk(atlas_ids, affine_of(atlas_ids))
         if self.mode == "none":
             for x, converted in ((atlas, moving), (atlas_ids, labels)):
                 _check_same_grid(target, x)
@@ -136,12 +136,12 @@ class AlignAtlas(Transform):
             _check_size(atlas)
 
         problem, transform, metric, overlap = self._register(fixed, moving)
-        aligned_labels, _ = _from_sitk(sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0.0))
+        aligned_labels, _ = from_sitk(sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0.0))
         if not problem and atlas_ids.any() and not aligned_labels.any():
             problem = "no label of the atlas is left on the image's grid"
         if problem:
             self._fail(problem, target, atlas)
-        aligned_image, _ = _from_sitk(registration.resample(moving, fixed, transform))
+        aligned_image, _ = from_sitk(registration.resample(moving, fixed, transform))
         seconds = time.perf_counter() - start
         # One transform may serve several threads (CacheDataset): its attribute is not read back.
         report = {"mode": self.mode, "metric": metric, "overlap": overlap, "seconds": seconds}
@@ -281,7 +281,7 @@ def _name(x: MetaTensor, default: str) -> str:
     return str(x.meta.get("filename_or_obj") or default)
 
 
-def _affine(x: MetaTensor) -> np.ndarray:
+def affine_of(x: MetaTensor) -> np.ndarray:
     """Return the affine of a channel-first tensor as float64, ``(d + 1, d + 1)`` for ``d`` spatial dimensions."""
     return to_affine_nd(x.ndim - 1, x.affine.detach().cpu().numpy().astype(np.float64))
 
@@ -297,7 +297,7 @@ def _check_inputs(image: MetaTensor, atlas_image: MetaTensor, atlas_label: MetaT
             )
         if x is not image and x.shape[0] != 1:
             raise ValueError(f"{what.capitalize()} must have one channel, got {x.shape[0]} in {name}.")
-        affine = _affine(x)
+        affine = affine_of(x)
         if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
             raise ValueError(
                 f"The affine of {name} cannot be inverted, got {affine.tolist()}; repair the file's header."
@@ -312,7 +312,7 @@ def _check_inputs(image: MetaTensor, atlas_image: MetaTensor, atlas_label: MetaT
 
 def _check_same_grid(image: MetaTensor, atlas: MetaTensor) -> None:
     shape, atlas_shape = tuple(image.shape[1:]), tuple(atlas.shape[1:])
-    affine, atlas_affine = _affine(image), _affine(atlas)
+    affine, atlas_affine = affine_of(image), affine_of(atlas)
     if shape != atlas_shape or grid_distance(affine, atlas_affine, shape) > GRID_TOLERANCE_MM:
         raise ValueError(
             f"With mode='none' the atlas must be on the image's grid: {_name(image, 'the image')} has shape {shape} "
@@ -332,7 +332,7 @@ def _check_size(x: MetaTensor, minimum: int = 4) -> None:
 # MetaTensor <-> SimpleITK
 
 
-def _to_sitk(x: torch.Tensor, affine: np.ndarray) -> sitk.Image:
+def to_sitk(x: torch.Tensor, affine: np.ndarray) -> sitk.Image:
     """Convert ``(1, *spatial)`` and its RAS affine to a SimpleITK image (LPS), in its dtype where SimpleITK has it."""
     dtype = {torch.bool: torch.uint8, torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(x.dtype, x.dtype)
     image = sitk.GetImageFromArray(x[0].detach().cpu().to(dtype).numpy().T)
@@ -344,7 +344,7 @@ def _to_sitk(x: torch.Tensor, affine: np.ndarray) -> sitk.Image:
     return image
 
 
-def _from_sitk(image: sitk.Image) -> tuple[torch.Tensor, np.ndarray]:
+def from_sitk(image: sitk.Image) -> tuple[torch.Tensor, np.ndarray]:
     """Convert a SimpleITK image (LPS) to ``(1, *spatial)``, dtype unchanged, and its RAS affine."""
     dims = image.GetDimension()
     affine = np.eye(dims + 1)

@@ -56,12 +56,12 @@ class RandPickAtlas(RandomizableTransform):
                 raise ValueError(
                     f"All atlases must have the same keys, got {list(self.atlases[0])} and {list(atlas)}: {atlas}."
                 )
-        self._files = tuple(set().union(*map(_files, atlas.values())) for atlas in self.atlases)
+        self._files = tuple(set().union(*map(files_of, atlas.values())) for atlas in self.atlases)
         self.index_: int | None = None
 
     def randomize(self, data: Any = None) -> None:
         """Draw ``self.index_`` among the atlases that have no file in common with the image ``data``."""
-        own = _files(data)
+        own = files_of(data)
         others = [i for i, files in enumerate(self._files) if files.isdisjoint(own)]
         if not others:
             raise ValueError(
@@ -86,14 +86,14 @@ class RandPickAtlas(RandomizableTransform):
         return dict(self.atlases[self.index_])
 
 
-def _files(value: Any) -> set[str]:
+def files_of(value: Any) -> set[str]:
     """Resolved paths of a path, of several, or of the file that a tensor was read from; none where there is no file."""
     if isinstance(value, MetaTensor):
         value = value.meta.get("filename_or_obj")
     if isinstance(value, str | os.PathLike):
         return {os.path.realpath(value)}
     if isinstance(value, list | tuple):
-        return set().union(*map(_files, value))
+        return set().union(*map(files_of, value))
     return set()
 
 

@@ -176,3 +176,14 @@ def _smoothed_and_shrunk(image: sitk.Image, factor: int) -> sitk.Image:
         return image
     sigmas = [factor / 2 * mm for mm in image.GetSpacing()]
     return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, sigmas), [factor] * image.GetDimension())
+
+
+SIMILAR_MM = 2.0  # squared differences are averaged in a Gaussian window this wide
+SIMILAR_FLOOR = 0.05  # squared difference that noise makes: below it no atlas gains
+
+
+def similarity(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
+    """How much an aligned image looks like ``fixed`` at every voxel: from 400 for the same to 0, float32."""
+    difference = _locally_normalized(fixed) - _locally_normalized(warped)
+    squared = sitk.SmoothingRecursiveGaussian(sitk.Square(difference), SIMILAR_MM)
+    return sitk.Cast(1 / sitk.Square(sitk.Maximum(squared, 0.0) + SIMILAR_FLOOR), sitk.sitkFloat32)
