@@ -147,8 +147,8 @@ class AlignAtlas(Transform):
         report = {"mode": self.mode, "metric": metric, "overlap": overlap, "seconds": seconds}
         self.report_ = dict(report)
         return (
-            _on_grid_of(target, aligned_image, {**atlas.meta, "alignment": report}),
-            _on_grid_of(target, aligned_labels.to(atlas_ids.dtype), atlas_ids.meta),
+            on_grid_of(target, aligned_image, {**atlas.meta, "alignment": report}),
+            on_grid_of(target, aligned_labels.to(atlas_ids.dtype), atlas_ids.meta),
         )
 
     def _register(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[str, sitk.Transform, float, float]:
@@ -358,7 +358,7 @@ def _swap_ras_lps(affine: np.ndarray) -> np.ndarray:
     return np.diag([-1, -1, 1, 1] if len(affine) == 4 else [-1, -1, 1]) @ affine
 
 
-def _on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[str, Any]) -> MetaTensor:
+def on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[str, Any]) -> MetaTensor:
     """Give the aligned voxels exactly the image's affine and its device, and the atlas's other metadata."""
     meta = {**atlas_meta, "spatial_shape": np.array(image.shape[1:])}
     meta.pop("affine", None)

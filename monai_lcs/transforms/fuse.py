@@ -16,7 +16,7 @@ from monai_lcs.boxes import cut, label_boxes, union_box
 from monai_lcs.data import read_image
 
 from . import registration
-from .align import AlignAtlas, affine_of, from_sitk, to_sitk
+from .align import AlignAtlas, affine_of, from_sitk, on_grid_of, to_sitk
 from .atlas_pool import files_of
 
 __all__ = ["FuseAtlasesD", "FuseAtlasesDict", "FuseAtlasesd", "fuse_atlases"]
@@ -131,7 +131,7 @@ class FuseAtlasesd(MapTransform):
             fused = fuse_atlases(d[key][:1], *zip(*aligned, strict=True))
             names = (self.atlas_image_key, self.atlas_label_key, "agreement")
             for name, x in zip(names, fused, strict=True):
-                d[name] = MetaTensor(x.to(first.device), affine=first.affine.clone(), meta=dict(first.meta))
+                d[name] = on_grid_of(first, x, first.meta)
         return d
 
     def _aligned(
