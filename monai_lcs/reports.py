@@ -34,7 +34,8 @@ class SaveSegmentation(Transform):
     The files, in `output_dir`, are named after the case, by default its image file (`CASE.nii.gz`, `CASE.mgz`, ...):
 
     - `CASE_dseg.tsv`: the label table;
-    - `CASE_volumes.tsv`: id, name, voxels and mm3 of every label of the table, see :func:`volume_table`;
+    - `CASE_volumes.tsv`: id, name, voxels and mm3 of every label of the table, with several atlases also how far they
+      agreed on it, see :func:`volume_table`;
     - `CASE_qc.png`: see :func:`qc_picture`;
     - `CASE_dseg.nii.gz`: the label map, in the smallest unsigned integer type that holds all ids of the table, with
       the affine, and the qform and sform if there are any, of the image file.
@@ -74,7 +75,7 @@ class SaveSegmentation(Transform):
             _matplotlib("matplotlib")  # rather now than after the first segmentation
 
     def __call__(  # type: ignore[override]
-        self, label_map: MetaTensor, image: MetaTensor, case: str | None = None
+        self, label_map: MetaTensor, image: MetaTensor, case: str | None = None, agreement: MetaTensor | None = None
     ) -> dict[str, str]:
         """Writes the files of one case.
 
@@ -82,6 +83,7 @@ class SaveSegmentation(Transform):
             label_map: integers `(1, *spatial)`, 0 and ids of the table.
             image: `(1, *spatial)` as loaded from its file, with `filename_or_obj` in its metadata.
             case: what the files' names start with. Default: :func:`monai_lcs.data.case_name` of the image file.
+            agreement: of several atlases, `(1, *spatial)`, 0 to 1: its mean over each label goes into the volumes.
 
         Returns:
             The paths written, by `"labels"`, `"volumes"`, `"qc"` (with `picture`) and `"dseg"`.
@@ -106,7 +108,7 @@ class SaveSegmentation(Transform):
         affine = as_array(image.affine)
         labels = as_label_array(label_map)
         try:
-            volumes = volume_table(labels, affine, self.label_table)
+            volumes = volume_table(labels, affine, self.label_table, agreement)
         except ValueError as error:
             raise ValueError(f"Cannot save the segmentation of {source}: {error}") from error
         segmentation = nib.Nifti1Image(
@@ -140,8 +142,9 @@ class SaveSegmentation(Transform):
 class SaveSegmentationd(MapTransform):
     """Dictionary version of :class:`SaveSegmentation`, to be the last of the postprocessing of a single case.
 
-    Adds `data["saved"]`, the paths written. They start with `data["case"]` where a sample has that, as those of
-    :func:`monai_lcs.data.find_images` do, otherwise with the name of the image file.
+    Adds `data["saved"]`, the paths written, and uses `data["agreement"]` where :class:`FuseAtlasesd` left it. The paths
+    start with `data["case"]` where a sample has that, as those of :func:`monai_lcs.data.find_images` do, otherwise with
+    the name of the image file.
 
     Args:
         keys: key of the label map, one; on the grid of the file, so after `Invertd` (with `nearest_interp=True`).
@@ -176,7 +179,7 @@ class SaveSegmentationd(MapTransform):
         """Writes the files and returns a copy of `data` with `"saved"`."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"))
+            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"), d.get("agreement"))
         return d
 
 

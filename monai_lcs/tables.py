@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from monai.config import NdarrayOrTensor, PathLike
+from scipy import ndimage
 
 from monai_lcs.files import as_array, as_label_array, check_absent, check_known, write_atomically, write_tsv
 from monai_lcs.labels import LabelTable
@@ -17,17 +18,22 @@ __all__ = ["compare_dice", "dice_summary", "dice_table", "volume_table", "write_
 
 
 def volume_table(
-    label_map: NdarrayOrTensor, affine_or_voxel_mm3: NdarrayOrTensor | float, table: LabelTable
+    label_map: NdarrayOrTensor,
+    affine_or_voxel_mm3: NdarrayOrTensor | float,
+    table: LabelTable,
+    agreement: NdarrayOrTensor | None = None,
 ) -> pd.DataFrame:
-    """Voxels and volume of each label.
+    """Voxels and volume of each label, and how far several atlases agreed on it.
 
     Args:
         label_map: integers, any shape; 0 is background.
         affine_or_voxel_mm3: affine `(4, 4)` of the grid in mm, or the volume of a voxel in mm3.
         table: the labels; one that is absent from the label map has the volume 0.
+        agreement: 0 to 1 at each voxel of the label map, see :func:`monai_lcs.transforms.fuse_atlases`.
 
     Returns:
-        Columns `id`, `name`, `voxels` and `mm3`, one row for each label of the table.
+        Columns `id`, `name`, `voxels` and `mm3`, one row for each label of the table; with `agreement` also that, the
+        mean over a label's voxels, NaN where it has none. A low one tells which labels to look at first.
 
     Raises:
         ValueError: if the label map holds other values than 0 and the ids of the table.
@@ -48,7 +54,12 @@ def volume_table(
     voxels = [count_of.get(id, 0) for id in table.ids]
     # 7 digits: the voxel sizes of a file are float32
     mm3 = [float(f"{n * voxel_mm3:.7g}") for n in voxels]
-    return pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
+    volumes = pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
+    if agreement is not None:
+        means = ndimage.mean(as_array(agreement), as_label_array(label_map), ids).round(4)
+        mean_of = dict(zip(ids.tolist(), np.atleast_1d(means), strict=True))
+        volumes["agreement"] = [mean_of.get(id, np.nan) for id in table.ids]
+    return volumes
 
 
 def dice_table(buffer: NdarrayOrTensor, cases: Sequence[str], table: LabelTable) -> pd.DataFrame:

@@ -364,3 +364,19 @@ def test_methods_side_by_side(tmp_path, capsys):
     assert ["mean", "0.625", "0.3125"] in rows
     with pytest.raises(ValueError, match="a and b must be scored on the same cases and labels"):
         compare_dice({"a": better, "b": worse.iloc[:2]})
+
+
+def test_agreement_of_atlases_by_label():
+    label_map = torch.tensor([[[[4, 4, 9, 0]]]])
+    agreement = torch.tensor([[[[0.5, 1.0, 0.25, 0.9]]]])
+    table = volume_table(label_map, 1.0, LabelTable.from_ids([4, 7, 9]), agreement)
+    np.testing.assert_array_equal(table["agreement"], [0.75, np.nan, 0.25])
+    assert "agreement" not in volume_table(label_map, 1.0, LabelTable.from_ids([4, 7, 9]))
+
+
+def test_agreement_is_saved(tmp_path):
+    image = MetaTensor(torch.rand(1, 6, 6, 6), meta={"filename_or_obj": "ann.nii.gz"})
+    save = SaveSegmentationd("pred", "image", output_dir=tmp_path, label_table=LabelTable.from_ids([4]), picture=False)
+    pred, agreement = ((image > 0.5) * 4).int(), MetaTensor(torch.full((1, 6, 6, 6), 0.75))
+    save({"image": image, "pred": pred, "agreement": agreement})
+    assert (tmp_path / "ann_volumes.tsv").read_text().split("\n")[1].endswith("\t0.75")
