@@ -136,8 +136,15 @@ def cached(row: Row, out: Path) -> list[str]:
     for part in ("train", "validate"):
         cases = "@train_cases" if part == "train" else "@val_cases"
         folder = out / "cache" / "_".join(map(str, alignment)).replace("$", "") / part
-        dataset = {"_target_": "monai.data.PersistentDataset", "data": cases, "transform": f"@{part}#preprocessing"}
-        overrides += [f"--{part}#dataset", str({**dataset, "cache_dir": str(folder)})]
+        dataset = {
+            "_target_": "monai.data.PersistentDataset",
+            "data": cases,
+            "transform": f"@{part}#preprocessing",
+            "cache_dir": str(folder),
+            "track_meta": True,  # boxes grow by mm, so the voxel size must be kept
+            "weights_only": False,
+        }
+        overrides += [f"--{part}#dataset", str(dataset)]
     return overrides
 
 

@@ -33,6 +33,7 @@ class MultiChannelInferer(Inferer):
             score = interpolate(probabilities[:, k : k + 1], fine, mode="trilinear", align_corners=True)
             channel[score > best] = k
             torch.maximum(best, score, out=best)
+        scale = torch.tensor([*[self.upsample] * 3, 1])
         result = MetaTensor(self.ids[channel], meta=inputs.meta)
-        result.affine = inputs.affine / torch.tensor([*[self.upsample] * 3, 1])
+        result.affine = inputs.affine / scale
         return result
