@@ -75,7 +75,7 @@ ROWS = {
     "a fifth left out": Row(epochs=40, train=BEST, coarse="left out", fused=True),
     "MNI atlas, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), mni=True),
     "MNI atlas, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), mni=True),
-    "MNI atlas, shipped weights": Row(weights=BUNDLE / "models/model.pt", mni=True),
+    "MNI atlas, shipped weights": Row(train=DEFORMABLE, weights=BUNDLE / "models/model.pt", mni=True),
 }
 
 
@@ -130,22 +130,32 @@ def mni_atlas(folder: Path) -> tuple[Path, Path]:
 
 def cached(row: Row, out: Path) -> list[str]:
     """Keep what is aligned on disk, for the rows that align in the same way."""
-    settings = dict(zip(row.train[::2], row.train[1::2], strict=True))
-    alignment = (settings.get("--align", "affine"), settings.get("--margin_mm", "10.0"), row.fused)
-    overrides = []
-    for part in ("train", "validate"):
-        cases = "@train_cases" if part == "train" else "@val_cases"
-        folder = out / "cache" / "_".join(map(str, alignment)).replace("$", "") / part
-        dataset = {
-            "_target_": "monai.data.PersistentDataset",
-            "data": cases,
-            "transform": f"@{part}#preprocessing",
-            "cache_dir": str(folder),
-            "track_meta": True,  # boxes grow by mm, so the voxel size must be kept
-            "weights_only": False,
-        }
-        overrides += [f"--{part}#dataset", str(dataset)]
-    return overrides
+    folder = out / "cache" / alignment(row, row.train)
+    return [
+        *("--train#dataset", kept("@train_cases", "@train#preprocessing", folder / "train")),
+        *("--validate#dataset", kept("@val_cases", "@validate#preprocessing", folder / "validate")),
+    ]
+
+
+def alignment(row: Row, overrides: Sequence[str]) -> str:
+    """Name of the folder for what is aligned with these settings of the row."""
+    settings = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    parts = (settings.get(f"--{key}", "default") for key in ("align", "margin_mm", "spacing"))
+    name = "_".join([*parts, "MNI" if row.mni else "1000", "fused" if row.fused else "alone"])
+    return re.sub(r"[^\w.]+", "-", name)
+
+
+def kept(cases: str, transform: str, folder: Path) -> str:
+    """Override of a dataset that keeps on disk what is not random."""
+    dataset = {
+        "_target_": "monai.data.PersistentDataset",
+        "data": cases,
+        "transform": transform,
+        "cache_dir": str(folder),
+        "track_meta": True,  # boxes grow by mm, so the voxel size must be kept
+        "weights_only": False,
+    }
+    return str(dataset)
 
 
 def do(name: str, args: argparse.Namespace) -> None:
@@ -176,6 +186,8 @@ def do(name: str, args: argparse.Namespace) -> None:
                 file.write(f"{time.time() - start:.0f}\n")
     checkpoint = str(model / "model.pt") if row.epochs else str(row.weights or "")
     outputs = ["--checkpoint", checkpoint, "--output_dir", str(result)]
+    aligned = args.out / "cache" / alignment(row, row.train + row.evaluate) / "test"
+    outputs += ["--dataset", kept("@cases", "@preprocessing", aligned)]
     run(["inference.json", "evaluate.json"], *common, *outputs, *row.evaluate, log=folder / "log.txt")
 
 
