@@ -1,6 +1,6 @@
 """Accuracy on real scans: every row of the tables in docs/benchmarks.md, by name.
 
-    python benchmarks/accuracy.py OUT --data MALC2012 --rows "best LCS" "deformable registration"
+    python benchmarks/accuracy.py OUT --data DATA --rows "best LCS" "deformable registration"
 
 A row is a training of the bundle (where it has one) and an evaluation of it on the test scans, both by overrides. What
 is done is not done again, an interrupted training goes on: run the same command once more. OUT/accuracy.md and .tsv
@@ -30,6 +30,8 @@ PAPER = (*PAPER, "--prior_logit", "0.0", "--dropout", "0.5", "--labels_per_image
 MULTISCALE = ("--align", "affine", "--margin_mm", "10.0", "--labels_per_image", "16")
 DEFORMABLE = ("--align", "deformable", "--margin_mm", "6.0")
 BEST = (*DEFORMABLE, "--labels_per_image", "16")
+SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
+ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 CARRIED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
 LEFT_OUT = 5  # every fifth label is never trained in the row "a fifth left out"
 LOBES = {  # the first word after the side, as labels.csv abbreviates the gyri
@@ -52,8 +54,9 @@ class Row:
     configs: tuple[str, ...] = ()
     coarse: str | None = None  # which labels are trained: see coarse_labels
     fused: bool = False  # the training scans vote as atlases as well
-    mni: bool = False  # the atlas is the average brain that comes with pip packages, not scan 1000
+    mni: bool = False  # the atlas is the average brain that comes with pip packages, not a scan of the study
     weights: Path | None = None  # instead of a training
+    study: str = "malc2012"  # or "hippocampus"
 
 
 ROWS = {
@@ -61,7 +64,7 @@ ROWS = {
     "deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable")),
     "deformable registration, 9 atlases": Row(evaluate=(*CARRIED, "--align", "deformable"), fused=True),
     "multi-channel U-Net": Row(
-        epochs=40,
+        epochs=200,
         evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
         train=("--align", "affine", "--margin_mm", "10.0"),
         configs=("multi_channel.json",),
@@ -76,6 +79,12 @@ ROWS = {
     "MNI atlas, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), mni=True),
     "MNI atlas, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), mni=True),
     "MNI atlas, shipped weights": Row(train=DEFORMABLE, weights=BUNDLE / "models/model.pt", mni=True),
+    "hippocampus, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), study="hippocampus"),
+    "hippocampus, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), study="hippocampus"),
+    "hippocampus, LCS": Row(epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus"),
+    "hippocampus, trained as one label": Row(
+        epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus", coarse="one"
+    ),
 }
 
 
@@ -84,9 +93,11 @@ def coarse_labels(kind: str, table: pd.DataFrame) -> dict[str, list[int]]:
 
     Args:
         kind: ``"sides"``: left and right of each structure together; ``"lobes"``: the gyri of a lobe and a side
-            together; ``"left out"``: four labels of five, each by itself.
+            together; ``"left out"``: four labels of five, each by itself; ``"one"``: all together.
         table: ids and names, the present labels of labels.csv.
     """
+    if kind == "one":
+        return {"all": table.id.tolist()}
     if kind == "left out":
         kept = [i for i in range(len(table)) if i % LEFT_OUT != LEFT_OUT - 1]
         return {table.name[i]: [int(table.id[i])] for i in kept}
@@ -141,7 +152,7 @@ def alignment(row: Row, overrides: Sequence[str]) -> str:
     """Name of the folder for what is aligned with these settings of the row."""
     settings = dict(zip(overrides[::2], overrides[1::2], strict=True))
     parts = (settings.get(f"--{key}", "default") for key in ("align", "margin_mm", "spacing"))
-    name = "_".join([*parts, "MNI" if row.mni else "1000", "fused" if row.fused else "alone"])
+    name = "_".join([row.study, *parts, "MNI" if row.mni else "scan", "fused" if row.fused else "alone"])
     return re.sub(r"[^\w.]+", "-", name)
 
 
@@ -165,13 +176,12 @@ def do(name: str, args: argparse.Namespace) -> None:
     model, result = folder / "model", folder / "eval"
     if (result / "dice.tsv").is_file():
         return
-    data = args.data.resolve()
-    common = ["--dataset_dir", str(data), "--datalist", str(HERE / "splits/malc2012.json")]
-    atlas = mni_atlas(args.out / "mni") if row.mni else (data / "images/1000.nii.gz", data / "labels/1000.nii.gz")
-    common += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1])]
-    common += ["--label_table", str(data / "labels.csv"), "--device", args.device]
+    data, atlas_file, split = args.data.resolve() / row.study, ATLASES[row.study], HERE / f"splits/{row.study}.json"
+    atlas = mni_atlas(args.out / "mni") if row.mni else (data / "images" / atlas_file, data / "labels" / atlas_file)
+    common = ["--dataset_dir", str(data), "--datalist", str(split), "--label_table", str(label_table(data))]
+    common += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1]), "--device", args.device]
     if row.fused:
-        common += ["--atlases_dir", str(data), "--atlases_datalist", str(HERE / "splits/malc2012.json")]
+        common += ["--atlases_dir", str(data), "--atlases_datalist", str(split)]
     if row.epochs:
         last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
         train = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train, *cached(row, args.out)]
@@ -191,20 +201,25 @@ def do(name: str, args: argparse.Namespace) -> None:
     run(["inference.json", "evaluate.json"], *common, *outputs, *row.evaluate, log=folder / "log.txt")
 
 
+def label_table(data: Path) -> Path:
+    """The study's own table of labels, or the one kept here."""
+    own = data / "labels.csv"
+    return own if own.is_file() else HERE / f"splits/{data.name}.tsv"
+
+
 def label_names(data: Path) -> pd.DataFrame:
-    """Columns id and name of the labels that the atlas has."""
+    """Columns id and name of the labels that the atlas of the study has."""
     from monai_lcs.bundle import ask_labels, read_table
 
-    atlas = str(data / "labels/1000.nii.gz")
-    table = read_table(str(data / "labels.csv"), atlas)
+    atlas = str(data / "labels" / ATLASES[data.name])
+    table = read_table(str(label_table(data)), atlas)
     ids = ask_labels(table, None, atlas)
     return pd.DataFrame({"id": ids, "name": [table[label].name for label in ids]})
 
 
 def summary(args: argparse.Namespace) -> pd.DataFrame:
     """All rows that are done."""
-    names = label_names(args.data)
-    unseen = names.id[LEFT_OUT - 1 :: LEFT_OUT]
+    left_out = label_names(args.data / "malc2012").id[LEFT_OUT - 1 :: LEFT_OUT]
     lines = []
     for name, row in ROWS.items():
         folder = args.out / name.replace(",", "").replace(" ", "_")
@@ -215,7 +230,8 @@ def summary(args: argparse.Namespace) -> pd.DataFrame:
         dice = dice[dice.id.isin(everywhere.index[everywhere])]
         cases = dice.groupby("case").dice.mean()
         log = (folder / "log.txt").read_text()
-        steps = row.epochs * args.training_cases
+        split = json.loads((HERE / f"splits/{row.study}.json").read_text())
+        unseen = dice.id.isin(left_out) if row.study == "malc2012" else dice.id.isna()
         seconds = folder / "seconds.txt"
         lines.append(
             {
@@ -223,10 +239,10 @@ def summary(args: argparse.Namespace) -> pd.DataFrame:
                 "Dice": cases.mean(),
                 "worst scan": cases.min(),
                 "best scan": cases.max(),
-                "four fifths": dice[~dice.id.isin(unseen)].dice.mean(),
-                "other fifth": dice[dice.id.isin(unseen)].dice.mean(),
+                "four fifths": dice[~unseen].dice.mean(),
+                "other fifth": dice[unseen].dice.mean(),
                 "labels": dice.id.nunique(),
-                "steps": steps or "",
+                "steps": row.epochs * len(split["training"]) or "",
                 "minutes": sum(map(float, seconds.read_text().split())) / 60 if seconds.is_file() else "",
                 "best validation": max(map(float, re.findall(r"val_mean_dice=([0-9.]+)", log)), default=""),
             }
@@ -238,12 +254,11 @@ def main() -> None:
     """Do the rows asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the results")
-    parser.add_argument("--data", type=Path, required=True, help="folder malc2012, with images/, labels/, labels.csv")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/ and hippocampus/")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="default: all")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()
-    args.training_cases = len(json.loads((HERE / "splits/malc2012.json").read_text())["training"])
     for name in args.rows:
         print(name, flush=True)
         do(name, args)
