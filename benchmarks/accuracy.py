@@ -171,34 +171,58 @@ def kept(cases: str, transform: str, folder: Path) -> str:
 
 def do(name: str, args: argparse.Namespace) -> None:
     """Train and evaluate a row, or what is left to do of it."""
-    row, folder = ROWS[name], args.out / name.replace(",", "").replace(" ", "_")
+    folder = folder_of(name, args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    model, result = folder / "model", folder / "eval"
-    if (result / "dice.tsv").is_file():
+    if (folder / "eval/dice.tsv").is_file():
         return
-    data, atlas_file, split = args.data.resolve() / row.study, ATLASES[row.study], HERE / f"splits/{row.study}.json"
+    if ROWS[name].epochs:
+        train(name, args)
+    evaluate(name, args, folder / "eval")
+
+
+def folder_of(name: str, out: Path) -> Path:
+    """Where the model, the log and the results of a row are."""
+    return out / name.replace(",", "").replace(" ", "_")
+
+
+def study_of(row: Row, args: argparse.Namespace, split: Path | None = None) -> list[str]:
+    """Overrides that say which scans, labels and atlases; ``split`` instead of the study's own datalist."""
+    data, atlas_file, own_split = args.data.resolve() / row.study, ATLASES[row.study], HERE / f"splits/{row.study}.json"
     atlas = mni_atlas(args.out / "mni") if row.mni else (data / "images" / atlas_file, data / "labels" / atlas_file)
-    common = ["--dataset_dir", str(data), "--datalist", str(split), "--label_table", str(label_table(data))]
-    common += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1]), "--device", args.device]
+    overrides = ["--dataset_dir", str(data), "--datalist", str(split or own_split)]
+    overrides += ["--label_table", str(label_table(data)), "--device", args.device]
+    overrides += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1])]
     if row.fused:
-        common += ["--atlases_dir", str(data), "--atlases_datalist", str(split)]
-    if row.epochs:
-        last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
-        train = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train, *cached(row, args.out)]
-        if row.coarse:
-            train += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(data)))]
-        if last < row.epochs:
-            start = time.time()
-            train += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
-            outputs = ["--ckpt_dir", str(model), "--output_dir", str(model)]
-            run(["train.json", *row.configs], *common, *train, *outputs, log=folder / "log.txt")
-            with (folder / "seconds.txt").open("a") as file:
-                file.write(f"{time.time() - start:.0f}\n")
-    checkpoint = str(model / "model.pt") if row.epochs else str(row.weights or "")
-    outputs = ["--checkpoint", checkpoint, "--output_dir", str(result)]
+        overrides += ["--atlases_dir", str(data), "--atlases_datalist", str(own_split)]
+    return overrides
+
+
+def train(name: str, args: argparse.Namespace) -> None:
+    """Start the training of a row, or go on with it."""
+    row, folder = ROWS[name], folder_of(name, args.out)
+    model = folder / "model"
+    last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
+    if last >= row.epochs:
+        return
+    overrides = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train, *cached(row, args.out)]
+    if row.coarse:
+        overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
+    overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
+    overrides += ["--ckpt_dir", str(model), "--output_dir", str(model)]
+    start = time.time()
+    run(["train.json", *row.configs], *study_of(row, args), *overrides, log=folder / "log.txt")
+    with (folder / "seconds.txt").open("a") as file:
+        file.write(f"{time.time() - start:.0f}\n")
+
+
+def evaluate(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
+    """Segment and score the scans under "testing", of the study or of the datalist ``split``."""
+    row, folder = ROWS[name], folder_of(name, args.out)
+    checkpoint = folder / "model/model.pt" if row.epochs else row.weights or ""
+    overrides = ["--checkpoint", str(checkpoint), "--output_dir", str(result), *row.evaluate]
     aligned = args.out / "cache" / alignment(row, row.train + row.evaluate) / "test"
-    outputs += ["--dataset", kept("@cases", "@preprocessing", aligned)]
-    run(["inference.json", "evaluate.json"], *common, *outputs, *row.evaluate, log=folder / "log.txt")
+    overrides += ["--dataset", kept("@cases", "@preprocessing", aligned)]
+    run(["inference.json", "evaluate.json"], *study_of(row, args, split), *overrides, log=folder / "log.txt")
 
 
 def label_table(data: Path) -> Path:
@@ -222,7 +246,7 @@ def summary(args: argparse.Namespace) -> pd.DataFrame:
     left_out = label_names(args.data / "malc2012").id[LEFT_OUT - 1 :: LEFT_OUT]
     lines = []
     for name, row in ROWS.items():
-        folder = args.out / name.replace(",", "").replace(" ", "_")
+        folder = folder_of(name, args.out)
         if not (folder / "eval/dice.tsv").is_file():
             continue
         dice = pd.read_csv(folder / "eval/dice.tsv", sep="\t", na_values="n/a")
