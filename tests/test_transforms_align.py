@@ -243,7 +243,8 @@ class TestNone:
         if case == "label":
             label = label[:, 1:]
         with pytest.raises(
-            ValueError, match=r"on the image's grid: .*shape \(54, 54, 54\).* use mode='rigid' or 'affine'"
+            ValueError,
+            match=r"on the image's grid: .*shape \(54, 54, 54\).* use mode='rigid', 'affine' or 'deformable'",
         ):
             AlignAtlas("none")(image, other, label)
 

@@ -317,7 +317,7 @@ def _check_same_grid(image: MetaTensor, atlas: MetaTensor) -> None:
         raise ValueError(
             f"With mode='none' the atlas must be on the image's grid: {_name(image, 'the image')} has shape {shape} "
             f"and affine {affine.tolist()}, {_name(atlas, 'the atlas')} has shape {atlas_shape} and affine "
-            f"{atlas_affine.tolist()}; use another mode."
+            f"{atlas_affine.tolist()}; use mode='rigid', 'affine' or 'deformable'."
         )
 
 
