@@ -30,6 +30,7 @@ PAPER = (*PAPER, "--prior_logit", "0.0", "--dropout", "0.5", "--labels_per_image
 MULTISCALE = ("--align", "affine", "--margin_mm", "10.0", "--labels_per_image", "16")
 DEFORMABLE = ("--align", "deformable", "--margin_mm", "6.0")
 BEST = (*DEFORMABLE, "--labels_per_image", "16")
+FINER = ("--spacing", "[1.5,1.5,1.5]")  # than in training; chosen on the validation scan
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 CARRIED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
@@ -71,11 +72,11 @@ ROWS = {
     ),
     "LCS of the paper": Row(epochs=20, train=PAPER),
     "LCS, mask at every level": Row(epochs=30, train=MULTISCALE),
-    "LCS, mask at every level, deformable": Row(epochs=40, train=BEST),
-    "best LCS": Row(epochs=40, train=BEST, fused=True),
-    "left and right merged": Row(epochs=40, train=BEST, coarse="sides", fused=True),
-    "gyri merged into lobes": Row(epochs=40, train=BEST, coarse="lobes", fused=True),
-    "a fifth left out": Row(epochs=40, train=BEST, coarse="left out", fused=True),
+    "LCS, mask at every level, deformable": Row(epochs=40, train=BEST, evaluate=FINER),
+    "best LCS": Row(epochs=40, train=BEST, evaluate=FINER, fused=True),
+    "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
+    "gyri merged into lobes": Row(epochs=40, train=BEST, evaluate=FINER, coarse="lobes", fused=True),
+    "a fifth left out": Row(epochs=40, train=BEST, evaluate=FINER, coarse="left out", fused=True),
     "MNI atlas, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), mni=True),
     "MNI atlas, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), mni=True),
     "MNI atlas, shipped weights": Row(train=DEFORMABLE, weights=BUNDLE / "models/model.pt", mni=True),
