@@ -79,7 +79,7 @@ ROWS = {
     "a fifth left out": Row(epochs=40, train=BEST, evaluate=FINER, coarse="left out", fused=True),
     "MNI atlas, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), mni=True),
     "MNI atlas, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), mni=True),
-    "MNI atlas, shipped weights": Row(train=DEFORMABLE, weights=BUNDLE / "models/model.pt", mni=True),
+    "MNI atlas, shipped weights": Row(train=DEFORMABLE, evaluate=FINER, weights=BUNDLE / "models/model.pt", mni=True),
     "hippocampus, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), study="hippocampus"),
     "hippocampus, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), study="hippocampus"),
     "hippocampus, LCS": Row(epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus"),
@@ -211,19 +211,33 @@ def train(name: str, args: argparse.Namespace) -> None:
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
     overrides += ["--ckpt_dir", str(model), "--output_dir", str(model)]
     start = time.time()
-    run(["train.json", *row.configs], *study_of(row, args), *overrides, log=folder / "log.txt")
+    run(["train.json", *row.configs], *study_of(row, args), *overrides, log=log_of(name, args.out))
     with (folder / "seconds.txt").open("a") as file:
         file.write(f"{time.time() - start:.0f}\n")
 
 
 def evaluate(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
-    """Segment and score the scans under "testing", of the study or of the datalist ``split``."""
-    row, folder = ROWS[name], folder_of(name, args.out)
-    checkpoint = folder / "model/model.pt" if row.epochs else row.weights or ""
-    overrides = ["--checkpoint", str(checkpoint), "--output_dir", str(result), *row.evaluate]
+    """Score the scans under "testing", of the study or of the datalist ``split``."""
+    run(["inference.json", "evaluate.json"], *inference(name, args, result, split), log=log_of(name, args.out))
+
+
+def segment(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
+    """Write the label maps, volumes and pictures of these scans."""
+    run(["inference.json"], *inference(name, args, result, split), log=log_of(name, args.out))
+
+
+def log_of(name: str, out: Path) -> Path:
+    """What the runs of a row print."""
+    return folder_of(name, out) / "log.txt"
+
+
+def inference(name: str, args: argparse.Namespace, result: Path, split: Path | None) -> list[str]:
+    """Overrides of a row's inference."""
+    row = ROWS[name]
+    checkpoint = folder_of(name, args.out) / "model/model.pt" if row.epochs else row.weights or ""
     aligned = args.out / "cache" / alignment(row, row.train + row.evaluate) / "test"
-    overrides += ["--dataset", kept("@cases", "@preprocessing", aligned)]
-    run(["inference.json", "evaluate.json"], *study_of(row, args, split), *overrides, log=folder / "log.txt")
+    overrides = ["--checkpoint", str(checkpoint), "--output_dir", str(result), *row.evaluate]
+    return [*study_of(row, args, split), *overrides, "--dataset", kept("@cases", "@preprocessing", aligned)]
 
 
 def label_table(data: Path) -> Path:

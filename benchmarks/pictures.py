@@ -7,6 +7,7 @@ dice.svg, and prints the rank correlation.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import accuracy
@@ -26,9 +27,16 @@ def canonical(path: Path) -> np.ndarray:
     return np.asanyarray(nib.as_closest_canonical(nib.load(path)).dataobj).squeeze()
 
 
-def result_of(name: str, out: Path) -> Path:
-    """Folder of a row's label maps and Dice."""
-    return accuracy.folder_of(name, out) / "eval"
+def label_maps(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
+    """Folder of a row's label maps and volumes of some test scans, which are made where they are not there."""
+    folder = accuracy.folder_of(name, args.out) / "segmented"
+    missing = [case for case in cases if not (folder / f"{case}_dseg.nii.gz").is_file()]
+    if missing:
+        folder.mkdir(exist_ok=True)
+        split = folder / "datalist.json"
+        split.write_text(json.dumps({"testing": [{"image": f"images/{case}.nii.gz"} for case in missing]}))
+        accuracy.segment(name, args, folder, split)
+    return folder
 
 
 def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: ListedColormap) -> None:
@@ -39,11 +47,14 @@ def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: Listed
     axis.axis("off")
 
 
-def subject(out: Path, data: Path, case: str) -> None:
+def subject(args: argparse.Namespace, data: Path, case: str) -> None:
     """Two planes of a test scan: truth, baseline and LCS."""
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz")
     maps = {"manual labels": truth}
-    maps |= {name: canonical(result_of(name, out) / f"{case}_dseg.nii.gz") for name in (BASELINE, NINE_ATLASES, BEST)}
+    maps |= {
+        name: canonical(label_maps(name, args, [case]) / f"{case}_dseg.nii.gz")
+        for name in (BASELINE, NINE_ATLASES, BEST)
+    }
     center = np.argwhere(truth).mean(axis=0).astype(int)
     colors = ListedColormap(np.random.default_rng(0).uniform(0.2, 1.0, (int(truth.max()) + 1, 3)))
     figure, axes = plt.subplots(2, len(maps), figsize=(3 * len(maps), 6.4), layout="constrained")
@@ -51,10 +62,10 @@ def subject(out: Path, data: Path, case: str) -> None:
         labels = np.where(np.isin(labels, np.unique(truth)), labels, 0)
         show(column[0], image[:, center[1]], labels[:, center[1]], title, colors)
         show(column[1], image[:, :, center[2]], labels[:, :, center[2]], "", colors)
-    figure.savefig(out / "pictures/subject.png", dpi=80)
+    figure.savefig(args.out / "pictures/subject.png", dpi=80)
 
 
-def unseen(out: Path, data: Path, case: str, label: int, name: str) -> None:
+def unseen(args: argparse.Namespace, data: Path, case: str, label: int, name: str) -> None:
     """One label that a network was never trained on: manual outline in white, result in color."""
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz") == label
     center = np.argwhere(truth).mean(axis=0).astype(int)
@@ -62,13 +73,13 @@ def unseen(out: Path, data: Path, case: str, label: int, name: str) -> None:
     colors = ListedColormap([(0, 0, 0), (1.0, 0.55, 0.1)])
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
     for axis, row in zip(axes, (ONE_ATLAS, UNSEEN, BEST), strict=True):
-        found = canonical(result_of(row, out) / f"{case}_dseg.nii.gz") == label
+        found = canonical(label_maps(row, args, [case]) / f"{case}_dseg.nii.gz") == label
         dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
         row = {UNSEEN: "LCS, label never trained", BEST: "LCS, label trained"}.get(row, row)
         show(axis, image[near][:, 45], found[near][:, 45].astype(int), f"{row}: {dice:.2f}", colors)
         axis.contour(truth[near][:, 45].T, [0.5], colors="white", linewidths=1)
     figure.suptitle(f"{name}, scan {case}")
-    figure.savefig(out / "pictures/unseen.png", dpi=80)
+    figure.savefig(args.out / "pictures/unseen.png", dpi=80)
 
 
 def sorted_dice(out: Path) -> None:
@@ -83,14 +94,15 @@ def sorted_dice(out: Path) -> None:
 
 def dice_of(name: str, out: Path) -> pd.DataFrame:
     """Dice of each label in each test scan."""
-    return pd.read_csv(result_of(name, out) / "dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
+    return pd.read_csv(accuracy.folder_of(name, out) / "eval/dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
 
 
-def agreement(out: Path) -> pd.DataFrame:
+def agreement(args: argparse.Namespace) -> pd.DataFrame:
     """Spearman's rank correlation over labels of the agreement in ``volumes.tsv`` and the true Dice, for each scan."""
-    dice, lines = dice_of(BEST, out), []
+    dice, lines = dice_of(BEST, args.out), []
+    folder = label_maps(BEST, args, sorted(dice.case.unique()))
     for case, part in dice.groupby("case"):
-        volumes = pd.read_csv(result_of(BEST, out) / f"{case}_volumes.tsv", sep="\t", na_values="n/a")
+        volumes = pd.read_csv(folder / f"{case}_volumes.tsv", sep="\t", na_values="n/a")
         both = part.merge(volumes, on="id").dropna(subset=["dice", "agreement"])
         rank = spearmanr(both.agreement, both.dice).statistic
         lowest = both.nsmallest(len(both) // 5, "agreement").dice.mean()
@@ -106,15 +118,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
     parser.add_argument("--case", default="1014", help="test scan to draw (default: %(default)s)")
     parser.add_argument("--label", type=int, default=47, help="one of those left out (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args()
     data = args.data / "malc2012"
     plt.switch_backend("Agg")
     (args.out / "pictures").mkdir(exist_ok=True)
     names = accuracy.label_names(data).set_index("id").name
-    subject(args.out, data, args.case)
-    unseen(args.out, data, args.case, args.label, names[args.label])
+    subject(args, data, args.case)
+    unseen(args, data, args.case, args.label, names[args.label])
     sorted_dice(args.out)
-    print(agreement(args.out).to_markdown(index=False, floatfmt=".3f"))
+    print(agreement(args).to_markdown(index=False, floatfmt=".3f"))
 
 
 if __name__ == "__main__":
