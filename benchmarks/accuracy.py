@@ -65,7 +65,7 @@ ROWS = {
     "deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable")),
     "deformable registration, 9 atlases": Row(evaluate=(*CARRIED, "--align", "deformable"), fused=True),
     "multi-channel U-Net": Row(
-        epochs=200,
+        epochs=100,
         evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
         train=("--align", "affine", "--margin_mm", "10.0"),
         configs=("multi_channel.json",),
