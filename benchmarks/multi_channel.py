@@ -27,13 +27,13 @@ class MultiChannelInferer(Inferer):
             return logits
         probabilities = logits.as_subclass(torch.Tensor).softmax(dim=1)
         fine = [(size - 1) * self.upsample + 1 for size in probabilities.shape[2:]]
-        best = torch.zeros(len(inputs), 1, *fine)
-        channel = torch.zeros(len(inputs), 1, *fine, dtype=torch.int64)
+        best = probabilities.new_zeros(len(inputs), 1, *fine)
+        channel = torch.zeros_like(best, dtype=torch.int64)
         for k in range(len(self.ids)):  # one at a time: all of them on the finer grid would not fit
             score = interpolate(probabilities[:, k : k + 1], fine, mode="trilinear", align_corners=True)
             channel[score > best] = k
             torch.maximum(best, score, out=best)
         scale = torch.tensor([*[self.upsample] * 3, 1])
-        result = MetaTensor(self.ids[channel], meta=inputs.meta)
+        result = MetaTensor(self.ids.to(channel.device)[channel], meta=inputs.meta)
         result.affine = inputs.affine / scale
         return result
