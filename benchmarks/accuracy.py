@@ -141,7 +141,10 @@ def mni_atlas(folder: Path) -> tuple[Path, Path]:
 
 
 def cached(row: Row, out: Path) -> list[str]:
-    """Keep what is aligned on disk, for the rows that align in the same way."""
+    """Keep what is aligned on disk, for the rows that align in the same way.
+
+    Nothing notices a change of the code or of the bundle's defaults: take a new folder after one.
+    """
     folder = out / "cache" / alignment(row, row.train)
     return [
         *("--train#dataset", kept("@train_cases", "@train#preprocessing", folder / "train")),
@@ -211,9 +214,11 @@ def train(name: str, args: argparse.Namespace) -> None:
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
     overrides += ["--ckpt_dir", str(model), "--output_dir", str(model)]
     start = time.time()
-    run(["train.json", *row.configs], *study_of(row, args), *overrides, log=log_of(name, args.out))
-    with (folder / "seconds.txt").open("a") as file:
-        file.write(f"{time.time() - start:.0f}\n")
+    try:
+        run(["train.json", *row.configs], *study_of(row, args), *overrides, log=log_of(name, args.out))
+    finally:
+        with (folder / "seconds.txt").open("a") as file:
+            file.write(f"{time.time() - start:.0f}\n")
 
 
 def evaluate(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
@@ -223,7 +228,7 @@ def evaluate(name: str, args: argparse.Namespace, result: Path, split: Path | No
 
 def segment(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
     """Write the label maps, volumes and pictures of these scans."""
-    run(["inference.json"], *inference(name, args, result, split), log=log_of(name, args.out))
+    run(["inference.json"], *inference(name, args, result, split), "--overwrite", "True", log=log_of(name, args.out))
 
 
 def log_of(name: str, out: Path) -> Path:
@@ -296,7 +301,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/ and hippocampus/")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="default: all")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of new trainings (default: %(default)s)")
     args = parser.parse_args()
     for name in args.rows:
         print(name, flush=True)

@@ -35,7 +35,7 @@ def label_maps(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
         folder.mkdir(exist_ok=True)
         split = folder / "datalist.json"
         split.write_text(json.dumps({"testing": [{"image": f"images/{case}.nii.gz"} for case in missing]}))
-        accuracy.segment(name, args, folder, split)
+        accuracy.segment(name, args, folder, split)  # over what an interrupted run left
     return folder
 
 
@@ -70,14 +70,15 @@ def unseen(args: argparse.Namespace, data: Path, case: str, label: int, name: st
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz") == label
     center = np.argwhere(truth).mean(axis=0).astype(int)
     near = tuple(slice(max(c - 45, 0), c + 45) for c in center)
+    middle = center[1] - near[1].start
     colors = ListedColormap([(0, 0, 0), (1.0, 0.55, 0.1)])
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
     for axis, row in zip(axes, (ONE_ATLAS, UNSEEN, BEST), strict=True):
         found = canonical(label_maps(row, args, [case]) / f"{case}_dseg.nii.gz") == label
         dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
         row = {UNSEEN: "LCS, label never trained", BEST: "LCS, label trained"}.get(row, row)
-        show(axis, image[near][:, 45], found[near][:, 45].astype(int), f"{row}: {dice:.2f}", colors)
-        axis.contour(truth[near][:, 45].T, [0.5], colors="white", linewidths=1)
+        show(axis, image[near][:, middle], found[near][:, middle].astype(int), f"{row}: {dice:.2f}", colors)
+        axis.contour(truth[near][:, middle].T, [0.5], colors="white", linewidths=1)
     figure.suptitle(f"{name}, scan {case}")
     figure.savefig(args.out / "pictures/unseen.png", dpi=80)
 

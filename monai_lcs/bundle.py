@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader
 from monai.engines import Evaluator
 from monai.utils import optional_import
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from . import data, tables
@@ -163,12 +164,32 @@ def further_atlases(
         atlases_datalist: likewise.
         fold: likewise.
         atlas_image: the atlas image file, not taken twice.
-        atlas_labels: the atlas label map file, likewise.
+        atlas_labels: the atlas label map file, likewise; every other atlas must share labels with it.
     """
     if not atlases_dir and not atlases_datalist:
         return []
     exclude = [atlas_image, atlas_labels]
-    return data.find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
+    found = data.find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
+    data.require_valid(found)
+    known = set(_present(atlas_labels))
+    for atlas in found:
+        if known.isdisjoint(_present(str(atlas["label"]))):
+            raise ValueError(f"The labels of {atlas['label']} are none of those of the atlas, {atlas_labels}.")
+    return found
+
+
+def check_fused(checkpoint: str | None, fused: bool, atlases: Sequence[Any]) -> None:
+    """Say so where the weights were trained with further atlases and there are none now, or the other way round.
+
+    Args:
+        checkpoint: file of the weights; nothing is said where there are none.
+        fused: whether further atlases voted in training.
+        atlases: those that vote now.
+    """
+    if checkpoint and fused != bool(atlases):
+        trained, now = ("with", "without") if fused else ("without", "with")
+        said = f"Note: {checkpoint} was trained {trained} further atlases and is used {now}; it may be less accurate."
+        print(said, file=sys.stderr)
 
 
 @_one_sentence
@@ -386,7 +407,7 @@ def run_each(evaluator: Evaluator) -> None:
     """Run an evaluator case by case: a bad case does not stop the others; at the end the bad ones are listed.
 
     Args:
-        evaluator: its data loader's dataset must have ``data``, the cases, and ``transform``.
+        evaluator: its data loader's dataset must have ``data``, the cases.
 
     Raises:
         SystemExit: with status 1, when a case failed.
@@ -394,10 +415,10 @@ def run_each(evaluator: Evaluator) -> None:
     dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
     failed = {}
     evaluator.state.epoch_length = 1
-    for case in tqdm(dataset.data, desc="Cases", unit="case"):
+    for i, case in enumerate(tqdm(dataset.data, desc="Cases", unit="case")):
         try:
             data.check_case(case)
-            evaluator.data_loader = DataLoader(Dataset([case], dataset.transform), batch_size=1)
+            evaluator.data_loader = DataLoader(Subset(dataset, [i]), batch_size=1)
             evaluator.run()
         except Exception as error:
             failed[str(case["image"])] = _cause(error)

@@ -83,7 +83,8 @@ class SaveSegmentation(Transform):
             label_map: integers `(1, *spatial)`, 0 and ids of the table.
             image: `(1, *spatial)` as loaded from its file, with `filename_or_obj` in its metadata.
             case: what the files' names start with. Default: :func:`monai_lcs.data.case_name` of the image file.
-            agreement: of several atlases, `(1, *spatial)`, 0 to 1: its mean over each label goes into the volumes.
+            agreement: of several atlases with the label map, `(1, *spatial)`, 0 to 1: its mean over each label goes
+                into the volumes.
 
         Returns:
             The paths written, by `"labels"`, `"volumes"`, `"qc"` (with `picture`) and `"dseg"`.
@@ -142,9 +143,10 @@ class SaveSegmentation(Transform):
 class SaveSegmentationd(MapTransform):
     """Dictionary version of :class:`SaveSegmentation`, to be the last of the postprocessing of a single case.
 
-    Adds `data["saved"]`, the paths written, and uses `data["agreement"]` where :class:`FuseAtlasesd` left it. The paths
-    start with `data["case"]` where a sample has that, as those of :func:`monai_lcs.data.find_images` do, otherwise with
-    the name of the image file.
+    Adds `data["saved"]`, the paths written. Where :class:`FuseAtlasesd` left `data["agreement"]`, the volumes say how
+    far the atlases agreed with each label: 0 where their own vote, `data["atlas_label"]` on the same grid, is
+    another. The paths start with `data["case"]` where a sample has that, as those of
+    :func:`monai_lcs.data.find_images` do, otherwise with the name of the image file.
 
     Args:
         keys: key of the label map, one; on the grid of the file, so after `Invertd` (with `nearest_interp=True`).
@@ -179,7 +181,10 @@ class SaveSegmentationd(MapTransform):
         """Writes the files and returns a copy of `data` with `"saved"`."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"), d.get("agreement"))
+            agreement = d.get("agreement")
+            if agreement is not None:
+                agreement = agreement * (d["atlas_label"] == d[key])
+            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"), agreement)
         return d
 
 

@@ -29,14 +29,15 @@ def volume_table(
         label_map: integers, any shape; 0 is background.
         affine_or_voxel_mm3: affine `(4, 4)` of the grid in mm, or the volume of a voxel in mm3.
         table: the labels; one that is absent from the label map has the volume 0.
-        agreement: 0 to 1 at each voxel of the label map, see :func:`monai_lcs.transforms.fuse_atlases`.
+        agreement: 0 to 1 at each voxel of the label map: the share of the atlases' votes that its label got, see
+            :func:`monai_lcs.transforms.fuse_atlases`.
 
     Returns:
         Columns `id`, `name`, `voxels` and `mm3`, one row for each label of the table; with `agreement` also that, the
         mean over a label's voxels, NaN where it has none. A low one tells which labels to look at first.
 
     Raises:
-        ValueError: if the label map holds other values than 0 and the ids of the table.
+        ValueError: if the label map holds other values than 0 and the ids of the table, or the shapes differ.
 
     Example:
         >>> import numpy as np
@@ -56,8 +57,12 @@ def volume_table(
     mm3 = [float(f"{n * voxel_mm3:.7g}") for n in voxels]
     volumes = pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
     if agreement is not None:
+        if tuple(agreement.shape) != tuple(label_map.shape):
+            raise ValueError(
+                f"`agreement` must have the label map's shape {tuple(label_map.shape)}, got {tuple(agreement.shape)}."
+            )
         means = ndimage.mean(as_array(agreement), as_label_array(label_map), ids).round(4)
-        mean_of = dict(zip(ids.tolist(), np.atleast_1d(means), strict=True))
+        mean_of = dict(zip(ids.tolist(), means, strict=True))
         volumes["agreement"] = [mean_of.get(id, np.nan) for id in table.ids]
     return volumes
 

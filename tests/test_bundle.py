@@ -18,7 +18,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from nibabel.processing import resample_from_to
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monai_lcs.bundle import trained_settings
+from monai_lcs.bundle import further_atlases, trained_settings
 from monai_lcs.transforms import AlignAtlas
 
 # MONAI warns at every run that configs are code.
@@ -756,3 +756,31 @@ def test_two_processes(study, tmp_path):
     assert list(scalars(tmp_path, "train_loss")) == [1, 2]
     assert len(list(tmp_path.glob("events*"))) == 2  # of training and validation, not of each process
     segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt")
+
+
+def test_further_atlases_vote(study, trained, tmp_path, capsys):
+    """The training cases vote, of the datalist where it is the same folder; volumes say how far they agree."""
+    settings = {"align": "rigid", "checkpoint": trained / "model.pt", "atlases_dir": study}
+    segment(study, tmp_path, study / "images/sub-0.nii.gz", **settings)
+    volumes = pd.read_csv(tmp_path / "sub-0_volumes.tsv", sep="\t", na_values="n/a")
+    assert volumes.agreement.dropna().between(0, 1).all()
+    assert (volumes.agreement < 0.999).any()
+    assert "was trained without further atlases and is used with" in capsys.readouterr().err
+    items = [{"image": f"images/sub-{i}.nii.gz", "label": f"labels/sub-{i}.nii.gz"} for i in range(4)]
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": items[1:3], "validation": items[3:], "testing": items[:1]}))
+    parser = monai.bundle.ConfigParser()
+    parser.read_config(config_files("inference"))
+    parser.update({**overrides(study, atlases_dir=study, datalist=datalist)})
+    found = parser.get_parsed_content("further_atlases")
+    assert sorted(Path(atlas["image"]).name for atlas in found) == ["sub-1.nii.gz", "sub-2.nii.gz"]
+
+
+def test_atlases_with_other_labels_are_refused(study, tmp_path):
+    for name in ("a", "b"):
+        image, labels = make_volume()
+        save(image, tmp_path / f"images/{name}.nii.gz")
+        save(np.where(labels > 0, labels + 5000, 0).astype(np.int16), tmp_path / f"labels/{name}.nii.gz")
+    atlas = str(study / "atlas/T1w.nii.gz"), str(study / "atlas/dseg.nii.gz")
+    with pytest.raises(SystemExit, match=r"labels of .*\.nii\.gz are none of those of the atlas"):
+        further_atlases(str(tmp_path), None, None, *atlas)

@@ -372,11 +372,25 @@ def test_agreement_of_atlases_by_label():
     table = volume_table(label_map, 1.0, LabelTable.from_ids([4, 7, 9]), agreement)
     np.testing.assert_array_equal(table["agreement"], [0.75, np.nan, 0.25])
     assert "agreement" not in volume_table(label_map, 1.0, LabelTable.from_ids([4, 7, 9]))
+    with pytest.raises(ValueError, match=r"must have the label map's shape \(1, 1, 1, 4\), got \(1, 1, 1, 1\)"):
+        volume_table(label_map, 1.0, LabelTable.from_ids([4, 7, 9]), agreement[..., :1])
 
 
 def test_agreement_is_saved(tmp_path):
     image = MetaTensor(torch.rand(1, 6, 6, 6), meta={"filename_or_obj": "ann.nii.gz"})
     save = SaveSegmentationd("pred", "image", output_dir=tmp_path, label_table=LabelTable.from_ids([4]), picture=False)
     pred, agreement = ((image > 0.5) * 4).int(), MetaTensor(torch.full((1, 6, 6, 6), 0.75))
-    save({"image": image, "pred": pred, "agreement": agreement})
+    voted = pred.clone()
+    save({"image": image, "pred": pred, "atlas_label": voted, "agreement": agreement})
     assert (tmp_path / "ann_volumes.tsv").read_text().split("\n")[1].endswith("\t0.75")
+
+
+def test_agreement_on_another_label_is_none(tmp_path):
+    image = MetaTensor(torch.rand(1, 6, 6, 6), meta={"filename_or_obj": "ann.nii.gz"})
+    table = LabelTable.from_ids([4, 7])
+    save = SaveSegmentationd("pred", "image", output_dir=tmp_path, label_table=table, picture=False)
+    pred = MetaTensor(torch.full((1, 6, 6, 6), 4, dtype=torch.int32))
+    voted = pred.clone()
+    voted[:, :3] = 7
+    save({"image": image, "pred": pred, "atlas_label": voted, "agreement": torch.full((1, 6, 6, 6), 0.8)})
+    assert (tmp_path / "ann_volumes.tsv").read_text().split("\n")[1].endswith("\t0.4")

@@ -181,7 +181,8 @@ class TestFuseAtlasesd:
     def test_fuses_all(self, atlas, files):
         one = self.sample(atlas)
         fused = FuseAtlasesd("image", files, mode="deformable")(one)
-        assert mean_dice(fused["atlas_label"], atlas[1]) >= mean_dice(one["atlas_label"], atlas[1])
+        assert mean_dice(fused["atlas_label"], atlas[1]) > mean_dice(one["atlas_label"], atlas[1])
+        assert fused["agreement"].min() < 1
         assert fused["atlas_label"].shape == fused["agreement"].shape == atlas[1].shape
         assert torch.equal(fused["atlas_image"].affine, atlas[0].affine)
 
@@ -190,6 +191,7 @@ class TestFuseAtlasesd:
         fused = FuseAtlasesd("image", files)(with_itself)
         others = FuseAtlasesd("image", files[1:])(with_itself)
         assert torch.equal(fused["atlas_label"], others["atlas_label"])
+        assert not torch.equal(fused["atlas_label"], with_itself["atlas_label"])
         assert "agreement" not in FuseAtlasesd("image", files[:1])(with_itself)
 
     def test_one_that_cannot_be_aligned_does_not_vote(self, atlas, files, tmp_path):
@@ -207,3 +209,18 @@ class TestFuseAtlasesd:
         assert same["atlas_label"] is sample["atlas_label"]
         with pytest.raises(ValueError, match="one key"):
             FuseAtlasesd(["image", "other"])
+
+    def test_where_none_can_be_aligned_nothing_changes(self, atlas, files, tmp_path):
+        bad = {"image": str(tmp_path / "bad.nii.gz"), "label": files[0]["label"]}
+        (tmp_path / "bad.nii.gz").write_bytes(b"")
+        sample = self.sample(atlas)
+        with pytest.warns(UserWarning, match=r"bad.nii.gz does not vote"):
+            same = FuseAtlasesd("image", [bad])(sample)
+        assert same.keys() == sample.keys()
+        assert same["atlas_label"] is sample["atlas_label"]
+
+    def test_bad_arguments(self, files):
+        with pytest.raises(ValueError, match="not 'none'"):
+            FuseAtlasesd("image", files, mode="none")
+        with pytest.raises(ValueError, match=r"keys 'image' and 'label', got .*atlas_image"):
+            FuseAtlasesd("image", [{"atlas_image": "a.nii.gz", "atlas_label": "b.nii.gz"}])

@@ -215,7 +215,7 @@ class AlignAtlasd(MapTransform):
         mode: see :class:`AlignAtlas`, like the next four.
         min_overlap: lowest overlap that counts as aligned.
         on_failure: ``"error"`` or ``"warn"``.
-        spacing_mm: registration resolution.
+        spacing_mm: registration resolution; images are only shrunk, by whole factors.
         seed: seed of the choice of voxels.
         allow_missing_keys: return the data as it is where one of the three keys is missing, else raise ``KeyError``.
 

@@ -30,16 +30,17 @@ def fuse_atlases(
     The weight of an atlas at a voxel is 1 / (d + 0.05)**2, where d is the squared difference of the locally normalized
     intensities of image and atlas, averaged in a Gaussian window of 2 mm (Artaechevarria et al., IEEE TMI 28, 2009). On
     equal votes the smallest id wins. Labels cost time only near their voxels, and memory does not grow with
-    their number.
+    their number but with that of the atlases, by about 20 bytes per voxel and atlas.
 
     Args:
-        image: ``(1, *spatial)``, 2D or 3D.
+        image: ``(1, *spatial)``, 2D or 3D; its affine holds for all.
         atlas_images: ``(1, *spatial)`` each, aligned to the image.
         atlas_labels: ``(1, *spatial)`` each, integers in one dtype, aligned to the image.
 
     Returns:
-        All ``(1, *spatial)``: the mean of the atlas images, each divided by its own mean first; the label map, in the
-        dtype of the first; and the agreement, float32, 0 to 1: the winning label's share of the votes.
+        All ``(1, *spatial)``: the mean of the atlas images, each divided by the mean of its absolute values first; the
+        label map, in the dtype of the first; and the agreement, float32, 0 to 1: the share of the votes that the
+        winning label got.
 
     Raises:
         ValueError: when there is no atlas, or the shapes differ.
@@ -54,12 +55,13 @@ def fuse_atlases(
     if not atlas_images or {tuple(x.shape) for x in (*atlas_images, *atlas_labels)} != {tuple(image.shape)}:
         shapes = [tuple(x.shape) for x in (*atlas_images, *atlas_labels)]
         raise ValueError(f"The atlases must have the image's shape {tuple(image.shape)}, got {shapes}.")
-    fixed = _as_sitk(image)
-    weights = torch.cat([from_sitk(registration.similarity(fixed, _as_sitk(x)))[0] for x in atlas_images])
-    maps = torch.cat([x.as_subclass(torch.Tensor).cpu() for x in atlas_labels]).long()
+    affine = affine_of(image if isinstance(image, MetaTensor) else MetaTensor(image))
+    fixed, *moving = (to_sitk(x.as_subclass(torch.Tensor).float(), affine) for x in (image, *atlas_images))
+    weights = torch.cat([from_sitk(registration.similarity(fixed, x))[0] for x in moving])
+    maps = torch.cat([x.as_subclass(torch.Tensor).cpu() for x in atlas_labels]).int()
     boxes = [label_boxes(x) for x in maps]
     best = (weights * (maps == 0)).sum(0)
-    label_map = torch.zeros(maps.shape[1:], dtype=torch.long)
+    label_map = torch.zeros_like(maps[0])
     for label in sorted(set().union(*boxes)):
         box = union_box([of_atlas[label] for of_atlas in boxes if label in of_atlas])
         votes = (cut(weights, box) * (cut(maps, box) == label)).sum(0)
@@ -68,17 +70,18 @@ def fuse_atlases(
         label_map[box] = torch.where(wins, label, label_map[box])
     agreement = best / weights.sum(0)
     means = [x.as_subclass(torch.Tensor).cpu().float() for x in atlas_images]
-    mean = torch.stack([x / x.mean().abs().clamp(min=1e-6) for x in means]).mean(0)
+    mean = torch.stack([x / x.abs().mean().clamp(min=1e-6) for x in means]).mean(0)
     return mean, label_map[None].to(atlas_labels[0].dtype), agreement[None]
 
 
 class FuseAtlasesd(MapTransform):
     """Aligns further atlases to the image and fuses them with the one aligned already, see :func:`fuse_atlases`.
 
-    Put it after :class:`AlignAtlasd`. Replaces atlas image and label map by the fused ones and adds ``"agreement"``. An
-    atlas that is the image itself (same file, symbolic links resolved) does not vote, so that training subjects may be
-    atlases of each other. One that cannot be aligned is left out with a warning. Without further atlases the data stay
-    as they are. Costs one alignment per atlas; nothing is random, so ``CacheDataset`` keeps the result.
+    Put it after :class:`AlignAtlasd`. Replaces atlas image and label map by the fused ones and adds ``"agreement"``. A
+    further atlas that is the image itself (same file, symbolic links resolved; the image must know its file) does not
+    vote, so that training subjects may be atlases of each other. One that cannot be aligned is left out with a warning.
+    Where no further atlas is left, the data stay as they are. Costs one alignment per atlas; nothing is random, so
+    ``CacheDataset`` keeps the result.
 
     Args:
         keys: the one key of the image.
@@ -86,14 +89,15 @@ class FuseAtlasesd(MapTransform):
             finds them.
         atlas_image_key: key of the aligned atlas image.
         atlas_label_key: key of the aligned atlas label map.
-        mode: as for :class:`AlignAtlas`, like the next three.
+        mode: as for :class:`AlignAtlas`, like the next three; with atlases, one that aligns them.
         min_overlap: lowest overlap that counts as aligned.
         spacing_mm: registration resolution.
         seed: seed of the choice of voxels.
         allow_missing_keys: return the data as it is where the image is missing, else raise ``KeyError``.
 
     Raises:
-        ValueError: if ``keys`` is not exactly one key; and as :class:`AlignAtlas`.
+        ValueError: if ``keys`` is not exactly one key, an atlas lacks one of its two, or there are atlases and ``mode``
+            is ``"none"``; and as :class:`AlignAtlas`.
     """
 
     backend = [TransformBackends.TORCH]
@@ -114,6 +118,11 @@ class FuseAtlasesd(MapTransform):
         if len(self.keys) != 1:
             raise ValueError(f"`keys` must be the one key of the image, got {self.keys}.")
         self.atlases = [dict(atlas) for atlas in atlases]
+        for atlas in self.atlases:
+            if not {"image", "label"} <= atlas.keys():
+                raise ValueError(f"Each of `atlases` must have the keys 'image' and 'label', got {atlas}.")
+        if self.atlases and mode == "none":
+            raise ValueError("`atlases` must be aligned: give `mode` 'rigid', 'affine' or 'deformable', not 'none'.")
         self.atlas_image_key = atlas_image_key
         self.atlas_label_key = atlas_label_key
         self.aligner = AlignAtlas(mode, min_overlap, "error", spacing_mm, seed)
@@ -124,11 +133,11 @@ class FuseAtlasesd(MapTransform):
         for key in self.key_iterator(d):
             own = files_of(d[key])
             others = [atlas for atlas in self.atlases if own.isdisjoint(files_of(atlas["image"]))]
-            if not others:
+            aligned = self._aligned(d[key], others)
+            if not aligned:
                 continue
             first: MetaTensor = d[self.atlas_image_key]
-            aligned = [(first, d[self.atlas_label_key]), *self._aligned(d[key], others)]
-            fused = fuse_atlases(d[key][:1], *zip(*aligned, strict=True))
+            fused = fuse_atlases(d[key][:1], *zip((first, d[self.atlas_label_key]), *aligned, strict=True))
             names = (self.atlas_image_key, self.atlas_label_key, "agreement")
             for name, x in zip(names, fused, strict=True):
                 d[name] = on_grid_of(first, x, first.meta)
@@ -148,7 +157,3 @@ class FuseAtlasesd(MapTransform):
 
 
 FuseAtlasesD = FuseAtlasesDict = FuseAtlasesd
-
-
-def _as_sitk(x: torch.Tensor) -> Any:
-    return to_sitk(x.as_subclass(torch.Tensor).float(), affine_of(x if isinstance(x, MetaTensor) else MetaTensor(x)))
