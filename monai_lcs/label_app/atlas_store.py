@@ -59,11 +59,11 @@ class AtlasVersion:
     @cached_property
     def table(self) -> LabelTable:
         """Names and colors of the labels."""
-        return LabelTable.read(self.folder / "dseg.tsv")
+        return LabelTable(LabelTable.read(self.folder / "dseg.tsv"))  # messages for clients do not name the file
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """``change`` in words, ``time``, ``previous`` version (``None`` for the first), ``image``, file of the atlas."""
+        """``change`` in words, ``time``, ``previous`` (version, ``None`` for the first), ``image`` (the atlas's file)."""
         return json.loads((self.folder / "version.json").read_text())
 
     @cached_property
@@ -273,13 +273,13 @@ def _new_label(id: int, info: Mapping[str, Any], table: LabelTable) -> Label:
     return replace(label, color=_color(info["color"])) if info.get("color") else label
 
 
-def _color(color: Any) -> tuple[int, ...]:
+def _color(color: Any) -> tuple[int, int, int]:
     try:
-        parts = [float(part) for part in color]
+        red, green, blue = (float(part) for part in color)
     except (TypeError, ValueError):
         raise ValueError(f"A color must be three numbers, got {color!r}.") from None
-    scale = 255 if max(parts, default=0) <= 1 and any(part % 1 for part in parts) else 1
-    return tuple(round(part * scale) for part in parts)
+    scale = 255 if max(red, green, blue) <= 1 and any(part % 1 for part in (red, green, blue)) else 1
+    return round(red * scale), round(green * scale), round(blue * scale)
 
 
 def _numbers(folder: Path) -> list[int]:

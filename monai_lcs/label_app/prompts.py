@@ -58,7 +58,8 @@ def parse_prompt(prompt: Any, table: LabelTable, present: Iterable[int] | None =
             when two unions are left without different ids.
 
     Example:
-        >>> table = LabelTable.from_channel_def({"17": "Left-Hippocampus", "18": "Left-Amygdala", "53": "Right-Amygdala"})
+        >>> names = {"17": "Left-Hippocampus", "18": "Left-Amygdala", "53": "Right-Amygdala"}
+        >>> table = LabelTable.from_channel_def(names)
         >>> [asked.id for asked in parse_prompt("Left-*, 53", table)]
         [17, 18, 53]
         >>> parse_prompt("Left-Hippocampus + *-Amygdala", table)[0].ids

@@ -1,4 +1,4 @@
-"""From a scan and the labels asked for to a label map on the scan's grid; the aligned atlas is kept for the next time."""
+"""From a scan and the labels asked for to a label map on the scan's grid; aligned atlases are kept."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ class Weights:
         Raises:
             ValueError: when they are another network's.
         """
+        assert self.path is not None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             network.load_state_dict(state.get("model", state))
@@ -192,7 +193,7 @@ class Segmenter:
             }
         scan, cached = self.align(image, weights.settings)
         prediction = self.predict(scan, version, asked, weights, device)
-        on_grid = ResampleToMatch(mode="nearest", padding_mode="zeros")(prediction.float(), scan.source)
+        on_grid: Any = ResampleToMatch(mode="nearest", padding_mode="zeros")(prediction.float(), scan.source)
         said = {"overlap": scan.overlap, "network": weights.path is not None, "aligned": "cached" if cached else "new"}
         return on_grid_of(scan.source, on_grid.as_tensor().int(), scan.source.meta), said
 
@@ -218,11 +219,12 @@ class Segmenter:
             upsample=self.upsample,
             threshold=self.threshold,
         )
-        batch = MetaTensor(inputs.as_tensor()[None].to(device), affine=inputs.affine[None])
-        batch = batch.flip(2) if flip else batch
-        result = inferer(batch, self.network(weights, device))
-        result = result.flip(2) if flip else result
-        return MetaTensor(result[0].as_tensor().cpu(), affine=result.affine.reshape(-1, 4, 4)[0])
+        batch = inputs.as_tensor()[None].to(device)
+        result: Any = inferer(
+            MetaTensor(batch.flip(2) if flip else batch, affine=inputs.affine), self.network(weights, device)
+        )
+        found = result.as_tensor()[0].cpu()
+        return MetaTensor(found.flip(1) if flip else found, affine=result.affine)
 
     def certainty(self, image: PathLike, weights: Weights, device: str = "cpu") -> float:
         """How sure the labels of a scan are, 0 to 1: mean Dice of the answers for the scan and for its mirror image.
@@ -279,9 +281,12 @@ class Segmenter:
                 return Aligned(scan, atlas_image, index, float(kept["overlap"]), bare)
         atlas = read_image(self.store.image)
         size = math.prod(atlas.shape)
-        voxels = MetaTensor(torch.arange(1, size + 1, dtype=torch.int32).reshape(atlas.shape), affine=atlas.affine)
+        voxels: Any = MetaTensor(torch.arange(1, size + 1, dtype=torch.int32).reshape(atlas.shape), affine=atlas.affine)
         if mode == "none":
-            atlas, voxels = on_network_grid(atlas, spacing), on_network_grid(voxels.double(), spacing, "nearest").int()
+            atlas = on_network_grid(atlas, spacing)
+            # in two parts, which float32 holds exactly
+            parts: list[Any] = [on_network_grid(part, spacing, "nearest") for part in (voxels // 4096, voxels % 4096)]
+            voxels = parts[0].int() * 4096 + parts[1].int()
         aligner = AlignAtlas(mode, self.min_overlap)
         atlas_image, index = aligner(scan, atlas, voxels)
         overlap = float(atlas_image.meta["alignment"]["overlap"])
@@ -303,8 +308,9 @@ class Segmenter:
 
 
 def on_network_grid(image: MetaTensor, spacing: Sequence[float], mode: str = "bilinear") -> MetaTensor:
-    """``(1, *spatial)`` turned to RAS and resampled."""
-    return Spacing(pixdim=spacing, mode=mode)(Orientation(axcodes="RAS", labels=None)(image))
+    """``(1, *spatial)`` turned to RAS and resampled, float32."""
+    resampled: Any = Spacing(pixdim=spacing, mode=mode)(Orientation(axcodes="RAS", labels=None)(image))
+    return resampled
 
 
 def network_input(
@@ -312,7 +318,7 @@ def network_input(
 ) -> MetaTensor:
     """What the bundle's network sees: both images scaled, all cut to where the labels are, ``(3, *spatial)``."""
     scale = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
-    sample = {"image": scale(image), "atlas_image": scale(atlas_image), "atlas_label": atlas_labels}
+    sample: Any = {"image": scale(image), "atlas_image": scale(atlas_image), "atlas_label": atlas_labels}
     sample = crop_to_atlas(list(sample), settings)(sample)
     volumes = [sample[key].as_tensor() for key in ("image", "atlas_image", "atlas_label")]
     return MetaTensor(torch.cat(volumes), affine=sample["atlas_label"].affine)

@@ -89,7 +89,7 @@ def atlas_ids(values: Iterable[int], label_info: Sequence[Mapping[str, Any]], ta
         return {value: value for value in values if value in table}
     id_of = {name: id for id, name in label_names(table).items()}
     named = {info.get("idx"): info.get("name") for info in label_info if is_integer(info.get("idx"))}
-    return {value: id_of[named[value]] for value in values if named.get(value) in id_of}
+    return {value: id_of[str(named[value])] for value in values if named.get(value) in id_of}
 
 
 def split_cases(cases: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -126,7 +126,7 @@ class LoadAligned(Transform):
         """A sample with the four volumes ``(1, *spatial)``."""
         scan, _ = self.segmenter.align(case["image"], self.settings)
         carried = scan.carry(self.segmenter.atlas_labels(self.version))
-        label = MapLabels(case["ids"], unmapped="background")(read_image(case["label"]))
+        label: Any = MapLabels(case["ids"], unmapped="background")(read_image(case["label"]))
         label = on_network_grid(label, self.settings["spacing"], "nearest")
         volumes = {"image": scan.image, "label": label, "atlas_image": scan.atlas_image, "atlas_label": carried}
         return {**self.rest(volumes), "label_groups": case["label_groups"]}
@@ -207,7 +207,9 @@ def _trainer(
         [
             load,
             RandFlipd(KEYS, prob=0.5, spatial_axis=0),
-            RandAffined(KEYS, 0.5, rotate_range=[0.1] * 3, scale_range=[0.1] * 3, mode=modes, padding_mode="zeros"),
+            RandAffined(
+                KEYS, prob=0.5, rotate_range=[0.1] * 3, scale_range=[0.1] * 3, mode=modes, padding_mode="zeros"
+            ),
             RandAdjustContrastd("image", prob=0.5, gamma=(0.7, 1.5)),
             RandGaussianNoised("image", prob=0.5, std=0.05),
             RandSelectLabelsd(["label", "atlas_label"], num_labels=options.labels_per_image, union_prob=0.1),
