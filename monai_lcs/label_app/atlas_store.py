@@ -63,7 +63,7 @@ class AtlasVersion:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """``change`` in words, ``time``, ``previous`` (version, ``None`` for the first), ``image`` (the atlas's file)."""
+        """``change`` in words, ``time``, ``previous`` (version, ``None`` for the first), ``image`` (of the atlas)."""
         return json.loads((self.folder / "version.json").read_text())
 
     @cached_property

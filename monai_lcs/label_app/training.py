@@ -31,7 +31,7 @@ from monai.utils import optional_import
 
 from monai_lcs.data import case_name, read_image, require_valid
 from monai_lcs.files import write_atomically
-from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
+from monai_lcs.inferers import AtlasLabelInferer, LabelBoxInferer, LabelSweepInferer
 from monai_lcs.label_app.atlas_store import AtlasVersion
 from monai_lcs.label_app.prompts import label_names
 from monai_lcs.label_app.segmenter import Segmenter, Weights, crop_to_atlas, make_network, on_network_grid
@@ -142,7 +142,8 @@ def train(
 ) -> dict[str, Any]:
     """Train on labeled scans, and keep the network whenever it beats all before on the validation scans.
 
-    The present weights are validated first, so that a run never replaces a better network.
+    What answers now, the present weights or without any the alignment, is validated first, so that a run never replaces
+    anything better.
 
     Args:
         segmenter: aligns the atlas.
@@ -167,17 +168,26 @@ def train(
     evaluator = _evaluator(network, val_cases, load, ids, settings, options)
     trainer = _trainer(network, train_cases, load, settings, options, handlers)
     progress = _Progress(network, settings, Path(model_dir), options, len(train_cases), len(val_cases), len(ids))
-    if weights.path is not None:
-        fresh = {name: value.clone() for name, value in network.state_dict().items()}
-        weights.load(network)
-        evaluator.run()
-        progress.start(evaluator)
-        if not options.pretrained:
-            network.load_state_dict(fresh)
+    _validate_before(network, weights, evaluator, options)
+    progress.start(evaluator)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(trainer.state.epoch))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: progress.epoch(trainer, evaluator))
     trainer.run()
     return progress.stats
+
+
+def _validate_before(network: Any, weights: Weights, evaluator: Any, options: TrainOptions) -> None:
+    """Score what answers now; leaves in the network the weights to begin with."""
+    if weights.path is None:
+        inferer, evaluator.inferer = evaluator.inferer, AtlasLabelInferer()
+        evaluator.run()
+        evaluator.inferer = inferer
+        return
+    fresh = {name: value.clone() for name, value in network.state_dict().items()}
+    weights.load(network)
+    evaluator.run()
+    if not options.pretrained:
+        network.load_state_dict(fresh)
 
 
 def _labeled(cases: Sequence[Mapping[str, Any]], version: AtlasVersion) -> list[dict[str, Any]]:
@@ -282,7 +292,7 @@ class _Progress:
         }
 
     def start(self, evaluator: Any) -> None:
-        """The weights there were before."""
+        """What answered before."""
         self.stats["best_metric"] = self.stats["eval"]["before"] = self._dice(evaluator)
         logger.info(f"Before training: validation Dice {self.stats['best_metric']:.4f}")
 

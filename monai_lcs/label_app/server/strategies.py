@@ -16,7 +16,7 @@ __all__ = ["LeastCertain", "PaintAtlas"]
 
 logger = logging.getLogger(__name__)
 
-AT_A_TIME = 5  # scans looked at for one request: each costs an alignment the first time, and two answers of the network
+AT_A_TIME = 3  # scans looked at for one request: each costs an alignment the first time, and two answers of the network
 
 
 class LeastCertain(Strategy):
