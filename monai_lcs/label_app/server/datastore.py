@@ -90,7 +90,7 @@ class LCSDatastore(LocalDatastore):
         """Keep an uploaded image; the same one sent again changes nothing."""
         with as_answer(image_filename):
             extension = check_extension(image_filename)
-            image_id = check_item_name(case_name(image_id or image_filename))
+            image_id = case_name(check_item_name(image_id or case_name(image_filename)))
             if there := self.get_image_uri(image_id):
                 if Path(there).read_bytes() == Path(image_filename).read_bytes():
                     return image_id

@@ -60,7 +60,9 @@ class PromptInferTask(InferTask):
         """What gives the answers."""
         path = self.weights().path
         how = (
-            f"the network of {path.name}" if path else "no trained network: the atlas labels as alignment carries them"
+            f"found by the network {path.name}"
+            if path
+            else "carried over by alignment alone until a network is trained"
         )
         return f"Labels by id, name, pattern or union (label_prompt), {how}"
 
