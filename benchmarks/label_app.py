@@ -37,7 +37,9 @@ class Server:
 
         command = [sys.executable, "-m", "monai_lcs.label_app", str(self.folder / "app"), *self.options]
         command += ["--checkpoint", str(self.checkpoint)] if self.checkpoint else []
-        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        if not self.checkpoint:  # labels carried over at the resolution of the scans, not of a network
+            line += """ --conf settings '{"spacing": [1, 1, 1]}'"""
         log = (self.folder / "server.log").open("w")
         self.process = subprocess.Popen(shlex.split(line), stdout=log, stderr=subprocess.STDOUT)
         url = "http://127.0.0.1:8321"
