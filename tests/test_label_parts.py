@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -93,8 +94,18 @@ def test_an_atlas_as_it_came(store, study):
     np.testing.assert_array_equal(voxels(current.labels), voxels(study / "atlas/dseg.nii.gz"))
     with pytest.raises(FileExistsError, match="an atlas in"):
         AtlasStore.create(store.folder, store.image, current.labels)
-    with pytest.raises(ValueError, match=r"hold \[50\], which the label table does not name"):
-        AtlasStore.create(store.folder / "x", store.image, current.labels, TABLE.subset([11, 16]))
+    with pytest.raises(ValueError, match=r"no label of the label table, only \[11, 16, 50\]"):
+        AtlasStore.create(store.folder / "x", store.image, current.labels, LabelTable.from_ids([1]))
+    some = AtlasStore.create(store.folder / "x", store.image, current.labels, TABLE.subset([11, 16]))
+    assert set(np.unique(voxels(some.current.labels))) == {0, 11, 16}
+
+
+def test_a_study_can_be_moved(study, tmp_path):
+    shutil.copytree(study, tmp_path / "here")
+    image, labels = (tmp_path / f"here/{name}" for name in ("atlas.nii.gz", "atlas/dseg.nii.gz"))
+    AtlasStore.create(atlas_folder(tmp_path / "here"), image, labels, TABLE)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert AtlasStore(atlas_folder(tmp_path / "there")).image == tmp_path / "there/atlas.nii.gz"
 
 
 def test_no_atlas(tmp_path):
@@ -275,6 +286,8 @@ def test_label_maps_are_written_on_their_grid(tmp_path, extension):
     assert sitk.ReadImage(str(path)).GetPixelID() == sitk.sitkUInt16
     with pytest.raises(ValueError, match="uint8 cannot hold label 460"):
         write_label_map(labels, path, "uint8")
+    with pytest.raises(ValueError, match="integer type like uint8, got 'byte8'"):
+        write_label_map(labels, path, "byte8")
 
 
 def test_names_of_items_and_files():

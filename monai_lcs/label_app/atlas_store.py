@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,7 +106,8 @@ class AtlasStore:
 
         Raises:
             FileExistsError: when there is an atlas already.
-            ValueError: when the files cannot be used, see :func:`monai_lcs.data.check_case`, or a label has no name.
+            ValueError: when the files cannot be used, see :func:`monai_lcs.data.check_case`, or no label has a name.
+                Labels without a name are left out.
         """
         folder = Path(folder)
         if _numbers(folder):
@@ -114,12 +116,13 @@ class AtlasStore:
         label_map = read_image(labels)
         present = present_labels(label_map)
         table = LabelTable.from_ids(present) if table is None else table
-        unnamed = [id for id in present if id not in table]
-        if unnamed:
-            raise ValueError(f"The atlas labels {labels} hold {unnamed[:10]}, which the label table does not name.")
-        about = {"change": "the atlas as it came", "previous": None, "image": str(Path(image).absolute())}
+        if not set(present) & set(table.ids):
+            raise ValueError(f"The atlas labels {labels} have no label of the label table, only {list(present[:10])}.")
+        voxels = as_label_array(label_map)[0]
+        named = np.where(np.isin(voxels, table.ids), voxels, 0)
+        about = {"change": "the atlas as it came", "previous": None, "image": _relative(image, folder)}
         folder.mkdir(parents=True, exist_ok=True)
-        _write_version(folder, 1, as_label_array(label_map)[0], as_array(label_map.affine), table, about)
+        _write_version(folder, 1, named, as_array(label_map.affine), table, about)
         return cls(folder)
 
     def numbers(self) -> list[int]:
@@ -144,7 +147,7 @@ class AtlasStore:
     @property
     def image(self) -> Path:
         """The atlas image file."""
-        return Path(self.current.about["image"])
+        return (self.folder / self.current.about["image"]).resolve()
 
     def paint(self, painted: PathLike, label_info: LabelInfo | None = None) -> AtlasVersion:
         """Add labels to the atlas, or change the extent of labels it has.
@@ -178,7 +181,11 @@ class AtlasStore:
         changed = [label.name for label in labels.values() if not np.array_equal(new == label.id, old == label.id)]
         if not changed:
             return before
-        about = {"change": "painted " + ", ".join(changed), "previous": before.number, "image": str(self.image)}
+        about = {
+            "change": "painted " + ", ".join(changed),
+            "previous": before.number,
+            "image": _relative(self.image, self.folder),
+        }
         table = LabelTable([*before.table, *added])
         return self._append(new, as_array(source.affine), table, about)
 
@@ -189,7 +196,7 @@ class AtlasStore:
             ValueError: when there is none of this number.
         """
         old = self.version(number)
-        about = {**old.about, "change": f"back to version {number}", "image": str(self.image)}
+        about = {**old.about, "change": f"back to version {number}", "image": _relative(self.image, self.folder)}
         source = read_image(old.labels)
         return self._append(as_label_array(source)[0], as_array(source.affine), old.table, about)
 
@@ -280,6 +287,11 @@ def _color(color: Any) -> tuple[int, int, int]:
         raise ValueError(f"A color must be three numbers, got {color!r}.") from None
     scale = 255 if max(red, green, blue) <= 1 and any(part % 1 for part in (red, green, blue)) else 1
     return round(red * scale), round(green * scale), round(blue * scale)
+
+
+def _relative(image: PathLike, folder: Path) -> str:
+    """The atlas image as seen from the versions, so that a study can be moved."""
+    return os.path.relpath(Path(image).resolve(), folder.resolve())
 
 
 def _numbers(folder: Path) -> list[int]:

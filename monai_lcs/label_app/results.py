@@ -80,7 +80,10 @@ def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype | str
         ValueError: when the type does not hold the ids, or the ending is unknown.
     """
     extension = check_extension(path)
-    dtype = np.dtype(dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"The result_dtype must be an integer type like uint8, got {dtype!r}.") from None
     highest = int(label_map.max())
     if not np.issubdtype(dtype, np.integer) or highest > np.iinfo(dtype).max:
         raise ValueError(f"The type {dtype.name} cannot hold label {highest}: ask for another result_dtype.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.utils.others.generic import name_to_device
 
 from monai_lcs.label_app.segmenter import Segmenter, Weights
 
@@ -38,12 +39,12 @@ class LeastCertain(Strategy):
 
     def __call__(self, request: Mapping[str, Any], datastore: LCSDatastore) -> dict[str, Any]:
         """Give ``{"id": ..., "certainty": ...}``, nothing where every scan is labeled."""
-        weights = self.weights()
+        weights, device = self.weights(), str(name_to_device(request.get("device")))
         known = self._known.setdefault((weights.key, self.segmenter.store.current.number), {})
         scans = datastore.unlabeled_scans()
         for scan in [scan for scan in scans if scan not in known][:AT_A_TIME]:
             try:
-                known[scan] = self.segmenter.certainty(datastore.get_image_uri(scan), weights)
+                known[scan] = self.segmenter.certainty(datastore.get_image_uri(scan), weights, device)
             except ValueError as error:  # worth a look: the atlas does not fit it
                 logger.warning(f"{scan}: {error}")
                 known[scan] = 0.0
