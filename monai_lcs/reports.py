@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, SaveImaged, Transform
 from monai.utils import ImageMetaKey, TransformBackends
 
 from monai_lcs.data import case_name, check_writable, grid_distance
@@ -139,8 +139,10 @@ class SaveSegmentation(Transform):
             )
 
 
-class SaveSegmentationd(MapTransform):
+class SaveSegmentationd(SaveImaged):
     """Dictionary version of :class:`SaveSegmentation`, to be the last of the postprocessing of a single case.
+
+    By class a :class:`monai.transforms.SaveImaged`, which MONAI Label leaves out: it writes results itself.
 
     Adds `data["saved"]`, the paths written, and uses `data["agreement"]` where :class:`FuseAtlasesd` left it. The paths
     start with `data["case"]` where a sample has that, as those of :func:`monai_lcs.data.find_images` do, otherwise with
@@ -169,7 +171,7 @@ class SaveSegmentationd(MapTransform):
         picture: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"`keys` must be one key, since files are named after the image, got {self.keys}.")
         self.image_key = image_key
