@@ -18,7 +18,7 @@ from monai_lcs.label_app import atlas_store
 from monai_lcs.label_app.__main__ import main
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder, check_new_name
 from monai_lcs.label_app.prompts import Asked, parse_prompt
-from monai_lcs.label_app.results import check_extension, check_item_name, check_size, write_label_map
+from monai_lcs.label_app.results import check_extension, check_item_name, check_size, result_type, write_label_map
 from monai_lcs.label_app.segmenter import DEFAULTS, Segmenter, Weights, make_network
 from monai_lcs.label_app.training import TrainOptions, atlas_ids, split_cases, train
 from monai_lcs.labels import Label, LabelTable
@@ -279,15 +279,18 @@ def test_label_maps_are_written_on_their_grid(tmp_path, extension):
     affine = np.array([[0, 0, -1.5, 20], [-0.9, 0, 0, 30], [0, 1.2, 0, -10], [0, 0, 0, 1]])
     labels = MetaTensor(torch.arange(24, dtype=torch.int32).reshape(1, 2, 3, 4) * 20, affine=affine)
     path = tmp_path / f"map{extension}"
-    write_label_map(labels, path, "uint16")
+    write_label_map(labels, path, np.dtype(np.uint16))
     found = read_image(path)
     np.testing.assert_allclose(found.affine, affine, atol=1e-6)
     np.testing.assert_array_equal(found, labels)
     assert sitk.ReadImage(str(path)).GetPixelID() == sitk.sitkUInt16
-    with pytest.raises(ValueError, match="uint8 cannot hold label 460"):
-        write_label_map(labels, path, "uint8")
-    with pytest.raises(ValueError, match="integer type like uint8, got 'byte8'"):
-        write_label_map(labels, path, "byte8")
+
+
+def test_the_type_of_a_result_holds_its_ids():
+    assert [result_type(asked, 460) for asked in (None, "uint8", "uint16", "uint32")] == ["uint16"] * 3 + ["uint32"]
+    for asked in ("byte8", "float32", "int8", 5):
+        with pytest.raises(ValueError, match="must be uint8, uint16 or uint32, got"):
+            result_type(asked, 1)
 
 
 def test_names_of_items_and_files():

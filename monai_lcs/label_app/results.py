@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,7 @@ from monai_lcs.files import as_array
 from monai_lcs.reports import _grid_header
 from monai_lcs.transforms.align import affine_of, to_sitk
 
-__all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "write_label_map"]
+__all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings of image files that clients may send and get."""
@@ -71,23 +72,38 @@ def check_size(path: PathLike, most_voxels: float) -> None:
         raise OverflowError(f"The image has {voxels} voxels, {shape}: at most {int(most_voxels)} are allowed.")
 
 
-def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype | str, compress: bool = True) -> None:
+def result_type(asked: str | None, highest: int) -> np.dtype[Any]:
+    """The type of a result: that asked for, or the next that holds its ids: Slicer asks for one byte whatever they are.
+
+    Raises:
+        ValueError: for what is no unsigned integer type.
+
+    Example:
+        >>> result_type("uint8", 84), result_type("uint8", 2035), result_type(None, 84)
+        (dtype('uint8'), dtype('uint16'), dtype('uint8'))
+    """
+    smallest = np.min_scalar_type(max(highest, 0))
+    try:
+        dtype = smallest if asked is None else np.dtype(asked)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype not in (np.uint8, np.uint16, np.uint32):
+        raise ValueError(f"The result_dtype must be uint8, uint16 or uint32, got {asked!r}.")
+    return np.promote_types(dtype, smallest)
+
+
+def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype[Any], compress: bool = True) -> None:
     """Write integers ``(1, *spatial)`` with the grid of their affine; the format is that of the ending.
 
     NIfTI files also keep qform and sform of the file that the metadata come from.
 
-    Raises:
-        ValueError: when the type does not hold the ids, or the ending is unknown.
+    Args:
+        label_map: ids that the type holds.
+        path: the file, see :data:`EXTENSIONS`.
+        dtype: uint8, uint16 or uint32, see :func:`result_type`.
+        compress: for NRRD and MetaImage.
     """
-    extension = check_extension(path)
-    try:
-        dtype = np.dtype(dtype)
-    except TypeError:
-        raise ValueError(f"The result_dtype must be an integer type like uint8, got {dtype!r}.") from None
-    highest = int(label_map.max())
-    if not np.issubdtype(dtype, np.integer) or highest > np.iinfo(dtype).max:
-        raise ValueError(f"The type {dtype.name} cannot hold label {highest}: ask for another result_dtype.")
-    if extension in (".nii", ".nii.gz"):
+    if check_extension(path) in (".nii", ".nii.gz"):
         affine = as_array(label_map.affine)
         array = as_array(label_map)[0].astype(dtype)
         nib.save(nib.Nifti1Image(array, affine, _grid_header(label_map, affine), dtype=dtype), path)

@@ -12,7 +12,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from monai_lcs.label_app.prompts import Asked, label_names, parse_prompt
-from monai_lcs.label_app.results import check_extension, check_size, write_label_map
+from monai_lcs.label_app.results import check_extension, check_size, result_type, write_label_map
 from monai_lcs.label_app.segmenter import Segmenter, Weights
 from monai_lcs.transforms.labels import present_labels
 
@@ -81,16 +81,13 @@ class PromptInferTask(InferTask):
             asked = self.asked(request)
             if is_upload(image):
                 check_size(image, self.most_voxels)
+            result_type(request.get("result_dtype"), 0)
             weights, device = self.weights(), str(name_to_device(request.get("device")))
             label_map, said = self.segmenter.segment(image, asked, weights, device)
-            dtype = request.get("result_dtype") or self.segmenter.store.current.table.dtype
+            dtype = result_type(request.get("result_dtype"), int(label_map.max()))
             with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
                 pass
-            try:
-                write_label_map(label_map, file.name, dtype, bool(request.get("result_compress", True)))
-            except ValueError as error:
-                with as_answer(file.name):
-                    raise error
+            write_label_map(label_map, file.name, dtype, bool(request.get("result_compress", True)))
         present = set(present_labels(label_map))
         seconds = round(time.perf_counter() - start, 3)
         logger.info(f"Segmented {len(present)} of {len(asked)} labels in {seconds} s: {said}")
