@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
 from monai_lcs.data import read_image
@@ -356,6 +356,17 @@ def test_the_answer_is_that_of_the_bundle(study, store, tmp_path, trained):
     assert said["network"] == trained
     np.testing.assert_array_equal(found[0].numpy(), expected)
     assert set(np.unique(expected)) == {0, 11, 16, 50}
+
+
+def test_the_bundle_takes_labels_and_atlas_as_options(study):
+    """As MONAI Label's own app gives them to it."""
+    parser = ConfigParser(json.loads((BUNDLE / "configs/inference.json").read_text()))
+    atlas = {"atlas_image": str(study / "atlas.nii.gz"), "atlas_labels": str(study / "atlas/dseg.nii.gz")}
+    for prompt, ids in (("all", [11, 16, 50]), ("Left-*, Stem", [11, 16]), ([50], [50]), ("Striatum", [11, 50])):
+        options = {**atlas, "label_table": str(study / "atlas/dseg.tsv"), "label_prompt": prompt}
+        parser["displayable_configs"].update(options)
+        parser.parse()
+        assert parser.get_parsed_content("label_ids") == ids
 
 
 def test_an_aligned_atlas_is_kept_and_carries_labels_painted_later(study, store, tmp_path, monkeypatch):
