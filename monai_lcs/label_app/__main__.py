@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_atomically(folder / "main.py", lambda temporary: temporary.write_text(MAIN))
     except OSError as error:
         raise SystemExit(f"Error: {error}") from error
+    if importlib.util.find_spec("monailabel") is None:
+        print("Note: MONAI Label is not installed here, see docs/monai_label.md.", file=sys.stderr)
     print(shlex.join(server_command(folder, options)))
 
 
