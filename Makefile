@@ -1,12 +1,16 @@
 # `make demo`: sample data, the segmentation of a new scan with the bundle's weights, and their Dice, in minutes.
 # `make train-demo`: a short training on the sample data first, and the same with what it learned.
 # `make test`: linter, types and the quick tests.
+# `make label-server`: MONAI Label with the app on a sample study, in an environment of its own; `make test-label` tests it.
 # TORCH says which PyTorch to install first, for instance: make demo TORCH=torch
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 OUT ?= demo
+LABEL_VENV ?= .venv-label
+LABEL_OUT ?= label-study
+PORT ?= 8000
 
 BIN := $(VENV)/bin
 BUNDLE := bundles/whole_brain_lcs_segmentation
@@ -19,7 +23,12 @@ RUN := $(BIN)/python -m monai.bundle run --bundle_root $(BUNDLE)
 TRAINING := --channels "[8,16,32,64]" --labels_per_image 4 --learning_rate 0.005 --epochs 16 --val_interval 8
 WEIGHTS := $(BUNDLE)/models/model.pt
 
-.PHONY: demo train-demo test clean
+# MONAI Label asks for packages that exclude each other; without them it serves this app well
+MONAI_LABEL := monailabel==0.8.5 pydicom-seg==0.4.1
+LABEL_PYTHON := $(LABEL_VENV)/bin/python
+LABEL_ATLAS := $(LABEL_OUT)/data/atlas/atlas
+
+.PHONY: demo train-demo test clean label-server test-label
 
 demo: $(DATA)/dataset.json
 	@rm -rf $(OUT)/lcs $(OUT)/alignment $(OUT)/scan
@@ -48,8 +57,32 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+label-server: $(LABEL_VENV)/.label $(LABEL_OUT)/study
+	@$(LABEL_PYTHON) -m monai_lcs.label_app $(LABEL_OUT)/app --studies $(LABEL_OUT)/study --port $(PORT) \
+		--atlas_image $(LABEL_ATLAS)_T1w.nii.gz --atlas_labels $(LABEL_ATLAS)_dseg.nii.gz \
+		--label_table $(LABEL_ATLAS)_dseg.tsv \
+		$(addprefix --checkpoint ,$(wildcard $(BUNDLE)/models/model.pt)) > $(LABEL_OUT)/start.sh
+	@cat $(LABEL_OUT)/start.sh
+	@sh $(LABEL_OUT)/start.sh
+
+test-label: $(LABEL_VENV)/.label
+	$(LABEL_PYTHON) -m pytest -m "slow or not slow" -rs tests/test_label_app.py tests/test_label_parts.py
+
+$(LABEL_OUT)/study: | $(LABEL_VENV)/.label
+	$(LABEL_PYTHON) -m monai_lcs.sample_data $(LABEL_OUT)/data --spacing 2 --overwrite
+	mkdir -p $@.new
+	cp $(LABEL_OUT)/data/images/sub-0[1-4].nii.gz $@.new
+	mv $@.new $@
+
+$(LABEL_VENV)/.label: setup.cfg
+	test -d $(LABEL_VENV) || $(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PYTHON) -m pip install --quiet $(TORCH)
+	$(LABEL_PYTHON) -m pip install --quiet --editable '.[demo,label]' pytest pytest-timeout
+	$(LABEL_PYTHON) -m pip install --quiet --no-deps $(MONAI_LABEL)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) build *.egg-info
+	rm -rf $(VENV) $(OUT) $(LABEL_VENV) $(LABEL_OUT) build *.egg-info
 
 $(VENV)/.%: setup.cfg
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

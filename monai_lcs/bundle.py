@@ -41,6 +41,7 @@ __all__ = [
     "read_table",
     "run_each",
     "show_epochs",
+    "split_prompt",
     "trained_settings",
     "validate_last",
     "write_dice",
@@ -68,7 +69,7 @@ def read_table(label_table: str | None, atlas_labels: str) -> LabelTable:
     _check_given(atlas_labels=atlas_labels)
     data.check_case({"label": atlas_labels})
     present = _present(atlas_labels)
-    if label_table is None:
+    if not label_table:
         return LabelTable.from_ids(present)
     table = LabelTable.read(label_table)
     both = [label for label in table.ids if label in set(present)]
@@ -78,6 +79,16 @@ def read_table(label_table: str | None, atlas_labels: str) -> LabelTable:
             f" the table has {list(table.ids[:8])} ..., the atlas {list(present[:8])} ... ."
         )
     return table
+
+
+def split_prompt(prompt: Any) -> Any:
+    """Labels as MONAI Label's clients ask for them: of a string with commas its parts, anything else as it is.
+
+    Example:
+        >>> split_prompt("Left-*, 17"), split_prompt([17, 53])
+        (['Left-*', '17'], [17, 53])
+    """
+    return [part.strip() for part in prompt.split(",")] if isinstance(prompt, str) and "," in prompt else prompt
 
 
 @_one_sentence

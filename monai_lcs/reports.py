@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, SaveImaged, Transform
 from monai.utils import ImageMetaKey, TransformBackends
 
 from monai_lcs.data import case_name, check_writable, grid_distance
@@ -140,8 +140,10 @@ class SaveSegmentation(Transform):
             )
 
 
-class SaveSegmentationd(MapTransform):
+class SaveSegmentationd(SaveImaged):
     """Dictionary version of :class:`SaveSegmentation`, to be the last of the postprocessing of a single case.
+
+    By class a :class:`monai.transforms.SaveImaged`, which MONAI Label leaves out: it writes results itself.
 
     Adds `data["saved"]`, the paths written. Where :class:`FuseAtlasesd` left `data["agreement"]`, the volumes say how
     far the atlases agreed with each label: 0 where their own vote, `data["atlas_label"]` on the same grid, is
@@ -171,7 +173,7 @@ class SaveSegmentationd(MapTransform):
         picture: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"`keys` must be one key, since files are named after the image, got {self.keys}.")
         self.image_key = image_key

@@ -1,0 +1,1 @@
+"""What needs MONAI Label: ``pip install 'monai_lcs[label]'``."""

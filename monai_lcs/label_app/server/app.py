@@ -1,0 +1,162 @@
+"""The app as MONAI Label finds it: what it is made of, and who may ask for what."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.app import MONAILabelApp
+
+from monai_lcs import __version__
+from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder
+from monai_lcs.label_app.results import check_extension
+from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.labels import LabelTable
+
+from .datastore import LCSDatastore
+from .infer import ClickInferTask, PromptInferTask
+from .requests import NotFound, as_answer, is_upload
+from .strategies import LeastCertain, PaintAtlas
+from .train import LCSTrainTask
+
+__all__ = ["LabelConditionedApp"]
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = (
+    *("atlas_image", "atlas_labels", "label_table", "checkpoint", "settings"),
+    *("min_overlap", "threshold", "upsample", "most_voxels", "most_megabytes"),
+)
+
+
+class LabelConditionedApp(MONAILabelApp):
+    """Label conditioned segmentation for the scans of a folder.
+
+    Args:
+        app_dir: where the app was written; keeps aligned atlases and what is being uploaded.
+        studies: folder of the scans; what is worth keeping goes to its subfolders ``labels`` and ``lcs``.
+        conf: options, all strings: ``atlas_image``, ``atlas_labels`` and ``label_table``, files, needed for a new
+            study; ``checkpoint``, weights to begin with; ``settings``, a JSON object of what differs from
+            :data:`monai_lcs.label_app.segmenter.DEFAULTS` for weights without settings and for new networks;
+            ``min_overlap``, ``threshold`` and ``upsample``, see :class:`Segmenter`; ``most_voxels`` of an upload.
+
+    Raises:
+        ValueError: for an option that does not exist or files that cannot be used.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        unknown = sorted(set(conf) - {*OPTIONS, "server_mode"})
+        if unknown:
+            raise ValueError(f"There are no options {unknown}, only {', '.join(OPTIONS)}.")
+        if "://" in studies:
+            raise ValueError(f"The study must be a folder, got {studies}: DICOMweb servers are not supported.")
+        self.lcs_dir = Path(studies) / "lcs"
+        self.most_voxels = float(conf.get("most_voxels", 3e8))
+        self.atlas = _open_atlas(Path(studies), conf)
+        self.segmenter = Segmenter(
+            self.atlas,
+            Path(app_dir) / "cache",
+            min_overlap=float(conf.get("min_overlap", 0.5)),
+            threshold=float(conf.get("threshold", 0.5)),
+            upsample=int(conf.get("upsample", 2)),
+        )
+        self.settings = json.loads(conf.get("settings", "{}"))
+        self.checkpoint = conf.get("checkpoint")
+        if self.checkpoint and not Path(self.checkpoint).is_file():
+            raise ValueError(f"There is no checkpoint {self.checkpoint}.")
+        logger.info(f"Weights: {self.weights().path or 'none, labels are carried over by alignment until you train'}")
+        super().__init__(
+            app_dir,
+            studies,
+            conf,
+            name="Label conditioned segmentation",
+            description="Labels on request; what is painted on the atlas can be asked for on every scan",
+            version=__version__,
+        )
+
+    def weights(self) -> Weights:
+        """Those trained on this study, else those that the server was started with, else none."""
+        return Weights.find([self.lcs_dir / "model" / "model.pt", self.checkpoint], self.settings)
+
+    def init_datastore(self) -> LCSDatastore:
+        """The study folder, with the atlas."""
+        datastore = LCSDatastore(self.studies, self.most_voxels)
+        datastore.attach(self.atlas)
+        return datastore
+
+    def init_infers(self) -> dict[str, PromptInferTask]:
+        """``lcs`` for lists of labels, ``lcs_click`` for the segment at hand."""
+        arguments = (self.segmenter, self.weights, self.most_voxels)
+        return {"lcs": PromptInferTask(*arguments), "lcs_click": ClickInferTask(*arguments)}
+
+    def init_trainers(self) -> dict[str, LCSTrainTask]:
+        """``lcs``."""
+        return {"lcs": LCSTrainTask(self.segmenter, self.weights, self.lcs_dir / "model")}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """What to work on next."""
+        return {"least_certain": LeastCertain(self.segmenter, self.weights), "paint_atlas": PaintAtlas()}
+
+    def on_init_complete(self) -> None:
+        """Give uploads a folder of their own, empty at every start."""
+        uploads = Path(self.app_dir) / "uploads"
+        shutil.rmtree(uploads, ignore_errors=True)
+        uploads.mkdir(parents=True)
+        tempfile.tempdir = str(uploads)
+        super().on_init_complete()
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Segment an image of the study, or one that came with the request; no other file of this machine."""
+        image = str(request.get("image") or "")
+        with as_answer(image, request.get("label")):
+            if request.get("model") not in self._infers:
+                raise NotFound(f"There is no model {request.get('model')!r}, only {', '.join(self._infers)}.")
+            if not (is_upload(image) or self._in_session(image) or self.datastore().get_image_uri(image)):
+                raise NotFound(f"There is no image {image!r} in the study.")
+            return super().infer({**request, "image": image}, datastore)
+
+    def _in_session(self, image: str) -> bool:
+        sessions = self.sessions()
+        return bool(sessions) and Path(sessions.store_path).resolve() in Path(image).resolve().parents
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Choose an image."""
+        with as_answer():
+            if request.get("strategy") not in self._strategies:
+                known = ", ".join(self._strategies)
+                raise NotFound(f"There is no strategy {request.get('strategy')!r}, only {known}.")
+            return super().next_sample(request)
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        """Tell who painted on the atlas what it has become."""
+        if image_id != self.datastore().atlas_id:
+            return {}
+        version = self.atlas.current
+        return {"atlas_version": version.number, "change": version.about["change"], "labels": len(version.table)}
+
+
+def _open_atlas(studies: Path, conf: dict[str, str]) -> AtlasStore:
+    """The atlas of a study; that of the options becomes it where there is none."""
+    folder = atlas_folder(studies)
+    given = [conf.get(name) for name in ("atlas_image", "atlas_labels")]
+    try:
+        return AtlasStore(folder)
+    except FileNotFoundError:
+        if not all(given):
+            raise
+    image, labels = (Path(str(path)) for path in given)
+    if not image.is_file():
+        raise ValueError(f"There is no atlas image {image}.")
+    studies.mkdir(parents=True, exist_ok=True)
+    if image.resolve().parent != studies.resolve():
+        kept = studies / f"atlas{check_extension(image)}"
+        if kept.exists() and kept.read_bytes() != image.read_bytes():
+            raise ValueError(f"{kept} is another image than {image}: rename it.")
+        shutil.copyfile(image, kept)
+        image = kept
+    table = LabelTable.read(conf["label_table"]) if conf.get("label_table") else None
+    return AtlasStore.create(folder, image, labels, table)
