@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "spacing": [2.0, 2.0, 2.0],
     "margin_mm": 6.0,
     "halo": 0,
-    "channels": [16, 32, 64, 128],
+    "channels": [8, 16, 32, 64],
     "conditioning": "multiscale",
     "norm": ["instance", {"affine": True}],
     "prior_logit": 2.0,
