@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "conditioning": "multiscale",
     "norm": ["instance", {"affine": True}],
     "prior_logit": 2.0,
+    "fused": False,
 }
 """The bundle's settings, for weights that come without any and for a new network."""
 
