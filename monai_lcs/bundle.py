@@ -251,7 +251,7 @@ def check_new(output_dir: str, names: Iterable[str], overwrite: bool) -> None:
     if there and not overwrite:
         rest = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise ValueError(
-            f"{Path(output_dir) / there[0]}{rest} exists: choose another --output_dir, or give --overwrite True."
+            f"{Path(output_dir) / there[0]}{rest} {'exist' if rest else 'exists'}: choose another --output_dir, or give --overwrite True."
         )
 
 
@@ -414,11 +414,12 @@ def validate_last(trainer: Any, evaluator: Any, interval: int) -> None:
         evaluator.run(trainer.state.epoch)
 
 
-def run_each(evaluator: Evaluator) -> None:
+def run_each(evaluator: Evaluator, output_dir: str) -> None:
     """Run an evaluator case by case: a bad case does not stop the others; at the end the bad ones are listed.
 
     Args:
         evaluator: its data loader's dataset must have ``data``, the cases.
+        output_dir: where its results go, for the last line that is printed.
 
     Raises:
         SystemExit: with status 1, when a case failed.
@@ -433,6 +434,7 @@ def run_each(evaluator: Evaluator) -> None:
             evaluator.run()
         except Exception as error:
             failed[str(case["image"])] = _cause(error)
+    print(f"{len(dataset.data) - len(failed)} of {len(dataset.data)} cases are in {output_dir}")
     if failed:
         lines = [f"  {text}" if path in text else f"  {path}: {text}" for path, text in failed.items()]
         print(f"{len(failed)} of {len(dataset.data)} cases failed:", *lines, sep="\n", file=sys.stderr)
