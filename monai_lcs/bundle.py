@@ -249,10 +249,9 @@ def check_new(output_dir: str, names: Iterable[str], overwrite: bool) -> None:
     """
     there = [name for name in names if (Path(output_dir) / name).exists()]
     if there and not overwrite:
-        rest = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise ValueError(
-            f"{Path(output_dir) / there[0]}{rest} {'exist' if rest else 'exists'}: choose another --output_dir, or give --overwrite True."
-        )
+        exists = f"and {len(there) - 1} more exist" if len(there) > 1 else "exists"
+        first = Path(output_dir) / there[0]
+        raise ValueError(f"{first} {exists}: choose another --output_dir, or give --overwrite True.")
 
 
 @_one_sentence
