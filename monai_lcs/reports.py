@@ -113,7 +113,7 @@ class SaveSegmentation(Transform):
         except ValueError as error:
             raise ValueError(f"Cannot save the segmentation of {source}: {error}") from error
         segmentation = nib.Nifti1Image(
-            labels[0].astype(self.label_table.dtype), affine, _grid_header(image, affine), dtype=self.label_table.dtype
+            labels[0].astype(self.label_table.dtype), affine, grid_header(image, affine), dtype=self.label_table.dtype
         )
         check_writable(self.output_dir)
         write_atomically(paths["labels"], self.label_table.write)
@@ -193,7 +193,7 @@ class SaveSegmentationd(SaveImaged):
 SaveSegmentationD = SaveSegmentationDict = SaveSegmentationd
 
 
-def _grid_header(image: MetaTensor, affine: np.ndarray) -> nib.Nifti1Header:
+def grid_header(image: MetaTensor, affine: np.ndarray) -> nib.Nifti1Header:
     """The header fields of the image's own file that place its grid; those of `affine` if it was no NIfTI file."""
     header = nib.Nifti1Header()
     if all(field in image.meta for field in _GRID_FIELDS):

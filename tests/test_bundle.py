@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import save_nifti, voxels
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
@@ -62,13 +63,7 @@ def make_volume(rng=None):
 
 
 def save(array, path, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, affine), path)
-    return path
-
-
-def voxels(path):
-    return np.asarray(nib.load(path).dataobj)
+    return save_nifti(array, path, affine)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import save_nifti, voxels
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
@@ -49,13 +50,7 @@ def make_volume(rng=None):
 
 
 def save(array, path, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, affine), path)
-    return path
-
-
-def voxels(path):
-    return np.asarray(nib.load(path).dataobj)
+    return save_nifti(array, path, affine)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The bundle on real scans, by overrides alone: two steps of training and one segmentation of each data set."""
 
 import json
-import os
 from pathlib import Path
 
 import monai.bundle
@@ -16,14 +15,6 @@ BUNDLE = Path(__file__).parents[1] / "bundles/whole_brain_lcs_segmentation"
 SMALL = {"channels": [4, 8, 16], "bundle_root": str(BUNDLE), "device": "cpu"}
 
 
-@pytest.fixture
-def data():
-    folder = os.environ.get("MONAI_LCS_DATA")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip(f"MONAI_LCS_DATA must name a folder with malc2012/ and hippocampus/, got {folder!r}.")
-    return Path(folder).absolute()
-
-
 @pytest.fixture(autouse=True)
 def undetermined():
     """What a training fixes for the whole process."""
@@ -33,8 +24,6 @@ def undetermined():
 
 def train_and_segment(dataset, tmp_path, **overrides):
     """Two people to train on (an epoch of two steps), one to validate on and one to segment; another is the atlas."""
-    if not (dataset / "images").is_dir():
-        pytest.skip(f"MONAI_LCS_DATA has no folder {dataset.name} with images and labels.")
     atlas, *people = sorted(path.name for path in (dataset / "images").glob("*.nii.gz"))[:5]
     items = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in people]
     datalist = tmp_path / "dataset.json"
@@ -69,12 +58,12 @@ def train_and_segment(dataset, tmp_path, **overrides):
 
 
 @pytest.mark.filterwarnings("ignore:The atlas label map has no voxel")  # some labels are smaller than 4 mm
-def test_malc2012(data, tmp_path):
-    folder = data / "malc2012"
+def test_malc2012(real_data, tmp_path):
+    folder = real_data / "malc2012"
     found = train_and_segment(folder, tmp_path, spacing=[4, 4, 4], label_table=str(folder / "labels.csv"))
     assert len(found) > 50
 
 
-def test_hippocampus(data, tmp_path):
-    found = train_and_segment(data / "hippocampus", tmp_path, spacing=[1.5, 1.5, 1.5])
+def test_hippocampus(real_data, tmp_path):
+    found = train_and_segment(real_data / "hippocampus", tmp_path, spacing=[1.5, 1.5, 1.5])
     assert set(found) == {0, 1, 2}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -425,11 +423,9 @@ class TestSimpleITK:
 
 
 @pytest.mark.data
-def test_two_people():
+def test_two_people(real_data):
     """Carry 138 labels from one brain to another at 2 mm."""
-    folder = Path(os.environ.get("MONAI_LCS_DATA", "")) / "malc2012"
-    if "MONAI_LCS_DATA" not in os.environ or not folder.is_dir():
-        pytest.skip("MONAI_LCS_DATA does not name a folder that holds malc2012/images/*.nii.gz")
+    folder = real_data / "malc2012"
 
     def load(kind: str, case: int, mode: str) -> MetaTensor:
         steps = [LoadImage(image_only=True), EnsureChannelFirst(), Spacing(2.0, mode=mode)]

@@ -13,7 +13,7 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 
 from monai_lcs.files import as_array
-from monai_lcs.reports import _grid_header
+from monai_lcs.reports import grid_header
 from monai_lcs.transforms.align import affine_of, to_sitk
 
 __all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]
@@ -106,7 +106,7 @@ def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype[Any],
     if check_extension(path) in (".nii", ".nii.gz"):
         affine = as_array(label_map.affine)
         array = as_array(label_map)[0].astype(dtype)
-        nib.save(nib.Nifti1Image(array, affine, _grid_header(label_map, affine), dtype=dtype), path)
+        nib.save(nib.Nifti1Image(array, affine, grid_header(label_map, affine), dtype=dtype), path)
         return
     image = to_sitk(label_map.as_tensor().int(), affine_of(label_map))
     kinds = {np.dtype(np.uint8): sitk.sitkUInt8, np.dtype(np.uint16): sitk.sitkUInt16}

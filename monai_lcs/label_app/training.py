@@ -316,7 +316,7 @@ class _Progress:
 
     def _save(self) -> None:
         self.model_dir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dict(self.settings), indent=4)
+        text = json.dumps({**self.settings, "fused": False}, indent=4)
         state = {"model": self.network.state_dict()}
         write_atomically(self.model_dir / "model.json", lambda temporary: temporary.write_text(text))
         write_atomically(self.model_dir / "model.pt", lambda temporary: torch.save(state, temporary))

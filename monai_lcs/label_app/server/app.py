@@ -12,6 +12,7 @@ from typing import Any
 from monailabel.interfaces.app import MONAILabelApp
 
 from monai_lcs import __version__
+from monai_lcs.bundle import check_fused
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder
 from monai_lcs.label_app.results import check_extension
 from monai_lcs.label_app.segmenter import Segmenter, Weights
@@ -68,7 +69,9 @@ class LabelConditionedApp(MONAILabelApp):
         self.checkpoint = conf.get("checkpoint")
         if self.checkpoint and not Path(self.checkpoint).is_file():
             raise ValueError(f"There is no checkpoint {self.checkpoint}.")
-        logger.info(f"Weights: {self.weights().path or 'none, labels are carried over by alignment until you train'}")
+        weights = self.weights()
+        check_fused(str(weights.path or ""), weights.settings["fused"], [])
+        logger.info(f"Weights: {weights.path or 'none, labels are carried over by alignment until you train'}")
         super().__init__(
             app_dir,
             studies,
