@@ -108,7 +108,8 @@ def main() -> None:
     folder = args.out / "robustness"
     table.to_csv(folder / "robustness.tsv", sep="\t", index=False, float_format="%.4f")
     plot(table, folder / "robustness.svg")
-    print(table.pivot(index=["kind", "level"], columns="row", values="Dice").round(3).to_markdown(floatfmt=".3f"))
+    wide = table.pivot(index=["kind", "level"], columns="row", values="Dice").reset_index()
+    print(wide.to_markdown(index=False, floatfmt=("", "", *[".3f"] * len(args.rows))))
 
 
 if __name__ == "__main__":
