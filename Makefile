@@ -20,7 +20,7 @@ ATLAS := --atlas_image $(DATA)/atlas/atlas_T1w.nii.gz --atlas_labels $(DATA)/atl
 STUDY := --dataset_dir $(DATA) --datalist $(DATA)/dataset.json $(ATLAS)
 RUN := $(BIN)/python -m monai.bundle run --bundle_root $(BUNDLE)
 # Few steps, for a few minutes without a GPU; the bundle's own training is longer
-TRAINING := --labels_per_image 4 --learning_rate 0.005 --epochs 16 --val_interval 8
+TRAINING := --learning_rate 0.002 --epochs 16 --val_interval 8
 WEIGHTS := $(BUNDLE)/models/model.pt
 
 # MONAI Label asks for packages that exclude each other; without them it serves this app well
