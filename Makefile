@@ -38,7 +38,7 @@ demo: $(DATA)/dataset.json
 		--checkpoint '' --inferer "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}" --output_dir $(OUT)/alignment
 	$(RUN) --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DATA)/scan/scan.nii.gz $(ATLAS) \
 		--checkpoint $(WEIGHTS) --output_dir $(OUT)/scan
-	@$(BIN)/python -m monai_lcs.tables \
+	@$(BIN)/python -m monai_lcs.results.dice \
 		"label conditioned"=$(OUT)/lcs/dice.tsv "alignment only"=$(OUT)/alignment/dice.tsv
 	@ls $(OUT)/scan/*
 

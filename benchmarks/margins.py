@@ -31,7 +31,8 @@ from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_lcs.boxes import Box, cut, grow_box, label_boxes, voxel_size
+from monai_lcs.boxes import Box, cut, grow_box, label_boxes
+from monai_lcs.grids import voxel_size
 from monai_lcs.transforms import AddAtlasd, AlignAtlasd
 
 SPLIT = Path(__file__).parent / "splits" / "malc2012.json"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor
 
@@ -31,7 +30,6 @@ __all__ = [
     "split_box",
     "union_box",
     "unshift",
-    "voxel_size",
 ]
 
 Box = tuple[slice, ...]
@@ -304,18 +302,3 @@ def shift(box: Box, origin: Box) -> Box:
 def unshift(box: Box, origin: Box) -> Box:
     """The box in the coordinates of the image, from those of a box in it."""
     return tuple(slice(a.start + o.start, a.stop + o.start) for a, o in zip(box, origin, strict=True))
-
-
-def voxel_size(image: Tensor, item: int = 0) -> tuple[float, ...]:
-    """Size in mm of a voxel along each spatial axis; 1 mm where the tensor carries no affine.
-
-    Args:
-        image: ``(B, C, *spatial)``, any tensor; a :class:`monai.data.MetaTensor` knows its affine.
-        item: which of the batch; each has its own affine.
-    """
-    dims = image.ndim - 2
-    if not isinstance(image, MetaTensor):
-        return (1.0,) * dims
-    affine = torch.as_tensor(image.affine, dtype=torch.float64)
-    affine = affine[item] if affine.ndim == 3 else affine
-    return tuple(torch.linalg.norm(affine[:dims, :dims], dim=0).tolist())

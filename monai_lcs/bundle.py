@@ -21,10 +21,14 @@ from monai.utils import optional_import
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from . import data, tables
-from .files import write_atomically
-from .labels import LabelTable
-from .transforms.labels import present_labels
+from monai_lcs import files
+from monai_lcs.files import write_atomically
+from monai_lcs.labels import LabelTable
+from monai_lcs.labels.groups import present_labels
+from monai_lcs.results import dice as tables
+from monai_lcs.study import cases as study_cases
+from monai_lcs.study.checks import check_case, check_labels, require_valid
+from monai_lcs.study.images import read_image
 
 __all__ = [
     "ask_labels",
@@ -67,7 +71,7 @@ def _one_sentence(function: T) -> T:
 def read_table(label_table: str | None, atlas_labels: str) -> LabelTable:
     """The label table; without one, the labels of the atlas with made-up names."""
     _check_given(atlas_labels=atlas_labels)
-    data.check_case({"label": atlas_labels})
+    check_case({"label": atlas_labels})
     present = _present(atlas_labels)
     if not label_table:
         return LabelTable.from_ids(present)
@@ -104,7 +108,7 @@ def ask_labels(table: LabelTable, labels: Any, atlas_labels: str) -> list[int]:
         present = set(_present(atlas_labels))
         return [label for label in table.ids if label in present]
     ids = table.select(labels)
-    data.check_labels(atlas_labels, ids, table)
+    check_labels(atlas_labels, ids, table)
     return list(ids)
 
 
@@ -147,7 +151,7 @@ def cases(
     """Cases with labels, the atlas's own left out, all checked.
 
     Args:
-        dataset_dir: see :func:`monai_lcs.data.find_cases`, as for the next three.
+        dataset_dir: see :func:`monai_lcs.study.cases.find_cases`, as for the next three.
         datalist: likewise.
         section: likewise.
         fold: likewise.
@@ -156,8 +160,10 @@ def cases(
     """
     _check_given(atlas_image=atlas_image, atlas_labels=atlas_labels)
     _check_source(dataset_dir, datalist)
-    found = data.find_cases(dataset_dir or None, datalist or None, section, fold, exclude=[atlas_image, atlas_labels])
-    data.require_valid([{"atlas_image": atlas_image, "atlas_label": atlas_labels}, *found])
+    found = study_cases.find_cases(
+        dataset_dir or None, datalist or None, section, fold, exclude=[atlas_image, atlas_labels]
+    )
+    require_valid([{"atlas_image": atlas_image, "atlas_label": atlas_labels}, *found])
     if section == "testing" and not datalist:
         said = f"Note: these are all {len(found)} cases of {dataset_dir}, also those a network was trained on;"
         print(said, "those left out of its training are --section validation.", file=sys.stderr)
@@ -171,7 +177,7 @@ def further_atlases(
     """The training cases of a study, to vote beside the atlas; none where no study is named.
 
     Args:
-        atlases_dir: see :func:`monai_lcs.data.find_cases`, as for the next two.
+        atlases_dir: see :func:`monai_lcs.study.cases.find_cases`, as for the next two.
         atlases_datalist: likewise.
         fold: likewise.
         atlas_image: the atlas image file, not taken twice.
@@ -180,8 +186,8 @@ def further_atlases(
     if not atlases_dir and not atlases_datalist:
         return []
     exclude = [atlas_image, atlas_labels]
-    found = data.find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
-    data.require_valid(found)
+    found = study_cases.find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
+    require_valid(found)
     known = set(_present(atlas_labels))
     for atlas in found:
         if known.isdisjoint(_present(str(atlas["label"]))):
@@ -224,18 +230,18 @@ def images(
     """
     _check_given(atlas_image=atlas_image, atlas_labels=atlas_labels)
     _check_source(dataset_dir, datalist)
-    data.check_case({"atlas_image": atlas_image, "atlas_label": atlas_labels})
+    check_case({"atlas_image": atlas_image, "atlas_label": atlas_labels})
     if datalist:
-        return data.find_cases(dataset_dir or None, datalist, section, fold, with_labels=False)
+        return study_cases.find_cases(dataset_dir or None, datalist, section, fold, with_labels=False)
     assert dataset_dir is not None
     inner = Path(str(dataset_dir)) / "images"
-    return data.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
+    return study_cases.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
 
 
 @_one_sentence
 def check_writable(folder: str) -> None:
-    """Make sure that results can be written, see :func:`monai_lcs.data.check_writable`."""
-    data.check_writable(folder)
+    """Make sure that results can be written, see :func:`monai_lcs.files.check_writable`."""
+    files.check_writable(folder)
 
 
 @_one_sentence
@@ -428,7 +434,7 @@ def run_each(evaluator: Evaluator, output_dir: str) -> None:
     evaluator.state.epoch_length = 1
     for i, case in enumerate(tqdm(dataset.data, desc="Cases", unit="case")):
         try:
-            data.check_case(case)
+            check_case(case)
             evaluator.data_loader = DataLoader(Subset(dataset, [i]), batch_size=1)
             evaluator.run()
         except Exception as error:
@@ -479,4 +485,4 @@ def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
 
 
 def _present(path: str) -> tuple[int, ...]:
-    return present_labels(data.read_image(path))
+    return present_labels(read_image(path))

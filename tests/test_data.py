@@ -9,19 +9,11 @@ import pytest
 from monai.data import load_decathlon_datalist
 from monai.transforms import LoadImage
 
-from monai_lcs.data import (
-    case_name,
-    case_names,
-    check_case,
-    check_cases,
-    check_labels,
-    check_writable,
-    find_cases,
-    find_images,
-    grid_distance,
-    require_valid,
-)
+from monai_lcs.files import check_writable
+from monai_lcs.grids import grid_distance
 from monai_lcs.labels import Label, LabelTable
+from monai_lcs.study.cases import case_name, case_names, find_cases, find_images
+from monai_lcs.study.checks import check_case, check_cases, check_labels, require_valid
 
 AFFINE = np.array([[0, 2, 0, -10], [-1, 0, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1.0]])
 

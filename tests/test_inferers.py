@@ -8,9 +8,8 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
 from scipy.ndimage import map_coordinates
 
-from monai_lcs import sweep
 from monai_lcs.boxes import batch_sizes, crop_pyramid, grow_box, label_boxes, mask_box, split_box
-from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
+from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer, sweep
 from monai_lcs.networks import Features, LabelConditionedUNet
 
 SHAPE = (21, 18, 20)

@@ -14,15 +14,15 @@ from helpers import save_nifti, voxels
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
-from monai_lcs.data import read_image
 from monai_lcs.label_app import atlas_store
 from monai_lcs.label_app.__main__ import main
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder, check_new_name
-from monai_lcs.label_app.prompts import Asked, parse_prompt
-from monai_lcs.label_app.results import check_extension, check_item_name, check_size, result_type, write_label_map
+from monai_lcs.label_app.files import check_extension, check_item_name, check_size, result_type, write_label_map
 from monai_lcs.label_app.segmenter import DEFAULTS, Segmenter, Weights, make_network
 from monai_lcs.label_app.training import TrainOptions, atlas_ids, split_cases, train
 from monai_lcs.labels import Label, LabelTable
+from monai_lcs.labels.queries import Asked, parse_prompt
+from monai_lcs.study.images import read_image
 from monai_lcs.transforms import AlignAtlas
 
 BUNDLE = Path(__file__).parents[1] / "bundles/whole_brain_lcs_segmentation"

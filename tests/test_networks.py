@@ -10,9 +10,9 @@ from monai.utils import set_determinism
 from scipy.ndimage import correlate, map_coordinates
 from torch import nn
 
-from monai_lcs.blocks import Mask, UpConvolution, convolve
 from monai_lcs.boxes import pad_end
 from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.networks.blocks import Mask, UpConvolution, convolve
 
 
 @pytest.fixture(autouse=True)

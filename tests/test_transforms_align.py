@@ -11,8 +11,9 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Spacing
 
-from monai_lcs.transforms import align as align_module
-from monai_lcs.transforms.align import AlignAtlas, AlignAtlasD, AlignAtlasd, AlignAtlasDict
+from monai_lcs import grids
+from monai_lcs.atlas import registration
+from monai_lcs.transforms import AlignAtlas, AlignAtlasD, AlignAtlasd, AlignAtlasDict
 
 # Center, radii (mm), intensity and label of ellipsoids, painted in this order; no symmetry. Ids beyond 255 on purpose.
 ELLIPSOIDS = [
@@ -210,9 +211,9 @@ class TestOutput:
         """A shift by half a voxel of the label's grid: linear averages two neighbors, nearest copies one of them."""
         ramp = torch.arange(40.0).reshape(1, 40, 1).expand(1, 40, 40)
         affine = torch.tensor([[1, 0, 0.4], [0, 1, 0], [0, 0, 1.0]])
-        fixed, moving = (align_module.to_sitk(ramp, a) for a in (np.eye(3), affine.double().numpy()))
+        fixed, moving = (grids.to_sitk(ramp, a) for a in (np.eye(3), affine.double().numpy()))
         identity = sitk.Transform(2, sitk.sitkIdentity)
-        linear, _ = align_module.from_sitk(align_module.registration.resample(moving, fixed, identity))
+        linear, _ = grids.from_sitk(registration.resample(moving, fixed, identity))
         np.testing.assert_allclose(linear[0, 1:, 5], np.arange(1, 40) - 0.4, atol=1e-5)
 
 
@@ -300,7 +301,7 @@ class TestFailure:
         def stop(*_):
             raise RuntimeError("long story\nall samples map outside")
 
-        monkeypatch.setattr(align_module.registration, "optimize", stop)
+        monkeypatch.setattr(registration, "optimize", stop)
         with pytest.raises(ValueError, match="the optimizer stopped with 'all samples map outside'"):
             AlignAtlas()(atlas[0], *atlas)
         with pytest.warns(UserWarning, match="the optimizer stopped"):
@@ -407,7 +408,7 @@ class TestSimpleITK:
         affine = np.eye(dims + 1)
         affine[:-1] = rng.normal(size=(dims, dims + 1)) * 3  # oblique, sheared, maybe mirrored
         x = torch.from_numpy(rng.integers(0, 2000, (1, 4, 5, 6)[: dims + 1]))
-        back, affine_back = align_module.from_sitk(align_module.to_sitk(x, affine))
+        back, affine_back = grids.from_sitk(grids.to_sitk(x, affine))
         assert torch.equal(back, x)
         assert back.dtype == x.dtype
         np.testing.assert_allclose(affine_back, affine, atol=1e-12)
@@ -416,7 +417,7 @@ class TestSimpleITK:
         affine = rigid((10, 20, 30), (5, 6, 7)) @ np.diag([1.5, -2, 3, 1])
         path = tmp_path / "image.nii"
         x = torch.arange(24.0).reshape(1, 2, 3, 4)
-        sitk.WriteImage(align_module.to_sitk(x, affine), str(path))
+        sitk.WriteImage(grids.to_sitk(x, affine), str(path))
         loaded = Compose([LoadImage(image_only=True), EnsureChannelFirst()])(path)
         assert torch.equal(loaded.as_tensor(), x)
         np.testing.assert_allclose(loaded.affine, affine, atol=1e-4)

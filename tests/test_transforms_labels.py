@@ -12,19 +12,12 @@ from monai.data import CacheDataset, DataLoader, MetaTensor, list_data_collate
 from monai.transforms import Compose, EnsureTyped, Flipd, Lambdad, MapLabelValue, RandFlipd
 from monai.utils import set_determinism
 
+from monai_lcs.labels.groups import as_groups, label_mask, present_labels
 from monai_lcs.transforms import atlas_pool as pool_module
 from monai_lcs.transforms import labels as labels_module
 from monai_lcs.transforms import random_labels as random_module
 from monai_lcs.transforms.atlas_pool import RandPickAtlas, RandPickAtlasd
-from monai_lcs.transforms.labels import (
-    MapLabels,
-    MapLabelsd,
-    SelectLabels,
-    SelectLabelsd,
-    as_groups,
-    label_mask,
-    present_labels,
-)
+from monai_lcs.transforms.labels import MapLabels, MapLabelsd, SelectLabels, SelectLabelsd
 from monai_lcs.transforms.random_labels import RandSelectLabels, RandSelectLabelsd
 
 SHAPE = (1, 6, 5, 4)

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_lcs.data import check_writable
-from monai_lcs.files import write_atomically
+from monai_lcs.files import check_writable, write_atomically
 
 __all__ = ["main", "server_command"]
 

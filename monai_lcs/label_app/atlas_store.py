@@ -18,11 +18,12 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 
-from monai_lcs.data import check_case, read_image
-from monai_lcs.files import as_array, as_label_array
-from monai_lcs.label_app.prompts import label_names
 from monai_lcs.labels import Label, LabelTable, is_integer
-from monai_lcs.transforms.labels import present_labels
+from monai_lcs.labels.groups import present_labels
+from monai_lcs.labels.label_map import as_array, as_label_array
+from monai_lcs.labels.queries import label_names
+from monai_lcs.study.checks import check_case
+from monai_lcs.study.images import read_image
 
 __all__ = ["AtlasStore", "AtlasVersion", "LabelInfo", "atlas_folder", "check_new_name"]
 
@@ -106,8 +107,8 @@ class AtlasStore:
 
         Raises:
             FileExistsError: when there is an atlas already.
-            ValueError: when the files cannot be used, see :func:`monai_lcs.data.check_case`, or no label has a name.
-                Labels without a name are left out.
+            ValueError: when the files cannot be used, see :func:`monai_lcs.study.checks.check_case`, or no label has a
+                name. Labels without a name are left out.
         """
         folder = Path(folder)
         if _numbers(folder):

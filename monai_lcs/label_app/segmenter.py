@@ -18,16 +18,17 @@ from monai.data import MetaTensor
 from monai.transforms import CropForegroundd, Orientation, ResampleToMatch, ScaleIntensityRangePercentiles, Spacing
 
 from monai_lcs.bundle import trained_settings
-from monai_lcs.data import read_image
-from monai_lcs.files import as_label_array, write_atomically
+from monai_lcs.files import write_atomically
+from monai_lcs.grids import on_grid_of
 from monai_lcs.inferers import LabelSweepInferer
 from monai_lcs.label_app.atlas_store import AtlasStore, AtlasVersion
-from monai_lcs.label_app.prompts import Asked
+from monai_lcs.labels.groups import present_labels
+from monai_lcs.labels.label_map import as_label_array
+from monai_lcs.labels.queries import Asked
 from monai_lcs.metrics import label_dice
 from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.study.images import read_image
 from monai_lcs.transforms import AlignAtlas
-from monai_lcs.transforms.align import on_grid_of
-from monai_lcs.transforms.labels import present_labels
 
 __all__ = ["DEFAULTS", "Aligned", "Segmenter", "Weights", "make_network", "union_map"]
 
@@ -171,7 +172,7 @@ class Segmenter:
 
         Args:
             image: the scan's file.
-            asked: the labels, see :func:`monai_lcs.label_app.prompts.parse_prompt`.
+            asked: the labels, see :func:`monai_lcs.labels.queries.parse_prompt`.
             weights: the network.
             device: where it runs.
 

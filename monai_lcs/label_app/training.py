@@ -29,16 +29,18 @@ from monai.transforms import (
 )
 from monai.utils import optional_import
 
-from monai_lcs.data import case_name, read_image, require_valid
 from monai_lcs.files import write_atomically
 from monai_lcs.inferers import AtlasLabelInferer, LabelBoxInferer, LabelSweepInferer
 from monai_lcs.label_app.atlas_store import AtlasVersion
-from monai_lcs.label_app.prompts import label_names
 from monai_lcs.label_app.segmenter import Segmenter, Weights, crop_to_atlas, make_network, on_network_grid
 from monai_lcs.labels import LabelTable, is_integer
+from monai_lcs.labels.groups import present_labels
+from monai_lcs.labels.queries import label_names
 from monai_lcs.metrics import LabelMapDice
+from monai_lcs.study.cases import case_name
+from monai_lcs.study.checks import require_valid
+from monai_lcs.study.images import read_image
 from monai_lcs.transforms import MapLabels, RandSelectLabelsd
-from monai_lcs.transforms.labels import present_labels
 
 __all__ = ["TrainOptions", "atlas_ids", "split_cases", "train"]
 

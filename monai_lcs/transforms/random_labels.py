@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import TransformBackends
 
 from monai_lcs.labels import is_integer
-from monai_lcs.transforms.labels import LabelGroup, as_groups, check_channel, group_masks, present_labels
+from monai_lcs.labels.groups import LabelGroup, as_groups, check_channel, group_masks, present_labels
 
 __all__ = ["RandSelectLabels", "RandSelectLabelsD", "RandSelectLabelsDict", "RandSelectLabelsd"]
 

@@ -14,15 +14,14 @@ from monailabel.interfaces.app import MONAILabelApp
 from monai_lcs import __version__
 from monai_lcs.bundle import check_fused
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder
-from monai_lcs.label_app.results import check_extension
+from monai_lcs.label_app.files import check_extension
 from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.label_app.server.answers import NotFound, as_answer, is_upload
+from monai_lcs.label_app.server.datastore import LCSDatastore
+from monai_lcs.label_app.server.infer import ClickInferTask, PromptInferTask
+from monai_lcs.label_app.server.strategies import LeastCertain, PaintAtlas
+from monai_lcs.label_app.server.train import LCSTrainTask
 from monai_lcs.labels import LabelTable
-
-from .datastore import LCSDatastore
-from .infer import ClickInferTask, PromptInferTask
-from .requests import NotFound, as_answer, is_upload
-from .strategies import LeastCertain, PaintAtlas
-from .train import LCSTrainTask
 
 __all__ = ["LabelConditionedApp"]
 

@@ -13,13 +13,13 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from monai_lcs.data import case_name, check_case
 from monai_lcs.files import write_atomically
 from monai_lcs.label_app.atlas_store import AtlasStore
-from monai_lcs.label_app.prompts import label_names
-from monai_lcs.label_app.results import EXTENSIONS, check_extension, check_item_name, check_size
-
-from .requests import NotFound, as_answer
+from monai_lcs.label_app.files import EXTENSIONS, check_extension, check_item_name, check_size
+from monai_lcs.label_app.server.answers import NotFound, as_answer
+from monai_lcs.labels.queries import label_names
+from monai_lcs.study.cases import case_name
+from monai_lcs.study.checks import check_case
 
 __all__ = ["LCSDatastore"]
 

@@ -11,12 +11,11 @@ from typing import Any
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from monai_lcs.label_app.prompts import Asked, label_names, parse_prompt
-from monai_lcs.label_app.results import check_extension, check_size, result_type, write_label_map
+from monai_lcs.label_app.files import check_extension, check_size, result_type, write_label_map
 from monai_lcs.label_app.segmenter import Segmenter, Weights
-from monai_lcs.transforms.labels import present_labels
-
-from .requests import as_answer, is_upload
+from monai_lcs.label_app.server.answers import as_answer, is_upload
+from monai_lcs.labels.groups import present_labels
+from monai_lcs.labels.queries import Asked, label_names, parse_prompt
 
 __all__ = ["ClickInferTask", "PromptInferTask"]
 
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class PromptInferTask(InferTask):
-    """Segments what the request's ``label_prompt`` asks for, see :func:`monai_lcs.label_app.prompts.parse_prompt`.
+    """Segments what the request's ``label_prompt`` asks for, see :func:`monai_lcs.labels.queries.parse_prompt`.
 
     Other parameters: ``result_extension`` (``.nii.gz``, ``.nrrd``, ...), ``result_dtype``, ``result_compress`` and
     ``device``. The answer has ``label_names``, name to id of the labels that were found, ascending by id, which is the

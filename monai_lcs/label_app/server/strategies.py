@@ -10,8 +10,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.utils.others.generic import name_to_device
 
 from monai_lcs.label_app.segmenter import Segmenter, Weights
-
-from .datastore import LCSDatastore
+from monai_lcs.label_app.server.datastore import LCSDatastore
 
 __all__ = ["LeastCertain", "PaintAtlas"]
 

@@ -12,9 +12,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list, name_to_device, strtobool
 
 from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.label_app.server.datastore import LCSDatastore
 from monai_lcs.label_app.training import TrainOptions, train
-
-from .datastore import LCSDatastore
 
 __all__ = ["LCSTrainTask"]
 

@@ -13,9 +13,9 @@ from monai.data.utils import compute_importance_map, dense_patch_slices, get_val
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 
-from .blocks import Mask
-from .boxes import Box, intersect, shift, union_box
-from .transforms.labels import label_mask
+from monai_lcs.boxes import Box, intersect, shift, union_box
+from monai_lcs.labels.groups import label_mask
+from monai_lcs.networks.blocks import Mask
 
 __all__ = [
     "NOWHERE",

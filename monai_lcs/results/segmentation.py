@@ -13,11 +13,13 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged, Transform
 from monai.utils import ImageMetaKey, TransformBackends
 
-from monai_lcs.data import case_name, check_writable, grid_distance
-from monai_lcs.files import as_array, as_label_array, check_absent, write_atomically, write_tsv
+from monai_lcs.files import check_absent, check_writable, write_atomically
+from monai_lcs.grids import grid_distance
 from monai_lcs.labels import LabelTable
-from monai_lcs.pictures import _matplotlib, qc_picture
-from monai_lcs.tables import volume_table
+from monai_lcs.labels.label_map import as_array, as_label_array
+from monai_lcs.results.dice import volume_table, write_tsv
+from monai_lcs.results.picture import _matplotlib, qc_picture
+from monai_lcs.study.cases import case_name
 
 __all__ = ["SaveSegmentation", "SaveSegmentationD", "SaveSegmentationDict", "SaveSegmentationd"]
 
@@ -82,7 +84,7 @@ class SaveSegmentation(Transform):
         Args:
             label_map: integers `(1, *spatial)`, 0 and ids of the table.
             image: `(1, *spatial)` as loaded from its file, with `filename_or_obj` in its metadata.
-            case: what the files' names start with. Default: :func:`monai_lcs.data.case_name` of the image file.
+            case: what the files' names start with. Default: :func:`monai_lcs.study.cases.case_name` of the image file.
             agreement: of several atlases with the label map, `(1, *spatial)`, 0 to 1: its mean over each label goes
                 into the volumes.
 
@@ -148,7 +150,7 @@ class SaveSegmentationd(SaveImaged):
     Adds `data["saved"]`, the paths written. Where :class:`FuseAtlasesd` left `data["agreement"]`, the volumes say how
     far the atlases agreed with each label: 0 where their own vote, `data["atlas_label"]` on the same grid, is
     another. The paths start with `data["case"]` where a sample has that, as those of
-    :func:`monai_lcs.data.find_images` do, otherwise with the name of the image file.
+    :func:`monai_lcs.study.cases.find_images` do, otherwise with the name of the image file.
 
     Args:
         keys: key of the label map, one; on the grid of the file, so after `Invertd` (with `nearest_interp=True`).

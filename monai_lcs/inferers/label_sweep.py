@@ -16,7 +16,7 @@ from monai.utils import BlendMode, look_up_option
 from torch import Tensor
 from tqdm import tqdm
 
-from .boxes import (
+from monai_lcs.boxes import (
     Box,
     cut,
     grow_box,
@@ -28,10 +28,9 @@ from .boxes import (
     split_box,
     union_box,
     unshift,
-    voxel_size,
 )
-from .networks import Features, check_halo
-from .sweep import (
+from monai_lcs.grids import voxel_size
+from monai_lcs.inferers.sweep import (
     NOWHERE,
     AnyDecoder,
     Decoder,
@@ -47,7 +46,8 @@ from .sweep import (
     volume_of,
     window_order,
 )
-from .transforms.labels import LabelGroup, as_groups, label_mask
+from monai_lcs.labels.groups import LabelGroup, as_groups, label_mask
+from monai_lcs.networks import Features, check_halo
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
 

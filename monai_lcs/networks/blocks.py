@@ -13,7 +13,7 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode
 from torch import Tensor, nn
 
-from .boxes import Box, cut, intersect, mask_box, shift
+from monai_lcs.boxes import Box, cut, intersect, mask_box, shift
 
 __all__ = ["Block", "LabelHead", "Mask", "UpConvolution", "convolve", "gather", "norm_name", "recrop", "up"]
 

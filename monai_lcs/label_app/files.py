@@ -12,9 +12,9 @@ import SimpleITK as sitk
 from monai.config import PathLike
 from monai.data import MetaTensor
 
-from monai_lcs.files import as_array
-from monai_lcs.reports import grid_header
-from monai_lcs.transforms.align import affine_of, to_sitk
+from monai_lcs.grids import affine_of, to_sitk
+from monai_lcs.labels.label_map import as_array
+from monai_lcs.results.segmentation import grid_header
 
 __all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]
 

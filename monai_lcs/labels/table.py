@@ -17,7 +17,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from monai_lcs.files import check_absent, write_atomically
-from monai_lcs.label_files import Row, channel_rows, label_arguments, read_rows, shorten, table_text
+from monai_lcs.labels.formats import Row, channel_rows, label_arguments, read_rows, shorten, table_text
 
 __all__ = ["Label", "LabelTable", "is_integer"]
 

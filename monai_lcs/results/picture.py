@@ -12,8 +12,9 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import look_up_option
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from monai_lcs.files import as_array, as_label_array, check_absent, check_known, write_atomically
+from monai_lcs.files import check_absent, write_atomically
 from monai_lcs.labels import LabelTable
+from monai_lcs.labels.label_map import as_array, as_label_array, check_known
 
 __all__ = ["qc_picture"]
 

@@ -1,67 +1,27 @@
-"""Finds images and labels on disk, and checks them before long work starts."""
+"""Finds cases: images and label maps on disk, by folders or by a datalist, and the splits of a study."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import chain, count, product
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-import torch
 from monai.config import PathLike
-from monai.data import MetaTensor, NibabelReader, is_supported_format
-from monai.transforms import LoadImage
-from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import ensure_tuple, look_up_option
-from tqdm import tqdm
 
-from monai_lcs.files import as_array, check_ids
-from monai_lcs.labels import LabelTable
+from monai_lcs.study.images import IMAGE_EXTENSIONS
 
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "MGHReader",
-    "case_name",
-    "case_names",
-    "check_case",
-    "check_cases",
-    "check_labels",
-    "check_writable",
-    "find_cases",
-    "find_images",
-    "grid_distance",
-    "require_valid",
-]
+__all__ = ["case_name", "case_names", "find_cases", "find_images", "shorten_names"]
 
 Case: TypeAlias = dict[str, Any]
 
-IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
-"""File name endings taken for images in a folder, the longer ones first."""
-
 N_FOLDS = 5
 """Folds of cases that come without fold numbers of their own."""
-
-
-class MGHReader(NibabelReader):
-    """Reads FreeSurfer's `.mgz` and `.mgh`, which MONAI's own choice of readers leaves to ITK, which cannot.
-
-    Importing this module adds it to MONAI's `SUPPORTED_READERS`, so a plain `LoadImage()` reads these files too.
-    (`LoadImage(reader="NibabelReader")` would as well, but it falls back to ITK for files that nibabel rejects,
-    and ITK fills a truncated NIfTI with zeros.)
-    """
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """True for files this reader is meant for."""
-        return is_supported_format(filename, ["mgz", "mgh"])
-
-
-SUPPORTED_READERS["mghreader"] = MGHReader
 
 
 def case_name(path: PathLike) -> str:
@@ -266,11 +226,14 @@ def _cases_of_folders(folder: Path, with_labels: bool) -> list[Case]:
     if not cases:
         raise ValueError(
             f"No image of {image_dir} has a label map of the same name in {label_dir}: "
-            f"found images {_some(unpaired)} and labels {_some([path.name for path in labels.values()])}."
+            f"found images {shorten_names(unpaired)} and labels "
+            f"{shorten_names([path.name for path in labels.values()])}."
         )
     unpaired += [path.name for name, path in labels.items() if name not in label_of.values()]
     if unpaired:
-        warnings.warn(f"Left out of {folder}, without a partner of the same name: {_some(unpaired)}.", stacklevel=3)
+        warnings.warn(
+            f"Left out of {folder}, without a partner of the same name: {shorten_names(unpaired)}.", stacklevel=3
+        )
     return _named(cases)
 
 
@@ -294,155 +257,12 @@ def _by_name(files: Any) -> dict[str, Path]:
     return named
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def shorten_names(names: Sequence[str], most: int = 3) -> str:
     """The first few names and how many more there are.
 
     Example:
-        >>> _some(["a", "b", "c", "d"], most=2), _some([])
+        >>> shorten_names(["a", "b", "c", "d"], most=2), shorten_names([])
         ('a, b and 2 more', 'none')
     """
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest if names else "none"
-
-
-def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
-    """Reads the files of a case and raises if a network could not be trained or evaluated on them.
-
-    Checks the keys `"image"`, `"label"`, `"atlas_image"` and `"atlas_label"` where present: each file exists, can be
-    read to its end, has `spatial_dims` dimensions and one channel, and finite values; label maps hold integers from 0
-    to 2**24 - 1, which float32, the type of the network's input, holds exactly; an image and its label map have the
-    same shape, and affines that place no corner of the grid more than a tenth of a voxel apart. Reads every voxel, one
-    key after the other: as slow as loading the case, and no more memory.
-
-    Raises:
-        ValueError: one sentence that names the file and what is wrong with it.
-    """
-    for image_key, label_key in (("image", "label"), ("atlas_image", "atlas_label")):
-        grids = {}
-        for key in (image_key, label_key):
-            if key in case:
-                volume = read_image(case[key])
-                _check_dims(volume, case[key], spatial_dims)
-                _check_values(volume, case[key], is_label=key == label_key)
-                grids[key] = tuple(volume.shape[1:]), np.asarray(volume.affine, dtype=float)
-                del volume
-        if len(grids) == 2:
-            _check_same_grid(case[image_key], *grids[image_key], case[label_key], *grids[label_key])
-
-
-def read_image(path: PathLike) -> MetaTensor:
-    """An image file as `(C, *spatial)` float32 with its affine."""
-    if not Path(path).exists():
-        raise ValueError(f"{path} does not exist.")
-    if Path(path).stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes).")
-    try:
-        return LoadImage(ensure_channel_first=True)(path)
-    except Exception as error:  # each of the readers has errors of its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an image, it may be truncated or damaged: {reason}") from error
-
-
-def _check_dims(volume: torch.Tensor, path: PathLike, spatial_dims: int) -> None:
-    """One channel of `spatial_dims` dimensions; a file of a single slice is 2D, whichever axis has the length 1."""
-    channels, *spatial = volume.shape
-    if channels != 1:
-        raise ValueError(f"{path} must be {spatial_dims}D, got a {len(spatial) + 1}D file of {channels} channels.")
-    if len(spatial) != spatial_dims or (spatial_dims == 3 and 1 in spatial):
-        dims = len(spatial) if len(spatial) != spatial_dims else 2
-        raise ValueError(f"{path} must be {spatial_dims}D, got a {dims}D file of shape {tuple(spatial)}.")
-
-
-def _check_values(volume: torch.Tensor, path: str, is_label: bool) -> None:
-    """Finite values, and in a label map integers >= 0 that float32 holds exactly."""
-    finite = torch.isfinite(volume)
-    if not finite.all():
-        raise ValueError(f"{path} has {int((~finite).sum())} NaN or Inf voxels of {volume.numel()}.")
-    if is_label:
-        check_ids(as_array(volume), f"The label map {path}")
-        # 2**24 itself may be a rounded 2**24 + 1.
-        if volume.max() >= 2**24:
-            raise ValueError(
-                f"The label map {path} must hold ids below 2**24 = {2**24}, which float32 holds exactly, "
-                f"got {volume.max().item():.0f}: renumber its labels."
-            )
-
-
-def _check_same_grid(
-    path: str, shape: tuple[int, ...], affine: np.ndarray, path_2: str, shape_2: tuple[int, ...], affine_2: np.ndarray
-) -> None:
-    """The same shape, and affines less than a tenth of a voxel apart."""
-    if shape != shape_2:
-        raise ValueError(f"{path} and {path_2} must have the same grid, got shapes {shape} and {shape_2}.")
-    distance = grid_distance(affine, affine_2, shape)
-    if distance > 0.1 * np.linalg.norm(affine[:-1, :-1], axis=0).min():
-        raise ValueError(
-            f"{path} and {path_2} must have the same grid, got affines up to {distance:.3g} mm apart: "
-            f"{affine.round(4).tolist()} and {affine_2.round(4).tolist()}."
-        )
-
-
-def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """The largest distance, in mm, between the corners of two grids of the same shape `(*spatial)`.
-
-    Example:
-        >>> import numpy as np
-        >>> grid_distance(np.eye(4), np.diag([1.01, 1, 1, 1]), (101, 50, 50))  # the last voxel is number 100
-        1.0
-    """
-    sizes = [*shape, *[1] * (len(affine) - 1 - len(shape))]  # a 2D file may come with a 3D affine
-    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in sizes))]).T
-    offsets = (np.asarray(affine, dtype=float) - np.asarray(other, dtype=float)) @ corners
-    return round(float(np.linalg.norm(offsets[:-1], axis=0).max()), 9)
-
-
-def check_cases(
-    cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, progress: bool = True
-) -> list[tuple[Mapping[str, Any], str]]:
-    """The cases that fail :func:`check_case`, each with its error message; shows a progress bar.
-
-    An atlas that all cases share is read once if it is checked by a case of its own:
-    `check_cases([{"atlas_image": ..., "atlas_label": ...}, *cases])`.
-    """
-    bad = []
-    for case in tqdm(cases, desc="Checking files", unit="case", disable=not progress):
-        try:
-            check_case(case, spatial_dims)
-        except ValueError as error:
-            bad.append((case, str(error)))
-    return bad
-
-
-def require_valid(cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, progress: bool = True) -> None:
-    """Checks all cases and raises one ValueError that lists what is wrong: how many are bad, and the first ten."""
-    bad = check_cases(cases, spatial_dims, progress)
-    if bad:
-        lines = [message for _, message in bad[:10]] + ["..."] * (len(bad) > 10)
-        raise ValueError("\n  ".join([f"{len(bad)} of {len(cases)} cases cannot be used:", *lines]))
-
-
-def check_writable(folder: PathLike) -> None:
-    """Creates a folder for results where it is missing, and makes sure that files can be written there.
-
-    Raises:
-        OSError: naming the folder and the reason.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=str(folder)):
-            pass
-    except OSError as error:
-        raise OSError(f"Cannot write to the output folder {folder}: {error.strerror or error}.") from error
-
-
-def check_labels(atlas_label_path: PathLike, ids: Sequence[int], table: LabelTable) -> None:
-    """Makes sure that the atlas has at least one voxel of each requested label.
-
-    Raises:
-        ValueError: naming the file and the missing ids with their names.
-    """
-    present = set(read_image(atlas_label_path).unique().tolist())
-    missing = [id for id in ids if id not in present]
-    if missing:
-        names = [f"{id} ({table[id].name})" if id in table.ids else f"{id}" for id in missing]
-        raise ValueError(f"The atlas label map {atlas_label_path} has no voxel of label {_some(names, most=10)}.")

@@ -11,10 +11,16 @@ import pandas as pd
 from monai.config import NdarrayOrTensor, PathLike
 from scipy import ndimage
 
-from monai_lcs.files import as_array, as_label_array, check_absent, check_known, write_atomically, write_tsv
+from monai_lcs.files import check_absent, write_atomically
 from monai_lcs.labels import LabelTable
+from monai_lcs.labels.label_map import as_array, as_label_array, check_known
 
 __all__ = ["compare_dice", "dice_summary", "dice_table", "volume_table", "write_dice_tsv"]
+
+
+def write_tsv(frame: pd.DataFrame, path: Path, float_format: str | None = None) -> None:
+    """Writes a table with tabs, NaN as `n/a`."""
+    frame.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format=float_format)
 
 
 def volume_table(
@@ -72,7 +78,7 @@ def dice_table(buffer: NdarrayOrTensor, cases: Sequence[str], table: LabelTable)
 
     Args:
         buffer: Dice `(cases, labels)`, as :meth:`LabelMapDice.get_buffer` has it; NaN where it is not defined.
-        cases: the name of each case, such as :func:`monai_lcs.data.case_names` finds.
+        cases: the name of each case, such as :func:`monai_lcs.study.cases.case_names` finds.
         table: the labels, in the order of the columns of `buffer`.
 
     Returns:
@@ -161,8 +167,8 @@ def compare_dice(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Print methods side by side: ``python -m monai_lcs.tables NAME=dice.tsv NAME=dice.tsv``."""
-    parser = argparse.ArgumentParser(prog="python -m monai_lcs.tables", description="Methods side by side.")
+    """Print methods side by side: ``python -m monai_lcs.results.dice NAME=dice.tsv NAME=dice.tsv``."""
+    parser = argparse.ArgumentParser(prog="python -m monai_lcs.results.dice", description="Methods side by side.")
     parser.add_argument("tables", nargs="+", metavar="NAME=dice.tsv")
     named = dict(text.split("=", 1) for text in parser.parse_args(args).tables)
     print(compare_dice({name: pd.read_csv(path, sep="\t", na_values="n/a") for name, path in named.items()}).round(4))

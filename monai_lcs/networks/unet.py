@@ -12,8 +12,28 @@ from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
 from torch import Tensor, nn
 
-from .blocks import Block, LabelHead, Mask, UpConvolution, gather, norm_name, recrop, up
-from .boxes import Box, batch_sizes, crop_pyramid, cut, pad_end, place, reach_out, scale, shift, slabs_of
+from monai_lcs.boxes import (
+    Box,
+    batch_sizes,
+    crop_pyramid,
+    cut,
+    pad_end,
+    place,
+    reach_out,
+    scale,
+    shift,
+    slabs_of,
+)
+from monai_lcs.networks.blocks import (
+    Block,
+    LabelHead,
+    Mask,
+    UpConvolution,
+    gather,
+    norm_name,
+    recrop,
+    up,
+)
 
 __all__ = ["Features", "LabelConditionedUNet", "check_halo"]
 
@@ -47,8 +67,8 @@ class LabelConditionedUNet(nn.Module):
     up-sampling and a convolution up, dropout at the bottleneck, a 1x1x1 head that gives logits.
 
     With ``conditioning="shared"`` image and atlas image pass through encoder *and* decoder together, once for all
-    labels, and a label costs only a light part (:class:`monai_lcs.blocks.LabelHead`): many labels take hardly more
-    time than one.
+    labels, and a label costs only a light part (:class:`monai_lcs.networks.blocks.LabelHead`): many labels take hardly
+    more time than one.
 
     Any spatial size works: the input is padded at its end (edge values) to a multiple of :attr:`stride`. On a CPU, 3D
     convolutions are up to twice as fast after ``net.to(memory_format=torch.channels_last_3d)``.

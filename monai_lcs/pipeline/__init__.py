@@ -1,0 +1,1 @@
+"""Scan in, segmentation out: the settings, the preprocessing, the segmenter and the training."""

@@ -1,0 +1,1 @@
+"""What goes out: label maps, volumes, Dice and pictures."""

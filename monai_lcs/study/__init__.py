@@ -1,0 +1,1 @@
+"""What comes in: images, cases, splits and their checks."""
