@@ -1,4 +1,4 @@
-"""Grids: the affine of an image, whether two grids are the same, and images of SimpleITK."""
+"""Handles voxel grids: affines, the comparison of two grids, and the conversion to and from SimpleITK."""
 
 from __future__ import annotations
 
@@ -15,20 +15,41 @@ from torch import Tensor
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-__all__ = ["affine_of", "from_sitk", "grid_distance", "on_grid_of", "to_sitk", "voxel_size"]
+__all__ = [
+    "GRID_TOLERANCE",
+    "affine_of",
+    "from_sitk",
+    "grid_distance",
+    "on_grid_of",
+    "same_grid",
+    "to_sitk",
+    "voxel_size",
+]
+
+GRID_TOLERANCE = 0.1
+"""How far apart the corners of two equal grids may lie, in voxels: file headers round their affines."""
 
 
 def affine_of(x: MetaTensor) -> np.ndarray:
-    """Return the affine of a channel-first tensor as float64, ``(d + 1, d + 1)`` for ``d`` spatial dimensions."""
+    """Returns the affine of a channel-first tensor as float64, ``(d + 1, d + 1)`` for ``d`` spatial dimensions.
+
+    Example:
+        >>> affine_of(MetaTensor(torch.zeros(1, 4, 5), affine=torch.diag(torch.tensor([2.0, 3, 1])))).tolist()
+        [[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]]
+    """
     return to_affine_nd(x.ndim - 1, x.affine.detach().cpu().numpy().astype(np.float64))
 
 
 def voxel_size(image: Tensor, item: int = 0) -> tuple[float, ...]:
-    """Size in mm of a voxel along each spatial axis; 1 mm where the tensor carries no affine.
+    """Returns the size of a voxel in mm along each spatial axis; 1 mm if the tensor carries no affine.
 
     Args:
-        image: ``(B, C, *spatial)``, any tensor; a :class:`monai.data.MetaTensor` knows its affine.
-        item: which of the batch; each has its own affine.
+        image: ``(B, C, *spatial)``; only a :class:`monai.data.MetaTensor` carries an affine.
+        item: index in the batch; each item has its own affine.
+
+    Example:
+        >>> voxel_size(MetaTensor(torch.zeros(1, 1, 4, 5), affine=torch.diag(torch.tensor([2.0, 3, 1]))))
+        (2.0, 3.0)
     """
     dims = image.ndim - 2
     if not isinstance(image, MetaTensor):
@@ -39,10 +60,9 @@ def voxel_size(image: Tensor, item: int = 0) -> tuple[float, ...]:
 
 
 def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """The largest distance, in mm, between the corners of two grids of the same shape `(*spatial)`.
+    """Returns the largest distance in mm between the corners of two grids of the same shape ``(*spatial)``.
 
     Example:
-        >>> import numpy as np
         >>> grid_distance(np.eye(4), np.diag([1.01, 1, 1, 1]), (101, 50, 50))  # the last voxel is number 100
         1.0
     """
@@ -52,8 +72,33 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
     return round(float(np.linalg.norm(offsets[:-1], axis=0).max()), 9)
 
 
+def same_grid(shape: Sequence[int], affine: np.ndarray, shape_2: Sequence[int], affine_2: np.ndarray) -> bool:
+    """Tells whether two grids are the same, within the one tolerance of the package.
+
+    They are if their shapes ``(*spatial)`` are equal, and their corners lie at most :data:`GRID_TOLERANCE` voxels
+    apart. A voxel here is as large as the first grid's shortest voxel edge.
+
+    Example:
+        >>> shifted = np.eye(4)
+        >>> shifted[0, 3] = 0.09  # mm
+        >>> same_grid((5, 6, 7), np.eye(4), (5, 6, 7), shifted), same_grid((5, 6, 7), np.eye(4), (5, 6, 8), np.eye(4))
+        (True, False)
+    """
+    if tuple(shape) != tuple(shape_2):
+        return False
+    tolerance_mm = GRID_TOLERANCE * np.linalg.norm(np.asarray(affine)[:-1, :-1], axis=0).min()
+    return bool(grid_distance(affine, affine_2, shape) <= tolerance_mm)
+
+
 def to_sitk(x: torch.Tensor, affine: np.ndarray) -> sitk.Image:
-    """Convert ``(1, *spatial)`` and its RAS affine to a SimpleITK image (LPS), in its dtype where SimpleITK has it."""
+    """Converts a tensor ``(1, *spatial)`` and its RAS affine to a SimpleITK image, whose world is LPS.
+
+    The dtype stays where SimpleITK has it: bool becomes uint8, and half precision becomes float32.
+
+    Example:
+        >>> to_sitk(torch.zeros(1, 4, 5, 6), np.diag([1.0, 2, 3, 1])).GetSpacing()
+        (1.0, 2.0, 3.0)
+    """
     dtype = {torch.bool: torch.uint8, torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(x.dtype, x.dtype)
     import SimpleITK as sitk  # only registration needs it
 
@@ -67,7 +112,13 @@ def to_sitk(x: torch.Tensor, affine: np.ndarray) -> sitk.Image:
 
 
 def from_sitk(image: sitk.Image) -> tuple[torch.Tensor, np.ndarray]:
-    """Convert a SimpleITK image (LPS) to ``(1, *spatial)``, dtype unchanged, and its RAS affine."""
+    """Converts a SimpleITK image to a tensor ``(1, *spatial)`` of the same dtype, and returns it with its RAS affine.
+
+    Example:
+        >>> volume, affine = from_sitk(to_sitk(torch.zeros(1, 4, 5, 6), np.diag([1.0, 2, 3, 1])))
+        >>> volume.shape, affine.diagonal().tolist()
+        (torch.Size([1, 4, 5, 6]), [1.0, 2.0, 3.0, 1.0])
+    """
     import SimpleITK as sitk  # only registration needs it
 
     dims = image.GetDimension()
@@ -79,11 +130,24 @@ def from_sitk(image: sitk.Image) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def _swap_ras_lps(affine: np.ndarray) -> np.ndarray:
+    """Flips the first two world axes."""
     return np.diag([-1, -1, 1, 1] if len(affine) == 4 else [-1, -1, 1]) @ affine
 
 
 def on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[str, Any]) -> MetaTensor:
-    """Give the aligned voxels exactly the image's affine and its device, and the atlas's other metadata."""
+    """Returns the aligned voxels with exactly the image's affine, on its device, and with the atlas's other metadata.
+
+    Args:
+        image: ``(C, *spatial)``, the target of the alignment.
+        aligned: ``(1, *spatial)``, voxels of the atlas on the image's grid.
+        atlas_meta: metadata of the atlas volume as it was read.
+
+    Example:
+        >>> image = MetaTensor(torch.zeros(1, 4, 5), affine=torch.diag(torch.tensor([2.0, 3, 1])))
+        >>> aligned = on_grid_of(image, torch.ones(1, 4, 5), {"filename_or_obj": "T1w.nii.gz", "affine": torch.eye(3)})
+        >>> aligned.affine.diagonal().tolist(), aligned.meta["filename_or_obj"]
+        ([2.0, 3.0, 1.0], 'T1w.nii.gz')
+    """
     meta = {**atlas_meta, "spatial_shape": np.array(image.shape[1:])}
     meta.pop("affine", None)
     return MetaTensor(aligned.to(image.device), affine=image.affine.clone(), meta=meta)

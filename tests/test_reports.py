@@ -12,9 +12,10 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd, LoadImage, LoadImaged, Orientationd, Spacingd
 
 from monai_lcs.labels import Label, LabelTable
-from monai_lcs.results.dice import compare_dice, dice_summary, dice_table, main, volume_table, write_dice_tsv
+from monai_lcs.results.dice import compare_dice, dice_summary, dice_table, main, write_dice_tsv
 from monai_lcs.results.picture import qc_picture
-from monai_lcs.results.segmentation import SaveSegmentation, SaveSegmentationd, SaveSegmentationDict
+from monai_lcs.results.volumes import volume_table
+from monai_lcs.transforms import SaveSegmentation, SaveSegmentationd, SaveSegmentationDict
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 TABLE = LabelTable([Label(4, "four", color=RED), Label(300, "three hundred", color=GREEN), Label(7, "seven")])

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from monai.config import NdarrayOrTensor, PathLike
 from monai.transforms.utils import generate_spatial_bounding_box
-from monai.utils import look_up_option
+from monai.utils import convert_to_numpy, look_up_option
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from monai_lcs.files import check_absent, write_atomically
 from monai_lcs.labels import LabelTable
-from monai_lcs.labels.label_map import as_array, as_label_array, check_known
+from monai_lcs.labels.label_map import as_label_array, check_known
 
-__all__ = ["qc_picture"]
+__all__ = ["qc_picture", "require_matplotlib"]
 
 
 def qc_picture(
@@ -59,10 +59,10 @@ def qc_picture(
             "`image` and `label_map` must be (1, *spatial) with three dimensions, "
             f"got {tuple(image.shape)} and {tuple(label_map.shape)}."
         )
-    affine = as_array(getattr(image, "affine", None) if affine is None else affine)
-    if affine.shape != (4, 4):
+    affine = convert_to_numpy(getattr(image, "affine", None) if affine is None else affine)
+    if affine is None or affine.shape != (4, 4):
         raise ValueError("`affine` must be (4, 4) unless `image` is a MetaTensor.")
-    grey, labels, affine = _to_ras(as_array(image)[0], as_label_array(label_map)[0], affine)
+    grey, labels, affine = _to_ras(convert_to_numpy(image)[0], as_label_array(label_map)[0], affine)
     check_known(np.unique(labels), table)
     black, white = _grey_window(grey)
     shown = (labels > 0) | (grey > black + 0.1 * (white - black))
@@ -124,8 +124,20 @@ def _draw_plane(
     axes.set_axis_off()
 
 
+def require_matplotlib() -> None:
+    """Makes sure that matplotlib, which only the pictures need, is installed.
+
+    Raises:
+        ImportError: naming the extra to install, if it is not.
+
+    Example:
+        >>> require_matplotlib()
+    """
+    _matplotlib("matplotlib")
+
+
 def _matplotlib(module: str) -> Any:
-    """A module of matplotlib, which only the pictures need."""
+    """Imports a module of matplotlib."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,27 +1,29 @@
-"""What is kept of a segmentation: label map, label table, volumes and a picture for each case."""
+"""Holds the result of a segmentation, and writes it to files."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.config import KeysCollection, PathLike
+import pandas as pd
+from monai.config import PathLike
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SaveImaged, Transform
-from monai.utils import ImageMetaKey, TransformBackends
+from monai.utils import ImageMetaKey, convert_to_numpy
 
 from monai_lcs.files import check_absent, check_writable, write_atomically
-from monai_lcs.grids import grid_distance
+from monai_lcs.grids import grid_distance, same_grid
 from monai_lcs.labels import LabelTable
-from monai_lcs.labels.label_map import as_array, as_label_array
-from monai_lcs.results.dice import volume_table, write_tsv
-from monai_lcs.results.picture import _matplotlib, qc_picture
+from monai_lcs.labels.label_map import as_label_array
+from monai_lcs.results.picture import qc_picture, require_matplotlib
+from monai_lcs.results.tsv import write_tsv
+from monai_lcs.results.volumes import volume_table
 from monai_lcs.study.cases import case_name
 
-__all__ = ["SaveSegmentation", "SaveSegmentationD", "SaveSegmentationDict", "SaveSegmentationd"]
+__all__ = ["Segmentation", "grid_header"]
 
 # What a NIfTI header says about the grid; MONAI keeps it in the metadata of an image.
 _GRID_FIELDS = (
@@ -30,173 +32,151 @@ _GRID_FIELDS = (
 )
 
 
-class SaveSegmentation(Transform):
-    """Writes a label map in the grid of the image file it belongs to, with volumes, label table and a picture.
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The segmentation of one scan: label map, volumes and quality.
 
-    The files, in `output_dir`, are named after the case, by default its image file (`CASE.nii.gz`, `CASE.mgz`, ...):
-
-    - `CASE_dseg.tsv`: the label table;
-    - `CASE_volumes.tsv`: id, name, voxels and mm3 of every label of the table, with several atlases also how far they
-      agreed on it, see :func:`volume_table`;
-    - `CASE_qc.png`: see :func:`qc_picture`;
-    - `CASE_dseg.nii.gz`: the label map, in the smallest unsigned integer type that holds all ids of the table, with
-      the affine, and the qform and sform if there are any, of the image file.
-
-    Each is written under another name and renamed, the label map last: where it exists, the case is complete.
-
-    Args:
-        output_dir: folder for the files, created when needed.
-        label_table: the labels, or a file that :meth:`LabelTable.read` reads.
-        overwrite: whether to replace existing files.
-        picture: whether to draw the picture; needs matplotlib.
-
-    Raises:
-        ImportError: if there are to be pictures and matplotlib is not installed.
+    Attributes:
+        label_map: integers ``(1, *spatial)`` on the scan's own grid: 0 and ids of the table.
+        image: the scan ``(1, *spatial)`` as it was read, with ``filename_or_obj`` in its metadata if it came from a
+            file.
+        table: the requested labels.
+        quality: measures of quality by name, such as ``{"overlap": 0.97}``.
+        agreement: ``(1, *spatial)``, 0 to 1: how far several atlases agreed with the label map at each voxel; None
+            for a single atlas.
+        case: the name of the scan, with which the names of the saved files start. Default: the name of the scan's
+            file, see :func:`monai_lcs.study.cases.case_name`, or ``"scan"`` without one.
 
     Example:
         >>> import tempfile, torch
-        >>> from monai.data import MetaTensor
-        >>> from monai_lcs.labels import LabelTable
         >>> image = MetaTensor(torch.rand(1, 8, 8, 8), meta={"filename_or_obj": "scans/ann.mgz"})
+        >>> result = Segmentation((image > 0.5) * 300, image, LabelTable.from_ids([4, 300]))
+        >>> result.case, result.volumes["name"].tolist()
+        ('ann', ['label-4', 'label-300'])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save = SaveSegmentation(folder, LabelTable.from_ids([4, 300]), picture=False)
-        ...     sorted(Path(path).name for path in save((image > 0.5) * 300, image).values())
+        ...     sorted(Path(path).name for path in result.save(folder, picture=False).values())
         ['ann_dseg.nii.gz', 'ann_dseg.tsv', 'ann_volumes.tsv']
     """
 
-    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+    label_map: MetaTensor
+    image: MetaTensor
+    table: LabelTable
+    quality: dict[str, Any] = field(default_factory=dict)
+    agreement: MetaTensor | None = None
+    case: str = None  # type: ignore[assignment]  # never None once initialized
 
-    def __init__(
-        self, output_dir: PathLike, label_table: LabelTable | PathLike, overwrite: bool = False, picture: bool = True
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.label_table = label_table if isinstance(label_table, LabelTable) else LabelTable.read(label_table)
-        self.overwrite = overwrite
-        self.picture = picture
-        if picture:
-            _matplotlib("matplotlib")  # rather now than after the first segmentation
+    def __post_init__(self) -> None:
+        if self.case is None:
+            object.__setattr__(self, "case", case_name(self._file) if self._file else "scan")
 
-    def __call__(  # type: ignore[override]
-        self, label_map: MetaTensor, image: MetaTensor, case: str | None = None, agreement: MetaTensor | None = None
-    ) -> dict[str, str]:
-        """Writes the files of one case.
+    @cached_property
+    def volumes(self) -> pd.DataFrame:
+        """Number of voxels, mm3 and, with several atlases, agreement of each label, see :func:`volume_table`."""
+        labels = as_label_array(self.label_map)
+        return volume_table(labels, convert_to_numpy(self.image.affine), self.table, self.agreement)
+
+    def save(self, output_dir: PathLike, overwrite: bool = False, picture: bool = True) -> dict[str, str]:
+        """Writes the segmentation to files on the grid of the scan's file.
+
+        The files, in ``output_dir``, are:
+
+        - ``CASE_dseg.tsv``: the label table;
+        - ``CASE_volumes.tsv``: :attr:`volumes`;
+        - ``CASE_qc.png``: a picture, see :func:`monai_lcs.results.picture.qc_picture`;
+        - ``CASE_dseg.nii.gz``: the label map, in the smallest unsigned integer type that holds all ids of the table.
+          Its affine, and its qform and sform if there are any, are those of the scan's file.
+
+        Each file is written under another name and then renamed, the label map last: if it exists, all do.
 
         Args:
-            label_map: integers `(1, *spatial)`, 0 and ids of the table.
-            image: `(1, *spatial)` as loaded from its file, with `filename_or_obj` in its metadata.
-            case: what the files' names start with. Default: :func:`monai_lcs.study.cases.case_name` of the image file.
-            agreement: of several atlases with the label map, `(1, *spatial)`, 0 to 1: its mean over each label goes
-                into the volumes.
+            output_dir: folder for the files; it is created if it does not exist.
+            overwrite: whether to replace existing files.
+            picture: whether to draw the picture, which needs matplotlib.
 
         Returns:
-            The paths written, by `"labels"`, `"volumes"`, `"qc"` (with `picture`) and `"dseg"`.
+            The paths written, by ``"labels"``, ``"volumes"``, ``"qc"`` (with ``picture``) and ``"dseg"``.
 
         Raises:
-            ValueError: if the grids differ, the label map holds anything but 0 and ids of the table, or `case` is no
-                plain file name.
-            FileExistsError: if one of the files exists and is not to be overwritten; nothing is written then.
+            ValueError: if label map and scan have different grids, the label map holds other values than 0 and ids
+                of the table, or ``case`` is no plain file name.
+            FileExistsError: if one of the files exists and ``overwrite`` is False; nothing is written then.
             OSError: naming the file that cannot be written.
+            ImportError: if ``picture`` and matplotlib is not installed.
         """
-        source = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
-        self._check_grid(label_map, image, source)
-        case = case_name(source) if case is None else case
-        if not case or Path(case).name != case:
-            raise ValueError(f"`case` must be a file name without folders, got {case!r} for {source}.")
-        endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
-        if not self.picture:
-            del endings["qc"]
-        paths = {kind: self.output_dir / f"{case}_{ending}" for kind, ending in endings.items()}
-        check_absent(list(paths.values()), self.overwrite)
-
-        affine = as_array(image.affine)
-        labels = as_label_array(label_map)
+        if picture:
+            require_matplotlib()  # before anything is written
+        self._check_grid()
+        paths = self._paths(Path(output_dir), picture)
+        check_absent(list(paths.values()), overwrite)
         try:
-            volumes = volume_table(labels, affine, self.label_table, agreement)
+            volumes = self.volumes
         except ValueError as error:
-            raise ValueError(f"Cannot save the segmentation of {source}: {error}") from error
-        segmentation = nib.Nifti1Image(
-            labels[0].astype(self.label_table.dtype), affine, grid_header(image, affine), dtype=self.label_table.dtype
-        )
-        check_writable(self.output_dir)
-        write_atomically(paths["labels"], self.label_table.write)
+            raise ValueError(f"Cannot save the segmentation of {self._source}: {error}") from error
+        label_map = self._nifti_image()
+
+        check_writable(output_dir)
+        write_atomically(paths["labels"], self.table.write)
         write_atomically(paths["volumes"], lambda temporary: write_tsv(volumes, temporary))
-        if self.picture:
-            qc_picture(image, labels, self.label_table, paths["qc"], affine, title=case, overwrite=True)
-        write_atomically(paths["dseg"], lambda temporary: nib.save(segmentation, temporary))
+        if picture:
+            qc_picture(self.image, self.label_map, self.table, paths["qc"], title=self.case, overwrite=True)
+        write_atomically(paths["dseg"], lambda temporary: nib.save(label_map, temporary))
         return {kind: str(path) for kind, path in paths.items()}
 
-    @staticmethod
-    def _check_grid(label_map: MetaTensor, image: MetaTensor, source: str) -> None:
-        """Both on the grid of the file."""
-        if label_map.shape != image.shape or image.ndim != 4 or image.shape[0] != 1:
+    @property
+    def _file(self) -> str:
+        """The scan's file, empty for a scan from memory."""
+        return str(self.image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) or "")
+
+    @property
+    def _source(self) -> str:
+        """What an error message calls the scan."""
+        return self._file or "the scan"
+
+    def _paths(self, folder: Path, picture: bool) -> dict[str, Path]:
+        """Names the files."""
+        if not self.case or Path(self.case).name != self.case:
+            raise ValueError(f"`case` must be a file name without folders, got {self.case!r} for {self._source}.")
+        endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
+        if not picture:
+            del endings["qc"]
+        return {kind: folder / f"{self.case}_{ending}" for kind, ending in endings.items()}
+
+    def _check_grid(self) -> None:
+        """Label map and scan must lie on the same grid."""
+        shape = tuple(self.image.shape)
+        if tuple(self.label_map.shape) != shape or len(shape) != 4 or shape[0] != 1:
             raise ValueError(
-                f"The segmentation of {source} must have the shape (1, *spatial) of the image, three dimensions, "
-                f"got {tuple(label_map.shape)} for {tuple(image.shape)}: invert the preprocessing first."
+                f"The segmentation of {self._source} must have the shape (1, *spatial) of the image, three dimensions, "
+                f"got {tuple(self.label_map.shape)} for {shape}: invert the preprocessing first."
             )
-        affine, expected = (as_array(tensor.affine) for tensor in (label_map, image))
-        distance = grid_distance(affine, expected, image.shape[1:])
-        if distance > 0.01 * np.linalg.norm(expected[:3, :3], axis=0).min():
+        affine, expected = (convert_to_numpy(tensor.affine) for tensor in (self.label_map, self.image))
+        if not same_grid(shape[1:], expected, shape[1:], affine):
             raise ValueError(
-                f"The segmentation of {source} must have the affine of the image, got one up to {distance:.3g} mm off: "
+                f"The segmentation of {self._source} must have the affine of the image, got one up to "
+                f"{grid_distance(affine, expected, shape[1:]):.3g} mm off: "
                 f"{affine.round(4).tolist()} for {expected.round(4).tolist()}: invert the preprocessing first."
             )
 
-
-class SaveSegmentationd(SaveImaged):
-    """Dictionary version of :class:`SaveSegmentation`, to be the last of the postprocessing of a single case.
-
-    By class a :class:`monai.transforms.SaveImaged`, which MONAI Label leaves out: it writes results itself.
-
-    Adds `data["saved"]`, the paths written. Where :class:`FuseAtlasesd` left `data["agreement"]`, the volumes say how
-    far the atlases agreed with each label: 0 where their own vote, `data["atlas_label"]` on the same grid, is
-    another. The paths start with `data["case"]` where a sample has that, as those of
-    :func:`monai_lcs.study.cases.find_images` do, otherwise with the name of the image file.
-
-    Args:
-        keys: key of the label map, one; on the grid of the file, so after `Invertd` (with `nearest_interp=True`).
-        image_key: key of the image as loaded from its file, untouched by any transform but `EnsureChannelFirstd`.
-        output_dir: see :class:`SaveSegmentation`.
-        label_table: see :class:`SaveSegmentation`.
-        overwrite: see :class:`SaveSegmentation`.
-        picture: see :class:`SaveSegmentation`.
-        allow_missing_keys: whether a sample without the key is passed on as it is.
-    """
-
-    backend = SaveSegmentation.backend
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        image_key: str = "source",
-        *,
-        output_dir: PathLike,
-        label_table: LabelTable | PathLike,
-        overwrite: bool = False,
-        picture: bool = True,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        if len(self.keys) != 1:
-            raise ValueError(f"`keys` must be one key, since files are named after the image, got {self.keys}.")
-        self.image_key = image_key
-        self.save = SaveSegmentation(output_dir, label_table, overwrite, picture)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Writes the files and returns a copy of `data` with `"saved"`."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            agreement = d.get("agreement")
-            if agreement is not None:
-                agreement = agreement * (d["atlas_label"] == d[key])
-            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"), agreement)
-        return d
-
-
-SaveSegmentationD = SaveSegmentationDict = SaveSegmentationd
+    def _nifti_image(self) -> nib.Nifti1Image:
+        """Returns the label map with the scan's affine and header."""
+        affine, dtype = convert_to_numpy(self.image.affine), self.table.dtype
+        voxels = as_label_array(self.label_map)[0].astype(dtype)
+        return nib.Nifti1Image(voxels, affine, grid_header(self.image, affine), dtype=dtype)
 
 
 def grid_header(image: MetaTensor, affine: np.ndarray) -> nib.Nifti1Header:
-    """The header fields of the image's own file that place its grid; those of `affine` if it was no NIfTI file."""
+    """Returns a header with the fields that place the grid.
+
+    Args:
+        image: ``(C, *spatial)``. If it was read from a NIfTI file, its metadata hold the fields.
+        affine: ``(4, 4)``, otherwise written as the qform and the sform of a scanner.
+
+    Example:
+        >>> import torch
+        >>> header = grid_header(MetaTensor(torch.zeros(1, 4, 5, 6)), np.diag([1, 2, 3, 1]))
+        >>> int(header["sform_code"]), header["pixdim"][1:4].tolist(), header.get_xyzt_units()
+        (1, [1.0, 2.0, 3.0], ('mm', 'unknown'))
+    """
     header = nib.Nifti1Header()
     if all(field in image.meta for field in _GRID_FIELDS):
         for field in _GRID_FIELDS:

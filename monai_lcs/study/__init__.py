@@ -1,1 +1,1 @@
-"""What comes in: images, cases, splits and their checks."""
+"""Studies: what comes in, as images, cases, splits and their checks."""

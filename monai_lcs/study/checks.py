@@ -1,95 +1,209 @@
-"""Checks of cases before long work starts."""
+"""Checks scans, label maps and whole cases before long work starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from monai.config import PathLike
+from monai.data import MetaTensor
+from monai.utils import convert_to_numpy
 from tqdm import tqdm
 
-from monai_lcs.grids import grid_distance
+from monai_lcs.grids import grid_distance, same_grid
 from monai_lcs.labels import LabelTable
-from monai_lcs.labels.label_map import as_array, check_ids
+from monai_lcs.labels.label_map import check_ids
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.images import read_image
 
-__all__ = ["check_case", "check_cases", "check_labels", "require_valid"]
+__all__ = [
+    "check_case",
+    "check_cases",
+    "check_label_map_volume",
+    "check_labels",
+    "check_labels_present",
+    "check_same_grid",
+    "check_scan",
+    "read_label_map",
+    "read_scan",
+    "require_valid",
+]
+
+_Grid: TypeAlias = tuple[tuple[int, ...], np.ndarray]
+
+
+def read_scan(path: PathLike, spatial_dims: int = 3) -> MetaTensor:
+    """Reads an image file once and checks what :func:`check_scan` checks.
+
+    Returns:
+        ``(1, *spatial)``, float32.
+
+    Raises:
+        ValueError: if the file does not exist or cannot be read to its end, or its volume fails the check.
+
+    Example:
+        >>> import nibabel as nib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nib.save(nib.Nifti1Image(np.ones((4, 5, 6)), np.eye(4)), f"{folder}/scan.nii")
+        ...     read_scan(f"{folder}/scan.nii").shape
+        torch.Size([1, 4, 5, 6])
+    """
+    scan = read_image(path)
+    check_scan(scan, str(path), spatial_dims)
+    return scan
+
+
+def read_label_map(path: PathLike, spatial_dims: int = 3) -> MetaTensor:
+    """Reads a label map once and checks what :func:`check_label_map_volume` checks.
+
+    Returns:
+        ``(1, *spatial)``, float32, which holds the ids exactly.
+
+    Raises:
+        ValueError: if the file does not exist or cannot be read to its end, or its volume fails the check.
+
+    Example:
+        >>> import nibabel as nib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nib.save(nib.Nifti1Image(np.full((4, 5, 6), 17, np.uint8), np.eye(4)), f"{folder}/dseg.nii")
+        ...     read_label_map(f"{folder}/dseg.nii").unique().tolist()
+        [17.0]
+    """
+    label_map = read_image(path)
+    check_label_map_volume(label_map, str(path), spatial_dims)
+    return label_map
+
+
+def check_scan(volume: torch.Tensor, name: str, spatial_dims: int = 3) -> None:
+    """Checks that a volume ``(C, *spatial)`` has one channel, ``spatial_dims`` dimensions and finite values.
+
+    A 3D volume of a single slice counts as 2D, whichever axis has the length 1.
+
+    Args:
+        volume: the volume; it may come from a file or from memory.
+        name: what an error message calls the volume, such as its path.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: one sentence that names the volume and what is wrong with it.
+
+    Example:
+        >>> check_scan(torch.rand(1, 4, 5, 6), "scan.nii")
+        >>> check_scan(torch.rand(1, 4, 5), "slice.nii")
+        Traceback (most recent call last):
+        ValueError: slice.nii must be 3D, got a 2D file of shape (4, 5).
+    """
+    channels, *spatial = volume.shape
+    if channels != 1:
+        raise ValueError(f"{name} must be {spatial_dims}D, got a {len(spatial) + 1}D file of {channels} channels.")
+    if len(spatial) != spatial_dims or (spatial_dims == 3 and 1 in spatial):
+        dims = len(spatial) if len(spatial) != spatial_dims else 2
+        raise ValueError(f"{name} must be {spatial_dims}D, got a {dims}D file of shape {tuple(spatial)}.")
+    finite = torch.isfinite(volume)
+    if not finite.all():
+        raise ValueError(f"{name} has {int((~finite).sum())} NaN or Inf voxels of {volume.numel()}.")
+
+
+def check_label_map_volume(volume: torch.Tensor, name: str, spatial_dims: int = 3) -> None:
+    """Checks what :func:`check_scan` checks, and that a label map holds integers from 0 to 2**24 - 1.
+
+    The network's input is float32, which holds these integers exactly.
+
+    Args:
+        volume: the label map ``(C, *spatial)``; it may come from a file or from memory.
+        name: what an error message calls the label map, such as its path.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: one sentence that names the label map and what is wrong with it.
+
+    Example:
+        >>> check_label_map_volume(torch.full((1, 4, 5, 6), 17.0), "dseg.nii")
+        >>> check_label_map_volume(torch.full((1, 4, 5, 6), 0.5), "dseg.nii")
+        Traceback (most recent call last):
+        ValueError: The label map dseg.nii must hold integers >= 0, got 0.5.
+    """
+    check_scan(volume, name, spatial_dims)
+    check_ids(convert_to_numpy(volume), f"The label map {name}")
+    # 2**24 itself may be a rounded 2**24 + 1.
+    if volume.max() >= 2**24:
+        raise ValueError(
+            f"The label map {name} must hold ids below 2**24 = {2**24}, which float32 holds exactly, "
+            f"got {volume.max().item():.0f}: renumber its labels."
+        )
+
+
+def check_same_grid(image: MetaTensor, label_map: MetaTensor, image_name: str, label_name: str) -> None:
+    """Checks that an image and a label map, ``(C, *spatial)``, lie on the same grid.
+
+    Raises:
+        ValueError: naming both, if their shapes differ or :func:`monai_lcs.grids.same_grid` finds their affines apart.
+
+    Example:
+        >>> image = MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4))
+        >>> check_same_grid(image, image[..., :3], "scan.nii", "dseg.nii")
+        Traceback (most recent call last):
+        ValueError: scan.nii and dseg.nii must have the same grid, got shapes (4, 5, 6) and (4, 5, 3).
+    """
+    _compare_grids(image_name, _grid_of(image), label_name, _grid_of(label_map))
+
+
+def _grid_of(volume: MetaTensor) -> _Grid:
+    """Returns the spatial shape and the affine."""
+    return tuple(volume.shape[1:]), convert_to_numpy(volume.affine, dtype=float)
+
+
+def _compare_grids(name: str, grid: _Grid, name_2: str, grid_2: _Grid) -> None:
+    """Raises an error that says how two grids differ."""
+    if same_grid(*grid, *grid_2):
+        return
+    (shape, affine), (shape_2, affine_2) = grid, grid_2
+    if shape != shape_2:
+        raise ValueError(f"{name} and {name_2} must have the same grid, got shapes {shape} and {shape_2}.")
+    raise ValueError(
+        f"{name} and {name_2} must have the same grid, got affines up to "
+        f"{grid_distance(affine, affine_2, shape):.3g} mm apart: "
+        f"{affine.round(4).tolist()} and {affine_2.round(4).tolist()}."
+    )
 
 
 def check_case(case: Mapping[str, Any], spatial_dims: int = 3) -> None:
-    """Reads the files of a case and raises if a network could not be trained or evaluated on them.
+    """Reads the files of a case, and raises if a network could not be trained or evaluated on them.
 
-    Checks the keys `"image"`, `"label"`, `"atlas_image"` and `"atlas_label"` where present: each file exists, can be
-    read to its end, has `spatial_dims` dimensions and one channel, and finite values; label maps hold integers from 0
-    to 2**24 - 1, which float32, the type of the network's input, holds exactly; an image and its label map have the
-    same shape, and affines that place no corner of the grid more than a tenth of a voxel apart. Reads every voxel, one
-    key after the other: as slow as loading the case, and no more memory.
+    Looks at the keys ``"image"``, ``"label"``, ``"atlas_image"`` and ``"atlas_label"``, where present. An image must
+    pass :func:`read_scan`, a label map :func:`read_label_map`, and both together :func:`check_same_grid`. The check
+    reads every voxel, one file after the other: it takes as long as loading the case, and the memory of one volume.
 
     Raises:
         ValueError: one sentence that names the file and what is wrong with it.
+
+    Example:
+        >>> check_case({"image": "none.nii"})
+        Traceback (most recent call last):
+        ValueError: none.nii does not exist.
     """
     for image_key, label_key in (("image", "label"), ("atlas_image", "atlas_label")):
         grids = {}
-        for key in (image_key, label_key):
+        for key, read in ((image_key, read_scan), (label_key, read_label_map)):
             if key in case:
-                volume = read_image(case[key])
-                _check_dims(volume, case[key], spatial_dims)
-                _check_values(volume, case[key], is_label=key == label_key)
-                grids[key] = tuple(volume.shape[1:]), np.asarray(volume.affine, dtype=float)
-                del volume
+                grids[key] = _grid_of(read(case[key], spatial_dims))  # not the voxels, which need the memory
         if len(grids) == 2:
-            _check_same_grid(case[image_key], *grids[image_key], case[label_key], *grids[label_key])
-
-
-def _check_dims(volume: torch.Tensor, path: PathLike, spatial_dims: int) -> None:
-    """One channel of `spatial_dims` dimensions; a file of a single slice is 2D, whichever axis has the length 1."""
-    channels, *spatial = volume.shape
-    if channels != 1:
-        raise ValueError(f"{path} must be {spatial_dims}D, got a {len(spatial) + 1}D file of {channels} channels.")
-    if len(spatial) != spatial_dims or (spatial_dims == 3 and 1 in spatial):
-        dims = len(spatial) if len(spatial) != spatial_dims else 2
-        raise ValueError(f"{path} must be {spatial_dims}D, got a {dims}D file of shape {tuple(spatial)}.")
-
-
-def _check_values(volume: torch.Tensor, path: str, is_label: bool) -> None:
-    """Finite values, and in a label map integers >= 0 that float32 holds exactly."""
-    finite = torch.isfinite(volume)
-    if not finite.all():
-        raise ValueError(f"{path} has {int((~finite).sum())} NaN or Inf voxels of {volume.numel()}.")
-    if is_label:
-        check_ids(as_array(volume), f"The label map {path}")
-        # 2**24 itself may be a rounded 2**24 + 1.
-        if volume.max() >= 2**24:
-            raise ValueError(
-                f"The label map {path} must hold ids below 2**24 = {2**24}, which float32 holds exactly, "
-                f"got {volume.max().item():.0f}: renumber its labels."
-            )
-
-
-def _check_same_grid(
-    path: str, shape: tuple[int, ...], affine: np.ndarray, path_2: str, shape_2: tuple[int, ...], affine_2: np.ndarray
-) -> None:
-    """The same shape, and affines less than a tenth of a voxel apart."""
-    if shape != shape_2:
-        raise ValueError(f"{path} and {path_2} must have the same grid, got shapes {shape} and {shape_2}.")
-    distance = grid_distance(affine, affine_2, shape)
-    if distance > 0.1 * np.linalg.norm(affine[:-1, :-1], axis=0).min():
-        raise ValueError(
-            f"{path} and {path_2} must have the same grid, got affines up to {distance:.3g} mm apart: "
-            f"{affine.round(4).tolist()} and {affine_2.round(4).tolist()}."
-        )
+            _compare_grids(case[image_key], grids[image_key], case[label_key], grids[label_key])
 
 
 def check_cases(
     cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, progress: bool = True
 ) -> list[tuple[Mapping[str, Any], str]]:
-    """The cases that fail :func:`check_case`, each with its error message; shows a progress bar.
+    """Returns the cases that fail :func:`check_case`, each with its error message, and shows a progress bar.
 
-    An atlas that all cases share is read once if it is checked by a case of its own:
-    `check_cases([{"atlas_image": ..., "atlas_label": ...}, *cases])`.
+    An atlas that all cases share is read once if it is a case of its own:
+    ``check_cases([{"atlas_image": ..., "atlas_label": ...}, *cases])``.
+
+    Example:
+        >>> check_cases([{"image": "none.nii"}], progress=False)
+        [({'image': 'none.nii'}, 'none.nii does not exist.')]
     """
     bad = []
     for case in tqdm(cases, desc="Checking files", unit="case", disable=not progress):
@@ -101,7 +215,17 @@ def check_cases(
 
 
 def require_valid(cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, progress: bool = True) -> None:
-    """Checks all cases and raises one ValueError that lists what is wrong: how many are bad, and the first ten."""
+    """Checks all cases and raises one error for all that are bad.
+
+    Raises:
+        ValueError: which says how many cases are bad, and what is wrong with the first ten.
+
+    Example:
+        >>> require_valid([{"image": "none.nii"}], progress=False)
+        Traceback (most recent call last):
+        ValueError: 1 of 1 cases cannot be used:
+          none.nii does not exist.
+    """
     bad = check_cases(cases, spatial_dims, progress)
     if bad:
         lines = [message for _, message in bad[:10]] + ["..."] * (len(bad) > 10)
@@ -109,15 +233,29 @@ def require_valid(cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, pro
 
 
 def check_labels(atlas_label_path: PathLike, ids: Sequence[int], table: LabelTable) -> None:
-    """Makes sure that the atlas has at least one voxel of each requested label.
+    """Reads an atlas label map and checks it with :func:`check_labels_present`."""
+    check_labels_present(read_image(atlas_label_path), ids, table, str(atlas_label_path))
+
+
+def check_labels_present(label_map: torch.Tensor, ids: Sequence[int], table: LabelTable, name: str) -> None:
+    """Checks that an atlas label map has at least one voxel of each requested label.
+
+    Args:
+        label_map: integers of any dtype and shape.
+        ids: the requested labels.
+        table: names the labels in the error message.
+        name: what the error message calls the label map, such as its path.
 
     Raises:
-        ValueError: naming the file and the missing ids with their names.
+        ValueError: naming the label map, and the missing ids with their names.
+
+    Example:
+        >>> check_labels_present(torch.tensor([[[0, 4]]]), [4, 7], LabelTable.from_ids([4, 7]), "dseg.nii")
+        Traceback (most recent call last):
+        ValueError: The atlas label map dseg.nii has no voxel of label 7 (label-7).
     """
-    present = set(read_image(atlas_label_path).unique().tolist())
+    present = set(label_map.unique().tolist())
     missing = [id for id in ids if id not in present]
     if missing:
         names = [f"{id} ({table[id].name})" if id in table.ids else f"{id}" for id in missing]
-        raise ValueError(
-            f"The atlas label map {atlas_label_path} has no voxel of label {shorten_names(names, most=10)}."
-        )
+        raise ValueError(f"The atlas label map {name} has no voxel of label {shorten_names(names, most=10)}.")

@@ -31,6 +31,12 @@ from monai_lcs.transforms.random_labels import (
     RandSelectLabelsd,
     RandSelectLabelsDict,
 )
+from monai_lcs.transforms.save import (
+    SaveSegmentation,
+    SaveSegmentationD,
+    SaveSegmentationd,
+    SaveSegmentationDict,
+)
 
 __all__ = [
     "AddAtlasD",
@@ -56,6 +62,10 @@ __all__ = [
     "RandSelectLabelsD",
     "RandSelectLabelsDict",
     "RandSelectLabelsd",
+    "SaveSegmentation",
+    "SaveSegmentationD",
+    "SaveSegmentationDict",
+    "SaveSegmentationd",
     "SelectLabels",
     "SelectLabelsD",
     "SelectLabelsDict",

@@ -1,0 +1,72 @@
+"""Measures the volume of each label, and how far several atlases agree on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from monai.config import NdarrayOrTensor
+from monai.utils import convert_to_numpy
+from scipy import ndimage
+
+from monai_lcs.labels import LabelTable
+from monai_lcs.labels.label_map import as_label_array, check_known
+
+__all__ = ["volume_table"]
+
+
+def volume_table(
+    label_map: NdarrayOrTensor,
+    affine_or_voxel_mm3: NdarrayOrTensor | float,
+    table: LabelTable,
+    agreement: NdarrayOrTensor | None = None,
+) -> pd.DataFrame:
+    """Returns the number of voxels and the volume of each label, and how far several atlases agreed on it.
+
+    Args:
+        label_map: integers of any shape; 0 is background.
+        affine_or_voxel_mm3: affine ``(4, 4)`` of the grid in mm, or the volume of a voxel in mm3.
+        table: the labels. A label that is absent from the label map has the volume 0.
+        agreement: 0 to 1, of the label map's shape: at each voxel the share of the atlases' votes that its label got,
+            see :func:`monai_lcs.transforms.fuse_atlases`.
+
+    Returns:
+        Columns ``id``, ``name``, ``voxels`` and ``mm3``, and one row for each label of the table. With ``agreement``
+        also a column ``agreement``: the mean over the label's voxels, NaN if it has none. Look first at the labels
+        whose agreement is low.
+
+    Raises:
+        ValueError: if the label map holds other values than 0 and the ids of the table, or the shapes differ.
+
+    Example:
+        >>> volume_table(np.array([[0, 4, 4]]), np.diag([1, 1, 2.5, 1]), LabelTable.from_ids([4, 7]))
+           id     name  voxels  mm3
+        0   4  label-4       2  5.0
+        1   7  label-7       0  0.0
+    """
+    labels = as_label_array(label_map)
+    ids, counts = np.unique(labels, return_counts=True)
+    check_known(ids, table)
+    count_of = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    voxels = [count_of.get(id, 0) for id in table.ids]
+    voxel_mm3 = _voxel_mm3(affine_or_voxel_mm3)
+    # 7 digits: the voxel sizes of a file are float32
+    mm3 = [float(f"{n * voxel_mm3:.7g}") for n in voxels]
+    volumes = pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
+    if agreement is not None:
+        volumes["agreement"] = _mean_agreement(agreement, labels, ids, table)
+    return volumes
+
+
+def _voxel_mm3(affine_or_voxel_mm3: NdarrayOrTensor | float) -> float:
+    """Returns the volume of a voxel, which the determinant of its affine is."""
+    affine = convert_to_numpy(affine_or_voxel_mm3)
+    return float(abs(np.linalg.det(affine[:3, :3])) if affine.ndim else affine)
+
+
+def _mean_agreement(agreement: NdarrayOrTensor, labels: np.ndarray, ids: np.ndarray, table: LabelTable) -> list[float]:
+    """Returns the mean agreement over the voxels of each label of the table, NaN if it has none."""
+    if tuple(agreement.shape) != labels.shape:
+        raise ValueError(f"`agreement` must have the label map's shape {labels.shape}, got {tuple(agreement.shape)}.")
+    means = ndimage.mean(convert_to_numpy(agreement), labels, ids).round(4)
+    mean_of = dict(zip(ids.tolist(), means.tolist(), strict=True))
+    return [mean_of.get(id, np.nan) for id in table.ids]
