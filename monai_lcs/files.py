@@ -1,4 +1,4 @@
-"""Files that are never half-written and never lost."""
+"""Writes files safely: no result is left half-written, and none is overwritten by accident."""
 
 from __future__ import annotations
 
@@ -12,14 +12,39 @@ __all__ = ["check_absent", "check_writable", "write_atomically"]
 
 
 def check_absent(paths: Sequence[Path], overwrite: bool) -> None:
-    """No result is lost without being asked for."""
+    """Checks that none of the files exists, unless they may be overwritten.
+
+    Raises:
+        FileExistsError: naming the first file that exists.
+
+    Example:
+        >>> check_absent([Path("/")], overwrite=False)
+        Traceback (most recent call last):
+        FileExistsError: / exists: write elsewhere or set overwrite=True.
+    """
     for path in paths:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: write elsewhere or set overwrite=True.")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a new file next to `path` and renames it, so that nothing half-written looks like a result."""
+    """Writes a file so that it is complete once it exists.
+
+    ``write`` fills a temporary file in the same folder, which is then renamed. An existing file is replaced.
+
+    Args:
+        path: the file to write.
+        write: writes the content to the path that it is given.
+
+    Raises:
+        OSError: naming the file that cannot be written. The temporary file is removed.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder, "note.txt"), lambda temporary: temporary.write_text("done"))
+        ...     Path(folder, "note.txt").read_text()
+        'done'
+    """
     temporary = path.with_name(f".{uuid.uuid4().hex}_{path.name}")
     try:
         write(temporary)
@@ -33,10 +58,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Creates a folder for results where it is missing, and makes sure that files can be written there.
+    """Creates a folder for results if it does not exist, and checks that files can be written there.
 
     Raises:
         OSError: naming the folder and the reason.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_writable(f"{folder}/results/today")
+        ...     Path(folder, "results/today").is_dir()
+        True
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

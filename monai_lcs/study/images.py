@@ -1,4 +1,4 @@
-"""Image files: which endings they have, and the one function that reads them."""
+"""Reads image files, and says which endings they have."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from monai.transforms.io.array import SUPPORTED_READERS
 __all__ = ["IMAGE_EXTENSIONS", "MGHReader", "read_image"]
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
-"""File name endings taken for images in a folder, the longer ones first."""
+"""Endings of the file names that count as images in a folder, the longer ones first."""
 
 
 class MGHReader(NibabelReader):
-    """Reads FreeSurfer's `.mgz` and `.mgh`, which MONAI's own choice of readers leaves to ITK, which cannot.
+    """Reads FreeSurfer's ``.mgz`` and ``.mgh``.
 
-    Importing this module adds it to MONAI's `SUPPORTED_READERS`, so a plain `LoadImage()` reads these files too.
-    (`LoadImage(reader="NibabelReader")` would as well, but it falls back to ITK for files that nibabel rejects,
-    and ITK fills a truncated NIfTI with zeros.)
+    MONAI would choose ITK for these files, which cannot read them. Importing this module adds the reader to MONAI's
+    ``SUPPORTED_READERS``, so a plain ``LoadImage()`` reads them too. (``LoadImage(reader="NibabelReader")`` would as
+    well, but it falls back to ITK for files that nibabel rejects, and ITK fills a truncated NIfTI with zeros.)
+
+    Example:
+        >>> MGHReader().verify_suffix("bert/T1.mgz"), MGHReader().verify_suffix("scan.nii.gz")
+        (True, False)
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """True for files this reader is meant for."""
+        """Tells whether the reader is meant for a file, or for all of several files."""
         return is_supported_format(filename, ["mgz", "mgh"])
 
 
@@ -33,7 +37,19 @@ SUPPORTED_READERS["mghreader"] = MGHReader
 
 
 def read_image(path: PathLike) -> MetaTensor:
-    """An image file as `(C, *spatial)` float32 with its affine."""
+    """Reads an image file as ``(C, *spatial)`` float32, with its affine.
+
+    Raises:
+        ValueError: naming the file, if it does not exist, is empty or cannot be read to its end.
+
+    Example:
+        >>> import nibabel as nib, numpy as np, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nib.save(nib.Nifti1Image(np.ones((4, 5, 6)), np.diag([1, 2, 3, 1])), f"{folder}/scan.nii")
+        ...     image = read_image(f"{folder}/scan.nii")
+        >>> image.shape, image.dtype, image.pixdim.tolist()
+        (torch.Size([1, 4, 5, 6]), torch.float32, [1.0, 2.0, 3.0])
+    """
     if not Path(path).exists():
         raise ValueError(f"{path} does not exist.")
     if Path(path).stat().st_size == 0:
