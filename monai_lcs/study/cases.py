@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,7 @@ def _cases_of_folders(folder: Path, section: str, fold: int | None, with_labels:
 
 def _pairs(images: Mapping[str, Path], labels: Mapping[str, Path], folder: Path) -> list[Case]:
     """Pairs images and label maps of the same name, and warns of those without a partner."""
-    label_of = {name: name if name in labels else name.removesuffix("_0000") for name in images}
-    paired = {name: label for name, label in label_of.items() if label in labels}
+    paired = _label_names(images, labels)
     lone_images = [path.name for name, path in images.items() if name not in paired]
     if not paired:
         raise ValueError(
@@ -176,6 +175,12 @@ def _pairs(images: Mapping[str, Path], labels: Mapping[str, Path], folder: Path)
         # at the line that calls find_cases
         warnings.warn(f"Left out of {folder}, without a partner of the same name: {shorten_names(lone)}.", stacklevel=4)
     return [{"image": str(images[name]), "label": str(labels[label])} for name, label in paired.items()]
+
+
+def _label_names(images: Iterable[str], labels: Collection[str]) -> dict[str, str]:
+    """Returns the name of the label map of each image that has one; the image may carry nnU-Net's ``_0000``."""
+    label_of = {name: name if name in labels else name.removesuffix("_0000") for name in images}
+    return {name: label for name, label in label_of.items() if label in labels}
 
 
 def _check_any(found: Sequence[Any], folder: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "check_scan",
     "read_label_map",
     "read_scan",
+    "list_failures",
     "require_valid",
 ]
 
@@ -228,8 +229,19 @@ def require_valid(cases: Sequence[Mapping[str, Any]], spatial_dims: int = 3, pro
     """
     bad = check_cases(cases, spatial_dims, progress)
     if bad:
-        lines = [message for _, message in bad[:10]] + ["..."] * (len(bad) > 10)
-        raise ValueError("\n  ".join([f"{len(bad)} of {len(cases)} cases cannot be used:", *lines]))
+        raise ValueError(list_failures([message for _, message in bad], len(cases)))
+
+
+def list_failures(messages: Sequence[str], total: int) -> str:
+    """How many of all cases cannot be used, and what is wrong with the first ten.
+
+    Example:
+        >>> print(list_failures(["none.nii does not exist."], 3))
+        1 of 3 cases cannot be used:
+          none.nii does not exist.
+    """
+    lines = [*messages[:10], *["..."] * (len(messages) > 10)]
+    return "\n  ".join([f"{len(messages)} of {total} cases cannot be used:", *lines])
 
 
 def check_labels(atlas_label_path: PathLike, ids: Sequence[int], table: LabelTable) -> None:
