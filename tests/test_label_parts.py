@@ -1,4 +1,4 @@
-"""The parts of the label app that need no MONAI Label: atlas versions, prompts, files, alignment and training."""
+"""The parts of the label app that need no MONAI Label: atlas versions, files, alignment and training."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ from monai_lcs.label_app.files import check_extension, check_item_name, check_si
 from monai_lcs.label_app.segmenter import DEFAULTS, Segmenter, Weights, make_network
 from monai_lcs.label_app.training import TrainOptions, atlas_ids, split_cases, train
 from monai_lcs.labels import Label, LabelTable
-from monai_lcs.labels.queries import Asked, parse_prompt
+from monai_lcs.labels.queries import RequestedLabel, parse_request
 from monai_lcs.study.images import read_image
 from monai_lcs.transforms import AlignAtlas
 
@@ -236,37 +236,7 @@ def test_paint_by_ids(store, tmp_path):
     np.testing.assert_array_equal(voxels(after.labels) == 16, block(2, 2, 2) > 0)
 
 
-# ---- prompts and files ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("prompt", "ids"),
-    [
-        (None, [11, 16, 50]),
-        ("all", [11, 16, 50]),
-        ([], []),
-        (16, [16]),
-        ("16; Left-Caudate", [11, 16]),
-        ("Striatum", [11, 50]),
-        (["*-Caudate", "16"], [11, 16, 50]),
-        ([["*-Caudate"], 16], [11, 16]),
-        ("Left-Caudate + Stem, Stem", [11, 16]),
-        ({"a": "Striatum", "b": [11, 16]}, [11, 16]),
-    ],
-)
-def test_prompts(prompt, ids):
-    assert [asked.id for asked in parse_prompt(prompt, TABLE)] == ids
-
-
-def test_prompts_that_find_nothing():
-    with pytest.raises(ValueError, match="nearest: 'Left-Caudate'"):
-        parse_prompt("Stem, Left-Caudat", TABLE)
-    with pytest.raises(ValueError, match="no voxel of 'Stem'"):
-        parse_prompt("Stem", TABLE, present=[11])
-    with pytest.raises(ValueError, match="without an id of its own"):
-        parse_prompt({"a": 16, "b": 16}, TABLE)
-    with pytest.raises(ValueError, match=r"by an id or a name, got 1\.5"):
-        parse_prompt([1.5], TABLE)
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".nrrd", ".mha"])
@@ -346,7 +316,7 @@ def test_the_answer_is_that_of_the_bundle(study, store, tmp_path, trained):
     workflow.run()
     expected = voxels(tmp_path / "out/sub-0_dseg.nii.gz")
     weights = Weights.find([tmp_path / "model.pt" if trained else None], SETTINGS)
-    asked = parse_prompt("all", TABLE)
+    asked = parse_request("all", TABLE)
     found, said = Segmenter(store, tmp_path / "cache").segment(study / "sub-0.nii.gz", asked, weights)
     assert said["network"] == trained
     np.testing.assert_array_equal(found[0].numpy(), expected)
@@ -367,7 +337,7 @@ def test_the_bundle_takes_labels_and_atlas_as_options(study):
 def test_an_aligned_atlas_is_kept_and_carries_labels_painted_later(study, store, tmp_path, monkeypatch):
     weights = Weights.find([], SETTINGS)
     scan = study / "sub-1.nii.gz"
-    _, said = Segmenter(store, tmp_path / "cache").segment(scan, parse_prompt("all", TABLE), weights)
+    _, said = Segmenter(store, tmp_path / "cache").segment(scan, parse_request("all", TABLE), weights)
     assert said["aligned"] == "new"
     image, atlas, labels = (read_image(path) for path in (scan, store.image, store.current.labels))
     _, carried = AlignAtlas("affine")(image, atlas, labels)
@@ -378,13 +348,13 @@ def test_an_aligned_atlas_is_kept_and_carries_labels_painted_later(study, store,
     assert cached
     np.testing.assert_array_equal(aligned.carry(voxels(store.current.labels)), carried)
     version = store.paint(save(block(14, 14, 14), tmp_path / "p.nii.gz"), [{"name": "new", "idx": 1}])
-    found, _ = segmenter.segment(scan, parse_prompt("new", version.table), weights)
+    found, _ = segmenter.segment(scan, parse_request("new", version.table), weights)
     assert (found == 51).sum() > 20
 
 
 def test_the_atlas_has_its_own_labels(study, store, tmp_path):
     segmenter = Segmenter(store, tmp_path / "cache")
-    asked = [Asked(11, "both", (11, 50))]
+    asked = [RequestedLabel(11, "both", (11, 50))]
     found, _ = segmenter.segment(study / "atlas.nii.gz", asked, Weights.find([], SETTINGS))
     labels = voxels(study / "atlas/dseg.nii.gz")
     np.testing.assert_array_equal(found[0] == 11, (labels == 11) | (labels == 50))

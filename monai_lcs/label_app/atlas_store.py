@@ -21,6 +21,7 @@ from monai.config import PathLike
 from monai_lcs.labels import Label, LabelTable, is_integer
 from monai_lcs.labels.groups import present_labels
 from monai_lcs.labels.label_map import as_array, as_label_array
+from monai_lcs.labels.limits import MAX_FLOAT32_ID
 from monai_lcs.labels.queries import label_names
 from monai_lcs.study.checks import check_case
 from monai_lcs.study.images import read_image
@@ -29,8 +30,6 @@ __all__ = ["AtlasStore", "AtlasVersion", "LabelInfo", "atlas_folder", "check_new
 
 LabelInfo = Sequence[Mapping[str, Any]]
 """What the values of a painted label map are: ``[{"name": "Left-Hippocampus", "idx": 1, "color": [220, 216, 20]}]``."""
-
-MAX_ID = 2**24 - 1  # float32, the type of a network's input, holds these exactly
 
 
 def atlas_folder(studies: PathLike) -> Path:
@@ -274,8 +273,10 @@ def _labels_of_values(values: Iterable[int], label_info: LabelInfo, table: Label
 
 
 def _new_label(id: int, info: Mapping[str, Any], table: LabelTable) -> Label:
-    if id > MAX_ID:
-        raise ValueError(f"The atlas has no room for another label: its highest id is {id - 1}, {MAX_ID} at most.")
+    if id > MAX_FLOAT32_ID:
+        raise ValueError(
+            f"The atlas has no room for another label: its highest id is {id - 1}, {MAX_FLOAT32_ID} at most."
+        )
     name = check_new_name(info["name"], table)
     label = LabelTable.from_channel_def({str(id): name})[id]  # tells the hemisphere by the name
     return replace(label, color=_color(info["color"])) if info.get("color") else label

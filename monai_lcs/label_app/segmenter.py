@@ -24,7 +24,7 @@ from monai_lcs.inferers import LabelSweepInferer
 from monai_lcs.label_app.atlas_store import AtlasStore, AtlasVersion
 from monai_lcs.labels.groups import present_labels
 from monai_lcs.labels.label_map import as_label_array
-from monai_lcs.labels.queries import Asked
+from monai_lcs.labels.queries import RequestedLabel
 from monai_lcs.metrics import label_dice
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.study.images import read_image
@@ -164,7 +164,7 @@ class Segmenter:
         self._atlas_labels: tuple[int, np.ndarray] | None = None
 
     def segment(
-        self, image: PathLike, asked: Sequence[Asked], weights: Weights, device: str = "cpu"
+        self, image: PathLike, asked: Sequence[RequestedLabel], weights: Weights, device: str = "cpu"
     ) -> tuple[MetaTensor, dict[str, Any]]:
         """Find labels in a scan.
 
@@ -172,7 +172,7 @@ class Segmenter:
 
         Args:
             image: the scan's file.
-            asked: the labels, see :func:`monai_lcs.labels.queries.parse_prompt`.
+            asked: the labels, see :func:`monai_lcs.labels.queries.parse_request`.
             weights: the network.
             device: where it runs.
 
@@ -200,7 +200,13 @@ class Segmenter:
         return on_grid_of(scan.source, on_grid.as_tensor().int(), scan.source.meta), said
 
     def predict(
-        self, scan: Aligned, version: AtlasVersion, asked: Sequence[Asked], weights: Weights, device: str, flip=False
+        self,
+        scan: Aligned,
+        version: AtlasVersion,
+        asked: Sequence[RequestedLabel],
+        weights: Weights,
+        device: str,
+        flip=False,
     ) -> MetaTensor:
         """The label map of an aligned scan on a grid ``upsample`` times as fine as its own, ``(1, *spatial)`` int32.
 
@@ -237,7 +243,7 @@ class Segmenter:
         if weights.path is None:
             return scan.overlap
         version = self.store.current
-        asked = [Asked(id, "", (id,)) for id in version.present]
+        asked = [RequestedLabel(id, "", (id,)) for id in version.present]
         first, second = (self.predict(scan, version, asked, weights, device, flip) for flip in (False, True))
         dice = label_dice(second.as_tensor(), first.as_tensor(), version.present)
         return float(dice.nanmean()) if dice.isfinite().any() else 0.0
@@ -333,7 +339,7 @@ def crop_to_atlas(keys: Sequence[str], settings: Mapping[str, Any]) -> CropForeg
     return CropForegroundd(keys, source_key="atlas_label", margin=margin, allow_smaller=True)
 
 
-def union_map(label_map: MetaTensor, asked: Sequence[Asked]) -> MetaTensor:
+def union_map(label_map: MetaTensor, asked: Sequence[RequestedLabel]) -> MetaTensor:
     """What is asked for of a label map, int32; where two labels overlap, the smaller id wins."""
     found = torch.zeros_like(label_map.as_tensor(), dtype=torch.int32)
     values = label_map.as_tensor().int()

@@ -1,4 +1,4 @@
-"""The file formats of label tables: text to rows, rows to what makes a label, and a table to text."""
+"""The file formats of label tables: from the text of a file to labels, and from labels to text."""
 
 from __future__ import annotations
 
@@ -9,39 +9,94 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from monai_lcs.labels import LabelTable
+from monai_lcs.labels.label import Label
 
-__all__ = ["Row", "channel_rows", "label_arguments", "read_rows", "shorten", "table_text"]
+__all__ = ["channel_def", "labels_of_channel_def", "labels_text", "read_labels", "shorten"]
 
 Row = tuple[str, Mapping[str, str]]
-"""Where a file speaks of a label ("line 3"), and what it says, by the names of `_HEADINGS`."""
+"""Where a file describes a label ("line 3"), and the cells of that row under the names of `_HEADINGS`."""
 
 
-def read_rows(path: Path) -> Iterable[Row]:
-    """The rows of a file in the format of its suffix; a ValueError does not name the file."""
+def read_labels(path: Path) -> Iterator[Label]:
+    """Read the labels of a file in the format of its suffix.
+
+    Raises:
+        ValueError: if the file is not such a table. The message names the row at fault, but not the file.
+    """
     parse, _ = _format(path)
-    return parse(_read_text(path))
+    return _labels(parse(_read_text(path)))
 
 
-def table_text(table: LabelTable, path: Path) -> str:
-    """The content of a file in the format of its suffix."""
+def labels_text(labels: Iterable[Label], path: Path) -> str:
+    r"""Write labels as the content of a file in the format of its suffix.
+
+    Raises:
+        ValueError: if the suffix is that of no format.
+
+    Example:
+        >>> labels_text([Label(4, "CSF", color=(60, 60, 60))], Path("labels.csv"))
+        'id,name,abbreviation,color,parent,hemisphere\n4,CSF,,#3c3c3c,,\n'
+    """
     _, text = _format(path)
-    return text(table)
+    return text(list(labels))
+
+
+def channel_def(labels: Iterable[Label]) -> dict[str, str]:
+    """Write labels as a bundle's ``channel_def``, background included.
+
+    Example:
+        >>> channel_def([Label(17, "Left-Hippocampus")])
+        {'0': 'background', '17': 'Left-Hippocampus'}
+    """
+    return {"0": "background"} | {str(label.id): label.name for label in labels}
+
+
+def labels_of_channel_def(channel_def: Mapping[str, str]) -> Iterator[Label]:
+    """Read the labels of a bundle's ``channel_def``; the names tell the hemispheres.
+
+    Raises:
+        ValueError: if a key is not an integer >= 0, or a name is missing or not a string.
+
+    Example:
+        >>> [label.id for label in labels_of_channel_def({"0": "background", "17": "Left-Hippocampus"})]
+        [17]
+    """
+    return _labels(_channel_rows(channel_def))
 
 
 def shorten(values: Sequence[object], most: int = 10) -> str:
-    """The first few values, for a message."""
+    """List the first few values, for a message.
+
+    Example:
+        >>> shorten([1, 2, 3], most=2)
+        '1, 2, ...'
+    """
     return ", ".join(map(repr, values[:most])) + (", ..." if len(values) > most else "")
 
 
-# ---- from a row to a label ------------------------------------------------------------------------------------------
+# ---- from rows to labels --------------------------------------------------------------------------------------------
 
 
-def label_arguments(row: Mapping[str, str]) -> dict[str, Any] | None:
-    """What a row says of a label, as the arguments of `Label`; None for background."""
+def _labels(rows: Iterable[Row]) -> Iterator[Label]:
+    """Make the labels of rows; every error names its row."""
+    seen: dict[int, str] = {}
+    for where, row in rows:
+        try:
+            label = _label(row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if label is None:
+            continue
+        if label.id in seen:
+            raise ValueError(f"{where}: label {label.id} is already defined at {seen[label.id]}.")
+        seen[label.id] = where
+        yield label
+
+
+def _label(row: Mapping[str, str]) -> Label | None:
+    """Make the label of a row; None for background."""
     row = {field: "" if text.lower() == "n/a" else text for field, text in row.items()}
     # Spreadsheets and data frames write 17 as 17.0 as soon as one id is missing.
     if not re.fullmatch(r"[+-]?[0-9]{1,20}(\.0*)?", row["id"]):
@@ -50,14 +105,14 @@ def label_arguments(row: Mapping[str, str]) -> dict[str, Any] | None:
     if id == 0:
         return None
     hemisphere = _parse_hemisphere(row["hemisphere"]) if "hemisphere" in row else _infer_hemisphere(row["name"])
-    return {
-        "id": id,
-        "name": row["name"],
-        "parent": row.get("parent"),
-        "hemisphere": hemisphere,
-        "color": _parse_color(row),
-        "abbreviation": row.get("abbreviation"),
-    }
+    return Label(
+        id,
+        row["name"],
+        parent=row.get("parent"),
+        hemisphere=hemisphere,
+        color=_parse_color(row),  # type: ignore[arg-type]  # None stands for the default color
+        abbreviation=row.get("abbreviation"),
+    )
 
 
 def _parse_color(row: Mapping[str, str]) -> tuple[int, int, int] | None:
@@ -91,8 +146,8 @@ def _parse_hemisphere(text: str) -> str | None:
 
 
 def _infer_hemisphere(name: str) -> str | None:
-    """Tell the hemisphere by the usual name patterns; None where there is none, or they contradict each other."""
-    # Whole words anywhere; the bare letters only as atlases write them, at either end ("L_V1", "Insula_R").
+    """Tell the hemisphere from usual patterns in the name; None if there are none or they contradict each other."""
+    # Words count anywhere, the bare letters only where atlases write them, at either end ("L_V1", "Insula_R").
     found = set(re.split(r"[-_.\s]+", name.lower())) & {"left", "right", "lh", "rh"}
     found |= set(re.findall(r"^[LR](?=[_ .])|(?<=[_ .])[LR]$", name.strip()))
     sides = {word[0].upper() for word in found}
@@ -101,7 +156,7 @@ def _infer_hemisphere(name: str) -> str | None:
 
 # ---- from text to rows ----------------------------------------------------------------------------------------------
 
-# Usual headings, in order of preference. A column serves one purpose, the first here that claims it.
+# The usual headings of each field, in order of preference. A column holds one field: the first here that claims it.
 _HEADINGS = {
     "id": ("id", "index", "label id", "label number", "label value", "number", "value"),
     "name": (
@@ -138,18 +193,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_table(text: str, delimiter: str) -> list[Row]:
-    # The csv module rather than pandas, which tells neither the line of a record nor a short row from empty cells.
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}.") from None
-    if not rows:
-        raise ValueError("the file is empty.")
-    (_, headings), *body = rows
+    (_, headings), *body = _read_cells(text, delimiter)
     columns = _find_columns(headings, [cells for _, cells in body if len(cells) == len(headings)])
     for line, cells in body:
         if len(cells) != len(headings):
@@ -157,21 +201,28 @@ def _parse_table(text: str, delimiter: str) -> list[Row]:
     return [(f"line {line}", {field: cells[i] for field, i in columns.items()}) for line, cells in body]
 
 
+def _read_cells(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Split text into the cells of each line; leave out empty lines, but keep the line numbers."""
+    # Pandas tells neither the line of a record nor a short row from empty cells, the csv module does.
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}.") from None
+    lines = [(line, cells) for line, cells in lines if any(cells)]
+    if not lines:
+        raise ValueError("the file is empty.")
+    return lines
+
+
 def _find_columns(headings: list[str], rows: list[list[str]]) -> dict[str, int]:
-    """Map what `_HEADINGS` names to the position of the column that holds it."""
-    positions: dict[str, int] = {}
-    for i, heading in enumerate(headings):
-        positions.setdefault(" ".join(re.split(r"[\s_-]+", heading.strip("#: ").lower())), i)
-    usual = dict(_HEADINGS)
-    # "label" is the id in some files, the name in others: the id where there is no better one and it holds integers.
-    if "label" in positions and any(cells[positions["label"]].isdecimal() for cells in rows):
-        usual["id"] += ("label",)
+    """Find the column of each field of `_HEADINGS` that the file has."""
+    positions = _heading_positions(headings)
     columns: dict[str, int] = {}
-    for field in usual:
-        for heading in usual[field]:
-            if heading in positions and positions[heading] not in columns.values():
-                columns[field] = positions[heading]
-                break
+    for field, usual in _usual_headings(positions, rows).items():
+        free = [positions[h] for h in usual if h in positions and positions[h] not in columns.values()]
+        if free:
+            columns[field] = free[0]
     for field in ("id", "name"):
         if field not in columns:
             raise ValueError(
@@ -179,6 +230,23 @@ def _find_columns(headings: list[str], rows: list[list[str]]) -> dict[str, int]:
                 f"call it {field!r} (or {', '.join(map(repr, _HEADINGS[field][1:5]))})."
             )
     return columns
+
+
+def _heading_positions(headings: list[str]) -> dict[str, int]:
+    """Find the column of each heading, written in lower case and with single spaces; the first of several counts."""
+    positions: dict[str, int] = {}
+    for i, heading in enumerate(headings):
+        positions.setdefault(" ".join(re.split(r"[\s_-]+", heading.strip("#: ").lower())), i)
+    return positions
+
+
+def _usual_headings(positions: Mapping[str, int], rows: list[list[str]]) -> dict[str, tuple[str, ...]]:
+    """Give `_HEADINGS` for one file: "label" is the name in some files and the id in others."""
+    usual = dict(_HEADINGS)
+    # It is the id if the file has no better column for that and it holds integers.
+    if "label" in positions and any(cells[positions["label"]].isdecimal() for cells in rows):
+        usual["id"] += ("label",)
+    return usual
 
 
 def _parse_csv(text: str) -> list[Row]:
@@ -199,7 +267,7 @@ _ITK_SNAP_LINE = re.compile(
 
 
 def _parse_lines(text: str) -> Iterator[Row]:
-    """Parse a FreeSurfer color table or an ITK-SNAP label description; no line can be both."""
+    """Parse a FreeSurfer color table or an ITK-SNAP label description. No line can be both."""
     for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
         if not line or line.startswith("#"):
             continue
@@ -218,79 +286,79 @@ def _parse_json(text: str) -> list[Row]:
         content.items()
     except (AttributeError, KeyError, StopIteration, TypeError):
         raise ValueError('expected a channel_def such as {"0": "background", "1": "name"}.') from None
-    return list(channel_rows(content))
+    return list(_channel_rows(content))
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # By itself the json module keeps the last of several equal keys without a word.
+    # The json module itself silently keeps the last of several equal keys.
     key, count = max(Counter(key for key, _ in pairs).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         raise ValueError(f"key {key!r} is defined {count} times.")
     return dict(pairs)
 
 
-def channel_rows(channel_def: Mapping[str, str]) -> Iterator[Row]:
-    """The rows of a bundle's `channel_def`, `{"1": "name"}`."""
+def _channel_rows(channel_def: Mapping[str, str]) -> Iterator[Row]:
+    """Give the rows of a bundle's `channel_def`, `{"1": "name"}`."""
     for key, name in channel_def.items():
         if not isinstance(name, str):
             raise ValueError(f"key {key!r}: the name must be a string, got {name!r}.")
         yield f"key {key!r}", {"id": str(key), "name": name}
 
 
-# ---- from a table to text -------------------------------------------------------------------------------------------
+# ---- from labels to text --------------------------------------------------------------------------------------------
 
 
-def _delimited_text(table: LabelTable, headings: Sequence[str], delimiter: str, missing: str) -> str:
+def _delimited_text(labels: Sequence[Label], headings: Sequence[str], delimiter: str, missing: str) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
     writer.writerow(headings)
-    for label in table:
+    for label in labels:
         cells = vars(label) | {"index": label.id, "color": "#" + bytes(label.color).hex()}
         writer.writerow([cells.get(heading) or missing for heading in headings])
     return stream.getvalue()
 
 
-def _tsv_text(table: LabelTable) -> str:
-    # "mapping" is BIDS' index of standard structures, which a label does not have.
+def _tsv_text(labels: Sequence[Label]) -> str:
+    # In BIDS, "mapping" is the index of a standard structure, which a label does not have.
     headings = ("index", "name", "abbreviation", "color", "mapping", "parent", "hemisphere")
-    return _delimited_text(table, headings, "\t", "n/a")
+    return _delimited_text(labels, headings, "\t", "n/a")
 
 
-def _csv_text(table: LabelTable) -> str:
-    return _delimited_text(table, ("id", "name", "abbreviation", "color", "parent", "hemisphere"), ",", "")
+def _csv_text(labels: Sequence[Label]) -> str:
+    return _delimited_text(labels, ("id", "name", "abbreviation", "color", "parent", "hemisphere"), ",", "")
 
 
-def _freesurfer_text(table: LabelTable, alpha: int = 0) -> str:
-    rows = [(label.id, re.sub(r"\s", "_", label.name), *label.color, alpha) for label in table]
+def _freesurfer_text(labels: Sequence[Label], alpha: int = 0) -> str:
+    rows = [(label.id, re.sub(r"\s", "_", label.name), *label.color, alpha) for label in labels]
     rows = [(0, "Unknown", 0, 0, 0, 0), *rows]
     width = max(len(row[1]) for row in rows)
     lines = [f"{id:<6} {name:<{width}} {r:>3} {g:>3} {b:>3} {a}" for id, name, r, g, b, a in rows]
     return "\n".join([f"{'#No.':<6} {'Label Name:':<{width}}   R   G   B A", *lines, ""])
 
 
-def _slicer_text(table: LabelTable) -> str:
-    # The last number is transparency in FreeSurfer, opacity in Slicer.
-    return _freesurfer_text(table, alpha=255)
+def _slicer_text(labels: Sequence[Label]) -> str:
+    # The last number is the transparency in FreeSurfer's files and the opacity in Slicer's.
+    return _freesurfer_text(labels, alpha=255)
 
 
-def _itk_snap_text(table: LabelTable) -> str:
+def _itk_snap_text(labels: Sequence[Label]) -> str:
     lines = [
         "# ITK-SnAP Label Description File",
         "# IDX   -R-  -G-  -B-  -A-- VIS MSH  LABEL",
         '    0     0    0    0     0   0   0  "Clear Label"',
     ]
-    for label in table:
+    for label in labels:
         r, g, b = label.color
         name = label.name.replace('"', "'")
         lines.append(f'{label.id:>5} {r:>5} {g:>4} {b:>4}     1   1   1  "{name}"')
     return "\n".join([*lines, ""])
 
 
-def _json_text(table: LabelTable) -> str:
-    return json.dumps(table.channel_def(), indent=4, ensure_ascii=False) + "\n"
+def _json_text(labels: Sequence[Label]) -> str:
+    return json.dumps(channel_def(labels), indent=4, ensure_ascii=False) + "\n"
 
 
-_FORMATS: dict[str, tuple[Callable[[str], Iterable[Row]], Callable[[LabelTable], str]]] = {
+_FORMATS: dict[str, tuple[Callable[[str], Iterable[Row]], Callable[[Sequence[Label]], str]]] = {
     ".tsv": (_parse_tsv, _tsv_text),
     ".csv": (_parse_csv, _csv_text),
     ".txt": (_parse_lines, _freesurfer_text),
@@ -302,8 +370,8 @@ _FORMATS: dict[str, tuple[Callable[[str], Iterable[Row]], Callable[[LabelTable],
 }
 
 
-def _format(path: Path) -> tuple[Callable[[str], Iterable[Row]], Callable[[LabelTable], str]]:
-    """Give the parser and the writer for a file's suffix."""
+def _format(path: Path) -> tuple[Callable[[str], Iterable[Row]], Callable[[Sequence[Label]], str]]:
+    """Give the parser and the writer of the format that a file's suffix stands for."""
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"the format of {path.name} is unknown; label tables end in {', '.join(_FORMATS)}.")
     return _FORMATS[path.suffix.lower()]

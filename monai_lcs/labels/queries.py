@@ -1,26 +1,39 @@
-"""What a client asks for: ids, names, globs and unions of them, to the labels of the atlas."""
+"""The one parser of requested labels: ids, names, globs, coarse names and unions, written in the words of a user.
+
+A **union** is several labels that are segmented as one: the hippocampus and the amygdala of one side, or all labels of
+a lobe. The network sees one mask, which covers all members, and the result holds one label for them.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monai_lcs.labels import LabelTable, is_integer
+from monai_lcs.labels.label import Label, is_integer
+from monai_lcs.labels.limits import MAX_ID
+from monai_lcs.labels.table import LabelTable
 
-__all__ = ["Asked", "label_names", "parse_prompt"]
+__all__ = ["RequestedLabel", "label_names", "parse_request", "requested_table"]
+
+_LIST = "[,;\n]"
+_UNION = r" \+ "
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One label to find.
+class RequestedLabel:
+    """One label of a result: a label of the atlas, or a union of several.
 
     Args:
-        id: the value that the result has there.
+        id: the value of its voxels in the result.
         name: what it is called.
-        ids: the ids of the atlas whose union it is.
+        ids: the ids of the atlas labels that it is made of; a single one, unless it is a union.
+
+    Example:
+        >>> RequestedLabel(17, "Left-Hippocampus + Left-Amygdala", (17, 18)).ids
+        (17, 18)
     """
 
     id: int
@@ -29,7 +42,7 @@ class Asked:
 
 
 def label_names(table: LabelTable) -> dict[int, str]:
-    """A name for each id that no other has: where a table has a name twice, the id is added.
+    """Give each id a name that no other has. Where a table has a name twice, the id is added to it.
 
     Example:
         >>> from monai_lcs.labels import Label
@@ -40,74 +53,134 @@ def label_names(table: LabelTable) -> dict[int, str]:
     return {label.id: label.name if counts[label.name] == 1 else f"{label.name} ({label.id})" for label in table}
 
 
-def parse_prompt(prompt: Any, table: LabelTable, present: Iterable[int] | None = None) -> list[Asked]:
-    """Find the labels asked for.
+def parse_request(request: Any, table: LabelTable, present: Iterable[int] | None = None) -> list[RequestedLabel]:
+    """Find the labels that a user requests; MONAI Label calls the request a prompt.
+
+    ====================================  ===========================================================================
+    request                               result
+    ====================================  ===========================================================================
+    None, ``""``, ``"all"``               every label
+    ``17``, ``"17"``                      the label with this id
+    ``"Left-Hippocampus"``, ``"MTL"``     the labels with this name or coarse name
+    ``"Left-*"``                          the labels whose names match the glob
+    ``"Left-*, 53"``, ``"MTL; 53"``       each label that a part finds; separated by commas, semicolons or lines
+    ``"A + B"``                           one union of all that the parts find
+    ``["Left-*", "A + B", ["C", 53]]``    what each member finds; a list in a list is a union
+    ``{"name": "A, B"}``                  one union for each name, of all that the value finds
+    ====================================  ===========================================================================
+
+    A single part is understood as by :py:meth:`LabelTable.select`. A text that is a name as a whole is never split.
+
+    A label map holds one label in each voxel. So every requested label needs an id of its own. A label of the atlas
+    keeps its id. A union gets the smallest id of its members that no other requested label has; if there is none, the
+    first id above those of the table. Requested labels may overlap; who merges them decides which gets a voxel.
 
     Args:
-        prompt: nothing or ``"all"``: every label; a name, coarse name, glob or id: each label it finds; several of
-            them in a string, separated by commas or semicolons; a union, ``"A + B"``; a list of all these, in which a
-            list is a union; or a mapping from the names of unions to what they are made of.
-        table: the labels of the atlas.
-        present: ids that have voxels in the atlas; all by default. Others are left out.
+        request: as in the table above.
+        table: the labels of the finder.
+        present: ids that have voxels in the atlas; by default all of the table. Others are left out.
 
     Returns:
-        The labels, ascending by id, each once. A union has the smallest of its ids that no other has.
+        The requested labels, ascending by id, each once.
 
     Raises:
-        ValueError: when something finds no label, with the nearest names; when nothing that was found has voxels; or
-            when two unions are left without different ids.
+        ValueError: if a part finds no label (the message says the nearest names), if the atlas has no voxel of what
+            it finds, or if a union is made of the same labels as another requested label.
 
     Example:
         >>> names = {"17": "Left-Hippocampus", "18": "Left-Amygdala", "53": "Right-Amygdala"}
         >>> table = LabelTable.from_channel_def(names)
-        >>> [asked.id for asked in parse_prompt("Left-*, 53", table)]
+        >>> [label.id for label in parse_request("Left-*, 53", table)]
         [17, 18, 53]
-        >>> parse_prompt("Left-Hippocampus + *-Amygdala", table)[0].ids
-        (17, 18, 53)
-        >>> parse_prompt({"Amygdala": "*-Amygdala"}, table)
-        [Asked(id=18, name='Amygdala', ids=(18, 53))]
+        >>> parse_request({"Amygdala": "*-Amygdala"}, table)
+        [RequestedLabel(id=18, name='Amygdala', ids=(18, 53))]
+        >>> parse_request(["Left-*", "Left-Hippocampus + Left-Amygdala"], table)[-1]
+        RequestedLabel(id=54, name='Left-Hippocampus + Left-Amygdala', ids=(17, 18))
     """
-    known = _Known(table, table.ids if present is None else present)
-    if prompt is None or (isinstance(prompt, str) and prompt.strip() in ("", "all")):
-        return [known.single(id) for id in sorted(known.present)]
-    singles: set[int] = set()
-    unions: list[tuple[str, tuple[int, ...]]] = []
-    for name, item, is_union in _items(prompt, known):
-        ids = known.find(item)
-        if is_union:
-            unions.append((name or " + ".join(known.names[id] for id in ids), ids))
-        else:
-            singles.update(ids)
-    asked = [known.single(id) for id in singles]
-    for name, ids in unions:
-        free = [id for id in ids if id not in {other.id for other in asked}]
-        if not free:
-            raise ValueError(f"The union {name!r} is left without an id of its own: ask for it by itself.")
-        asked.append(Asked(free[0], name, ids))
-    return sorted(asked, key=lambda one: one.id)
+    finder = _Finder(table, table.ids if present is None else present)
+    if request is None or (isinstance(request, str) and request.strip() in ("", "all")):
+        return [finder.single(id) for id in sorted(finder.present)]
+    terms = list(dict.fromkeys(_terms(request, finder)))
+    singles = sorted({id for term in terms if not term.is_union for id in term.ids})
+    requested = [finder.single(id) for id in singles]
+    for term in terms:
+        if term.is_union:
+            requested.append(RequestedLabel(_union_id(term, requested, table), term.name, term.ids))
+    return sorted(requested, key=lambda label: label.id)
 
 
-class _Known:
-    """The labels there are."""
+def requested_table(requests: Iterable[RequestedLabel], table: LabelTable) -> LabelTable:
+    """Make the label table of a result.
+
+    A label of the atlas keeps all its fields. A union has its own id and name, the color of the atlas label with that
+    id, and the hemisphere and the parent that all its members share, if they do.
+
+    Args:
+        requests: what :py:func:`parse_request` gives.
+        table: the labels of the finder.
+
+    Example:
+        >>> from monai_lcs.labels import Label
+        >>> table = LabelTable([Label(17, "Left-Hippocampus", "MTL", "L"), Label(53, "Right-Hippocampus", "MTL", "R")])
+        >>> requested_table(parse_request({"Hippocampi": "*-Hippocampus"}, table), table)[17]
+        Label(id=17, name='Hippocampi', parent='MTL', hemisphere=None, color=(188, 67, 121), abbreviation=None)
+    """
+    names = label_names(table)
+    return LabelTable(
+        table[one.id] if one.ids == (one.id,) and one.name == names[one.id] else _union_label(one, table)
+        for one in requests
+    )
+
+
+def _union_label(union: RequestedLabel, table: LabelTable) -> Label:
+    members = [table[id] for id in union.ids]
+    parents, hemispheres = ({getattr(label, field) for label in members} for field in ("parent", "hemisphere"))
+    return Label(
+        union.id,
+        union.name,
+        parent=parents.pop() if len(parents) == 1 else None,
+        hemisphere=hemispheres.pop() if len(hemispheres) == 1 else None,
+        color=table[union.id].color if union.id in table else None,  # type: ignore[arg-type]  # None: by the id
+    )
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A part of a request and the ids that it finds: each by itself, or as a union, which has a name."""
+
+    ids: tuple[int, ...]
+    name: str = ""
+    is_union: bool = False
+
+
+class _Finder:
+    """The labels that can be requested."""
 
     def __init__(self, table: LabelTable, present: Iterable[int]) -> None:
         self.table = table
-        self.present = set(present)
+        self.present = set(present) & set(table.ids)
         self.names = label_names(table)
         self.id_of = {name: id for id, name in self.names.items()}
 
-    def single(self, id: int) -> Asked:
-        return Asked(id, self.names[id], (id,))
+    def single(self, id: int) -> RequestedLabel:
+        return RequestedLabel(id, self.names[id], (id,))
 
-    def find(self, query: Any) -> tuple[int, ...]:
-        ids = tuple(id for id in self._select(query) if id in self.present)
+    def find(self, *queries: Any) -> tuple[int, ...]:
+        """Find the ids of all that ids and names mean, ascending, and leave out those without voxels."""
+        ids = sorted({id for query in queries for id in self._select(query) if id in self.present})
         if not ids:
-            raise ValueError(f"The atlas has no voxel of {query!r}.")
-        return ids
+            raise ValueError(f"The atlas has no voxel of {' + '.join(map(repr, queries))}.")
+        return tuple(ids)
 
-    def finds(self, query: str) -> bool:
+    def split(self, text: str, separator: str) -> list[str]:
+        """Split a text, unless it is a name as a whole: some hold commas."""
+        if self._is_query(text):
+            return [text]
+        return [part.strip() for part in re.split(separator, text) if part.strip()]
+
+    def _is_query(self, text: str) -> bool:
         try:
-            return bool(self._select(query))
+            return bool(self._select(text))
         except ValueError:
             return False
 
@@ -115,41 +188,71 @@ class _Known:
         if isinstance(query, str):
             query = query.strip()
             return (self.id_of[query],) if query in self.id_of else self.table.select(query)
-        if isinstance(query, Sequence):
-            return tuple(sorted({id for member in query for id in self._select(member)}))
         if not is_integer(query):
-            raise ValueError(f"A label must be asked for by an id or a name, got {query!r}.")
+            raise ValueError(f"A label must be requested by an id or a name, got {query!r}.")
         return self.table.select(query)
 
 
-def _items(prompt: Any, known: _Known) -> Iterable[tuple[str | None, Any, bool]]:
-    """What is asked for one by one: the name of a union if it has one, the query, and whether it is a union."""
-    if isinstance(prompt, Mapping):
-        return [(str(name), _parts(query, known), True) for name, query in prompt.items()]
-    if isinstance(prompt, str):
-        return [_item(part, known) for part in _split(prompt, "[,;\n]", known)]
-    if isinstance(prompt, Sequence):
-        return [item for member in prompt for item in _member(member, known)]
-    return [(None, prompt, False)]
+def _terms(request: Any, finder: _Finder) -> Iterator[_Term]:
+    """Read the parts of a request one by one."""
+    if isinstance(request, Mapping):
+        for name, members in request.items():
+            yield _union(members, finder, str(name))
+    elif isinstance(request, str):
+        for text in finder.split(request, _LIST):
+            is_union = len(finder.split(text, _UNION)) > 1
+            yield _union(text, finder) if is_union else _Term(finder.find(text))
+    elif _is_list(request):
+        for member in request:
+            if _is_list(member):
+                yield _union(member, finder)
+            else:
+                yield from _terms(member, finder)
+    else:
+        yield _Term(finder.find(request))
 
 
-def _member(member: Any, known: _Known) -> Iterable[tuple[str | None, Any, bool]]:
-    if isinstance(member, Sequence) and not isinstance(member, str):
-        return [(None, member, True)]
-    return _items(member, known)
+def _union(members: Any, finder: _Finder, name: str = "") -> _Term:
+    """Make a union; without a name of its own it is called by the names of its members."""
+    parts = list(_parts(members, finder))
+    if not parts:
+        raise ValueError(f"A union must have at least one label, got {members!r}.")
+    ids = finder.find(*parts)
+    if len(ids) == 1 and not name:
+        return _Term(ids)
+    return _Term(ids, name or " + ".join(finder.names[id] for id in ids), is_union=True)
 
 
-def _parts(query: Any, known: _Known) -> Any:
-    return _split(query, "[,;\n]| \\+ ", known) if isinstance(query, str) else query
+def _parts(members: Any, finder: _Finder) -> Iterator[Any]:
+    """Split the members of a union down to single ids and names."""
+    if isinstance(members, str):
+        yield from finder.split(members, f"{_LIST}|{_UNION}")
+    elif _is_list(members):
+        for member in members:
+            yield from _parts(member, finder)
+    else:
+        yield members
 
 
-def _item(text: str, known: _Known) -> tuple[str | None, Any, bool]:
-    parts = _split(text, " \\+ ", known)
-    return (None, parts, True) if len(parts) > 1 else (None, text, False)
+def _is_list(value: Any) -> bool:
+    """Tell lists, tuples, sets, arrays and tensors from single ids and names."""
+    is_single = isinstance(value, str | Mapping) or getattr(value, "ndim", 1) == 0
+    return isinstance(value, Iterable) and not is_single
 
 
-def _split(text: str, separator: str, known: _Known) -> list[str]:
-    """The parts of a list, unless the whole is a name: some hold commas."""
-    if known.finds(text):
-        return [text]
-    return [part.strip() for part in re.split(separator, text) if part.strip()]
+def _union_id(union: _Term, others: Sequence[RequestedLabel], table: LabelTable) -> int:
+    """Choose the id of a union: the smallest of its members that is free, or else the first above the table's."""
+    for other in others:
+        if set(other.ids) == set(union.ids):
+            raise ValueError(
+                f"The union {union.name!r} is left without an id of its own, since {other.name!r} is made of the same "
+                f"labels {list(union.ids)}: request only one of the two."
+            )
+    taken = {other.id for other in others}
+    free = next((id for id in union.ids if id not in taken), max(taken.union(table.ids)) + 1)
+    if free > MAX_ID:
+        raise ValueError(
+            f"The union {union.name!r} is left without an id of its own: all its labels {list(union.ids)} are "
+            f"requested by themselves as well, and no id is left up to {MAX_ID}. Request it without them."
+        )
+    return free

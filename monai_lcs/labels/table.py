@@ -1,74 +1,30 @@
-"""The label table: which ids a label map holds, what each is called and how labels are asked for."""
+"""The label table: the ids that a label map may hold, what each is called, and how to find labels by a query."""
 
 from __future__ import annotations
 
-import colorsys
 import difflib
 import fnmatch
-import operator
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from monai_lcs.files import check_absent, write_atomically
-from monai_lcs.labels.formats import Row, channel_rows, label_arguments, read_rows, shorten, table_text
+from monai_lcs.labels.formats import channel_def, labels_of_channel_def, labels_text, read_labels, shorten
+from monai_lcs.labels.label import Label, as_integer
 
-__all__ = ["Label", "LabelTable", "is_integer"]
-
-
-@dataclass(frozen=True)
-class Label:
-    """One label of a label map.
-
-    Surrounding white space is removed from all strings, and an empty `parent` or `abbreviation` is None.
-
-    Args:
-        id: the voxels' value, > 0 (0 is background, never a label).
-        name: what the label is called; unique names are usual, not required.
-        parent: name of the coarse label (a lobe, a structure) it belongs to, or None.
-        hemisphere: "L", "R", or None where it is on the midline, in both or unknown.
-        color: red, green and blue, 0 to 255. The default is a color drawn from the id, the same in every run.
-        abbreviation: a short name, or None.
-
-    Raises:
-        ValueError: for an id that is not an integer > 0, an empty name or one with line breaks or tabs, another
-            hemisphere, or a color that is not three integers from 0 to 255.
-
-    Example:
-        >>> Label(17, "Left-Hippocampus", parent="Hippocampus", hemisphere="L").color
-        (188, 67, 121)
-    """
-
-    id: int
-    name: str
-    parent: str | None = None
-    hemisphere: str | None = None
-    color: tuple[int, int, int] = None  # type: ignore[assignment]  # filled in from the id
-    abbreviation: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "id", _check_id(self.id))
-        for field in ("name", "parent", "abbreviation"):
-            object.__setattr__(self, field, _check_text(getattr(self, field), f"{field} of label {self.id}"))
-        if self.name is None:
-            raise ValueError(f"Label {self.id} has no name.")
-        if self.hemisphere not in ("L", "R", None):
-            raise ValueError(f'The hemisphere of label {self.id} must be "L", "R" or None, got {self.hemisphere!r}.')
-        color = _default_color(self.id) if self.color is None else self.color
-        object.__setattr__(self, "color", _check_color(color, self.id))
+__all__ = ["LabelTable"]
 
 
 class LabelTable:
     """The labels of a label map, ordered by id; immutable.
 
-    Background, id 0, is never a label: files and ids may contain it, the table leaves it out. A table without labels
-    is allowed, a file without labels is not.
+    Background, id 0, is never a label. Files and lists of ids may contain it, the table leaves it out. A table may be
+    without labels, a file may not.
 
     Args:
         labels: the labels, in any order.
@@ -93,11 +49,11 @@ class LabelTable:
         if len(self._labels) < len(ordered):
             duplicates = [id for id, count in Counter(label.id for label in ordered).items() if count > 1]
             raise ValueError(f"Label ids must be unique, got more than one label with id {shorten(duplicates)}.")
-        self._source = "the label table"  # named in the message when something asked for is not there
+        self._source = "the label table"  # messages name it where a requested label is missing
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> LabelTable:
-        """Read a label table; the suffix says the format, in text files the content does.
+        """Read a label table in the format of the file's suffix; in text files the content tells the format.
 
         ===================  =====================================================================================
         ``.tsv``             a table with a heading line: BIDS ``dseg.tsv`` (``index``, ``name``, ...) or alike
@@ -109,28 +65,39 @@ class LabelTable:
         ``.json``            a bundle's ``channel_def``, ``{"0": "background", "1": "..."}``, or ``metadata.json``
         ===================  =====================================================================================
 
-        Tables have their columns found by heading, whatever the case: the id under ``id``, ``index``, ``label id``,
-        ``label number``, ``label value``, ``number``, ``value``, or ``label`` where that holds integers; the name
-        under ``name``, ``label name``, ``structure name``, ``region name``, ``label``, ``structure``, ``region`` or
-        ``abbreviation`` (the first there is); the parent under ``parent``, ``lobe`` or a ``structure`` that is not
-        the name; ``hemisphere``; ``abbreviation``; the color under ``color`` (``#rrggbb``) or ``r``, ``g``, ``b``.
-        Other columns are ignored. An empty cell or ``n/a`` is "none". Where a file has no column for the hemisphere,
-        the usual patterns in the name tell it (``Left-``, ``ctx-rh-``, ``L_``, ``_right``).
+        The heading line says which column is which; its case does not matter, and other columns are ignored:
+
+        - the id: ``id``, ``index``, ``label id``, ``label number``, ``label value``, ``number``, ``value``, or
+          ``label`` where that holds integers;
+        - the name: the first there is of ``name``, ``label name``, ``structure name``, ``region name``, ``label``,
+          ``structure``, ``region`` and ``abbreviation``;
+        - the parent: ``parent``, ``lobe``, or a ``structure`` that is not the name;
+        - the color: ``color`` (``#rrggbb``), or ``r``, ``g`` and ``b``;
+        - ``hemisphere`` and ``abbreviation``.
+
+        An empty cell or ``n/a`` means "none". If a file has no column for the hemisphere, usual patterns in the name
+        tell it (``Left-``, ``ctx-rh-``, ``L_``, ``_right``).
 
         Args:
             path: a UTF-8 text file.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: naming the file, and the line where it is one line's fault: unknown format, not UTF-8, no id
-                or name column, no labels, duplicate, negative or non-integer ids, missing names, bad colors, a row
-                with more or fewer columns than the heading.
+            ValueError: if the format is unknown, the file is not UTF-8, there is no id column, no name column or no
+                label, an id is duplicate, negative or not an integer, a name is missing, a color is not valid, or a
+                row has more or fewer columns than the heading. The message names the file and the line at fault.
+
+        Example:
+            >>> file = getfixture("tmp_path") / "labels.json"
+            >>> _ = file.write_text('{"0": "background", "1": "Left-cuneus"}')
+            >>> LabelTable.read(file).names
+            ('Left-cuneus',)
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no label table {path}.")
         try:
-            table = cls(_labels(read_rows(path)))
+            table = cls(read_labels(path))
             if not table:
                 raise ValueError("the file holds no labels.")
         except ValueError as error:
@@ -139,12 +106,12 @@ class LabelTable:
         return table
 
     def write(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the table in the format of the suffix, as `read` has them; the file appears complete or not at all.
+        """Write the table in the format of the file's suffix; the file appears complete or not at all.
 
-        ``.tsv`` (BIDS, with the extra columns ``parent`` and ``hemisphere``) and ``.csv`` hold all there is of a
-        label. FreeSurfer (``.txt``, ``.ctab``, ``.lut``), Slicer (``.ctbl``) and ITK-SNAP (``.label``) hold id, name
-        and color, ``.json`` id and name. A name for FreeSurfer or Slicer cannot hold white space, which becomes
-        ``_``; an ITK-SNAP name cannot hold ``"``, which becomes ``'``.
+        The formats are those of :py:meth:`read`. ``.tsv`` (BIDS, with the extra columns ``parent`` and ``hemisphere``)
+        and ``.csv`` hold every field of a label. FreeSurfer's (``.txt``, ``.ctab``, ``.lut``), Slicer's (``.ctbl``)
+        and ITK-SNAP's (``.label``) hold id, name and color; ``.json`` holds id and name. Names for FreeSurfer and
+        Slicer cannot hold white space: it becomes ``_``. Names for ITK-SNAP cannot hold ``"``: it becomes ``'``.
 
         Args:
             path: the file to write, in an existing folder.
@@ -152,27 +119,34 @@ class LabelTable:
 
         Raises:
             FileExistsError: if the file exists and is not to be overwritten.
-            OSError: naming the file, if it cannot be written, for example in a folder that does not exist.
+            OSError: if the file cannot be written, for example in a folder that does not exist. It names the file.
             ValueError: if the suffix is none of these.
+
+        Example:
+            >>> file = getfixture("tmp_path") / "labels.tsv"
+            >>> table = LabelTable([Label(1, "Left-cuneus")])
+            >>> table.write(file)
+            >>> LabelTable.read(file) == table
+            True
         """
         path = Path(path)
-        content = table_text(self, path).encode()
+        content = labels_text(self, path).encode()
         check_absent([path], overwrite)
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
     @classmethod
     def from_ids(cls, ids: Iterable[SupportsIndex]) -> LabelTable:
-        """Make a table of labels known by their ids only, as `np.unique` of a label map gives them.
+        """Make a table of labels of which only the ids are known, such as those of ``np.unique(label_map)``.
 
         Example:
             >>> LabelTable.from_ids([0, 17, 4]).names
             ('label-4', 'label-17')
         """
-        return cls(Label(id, f"label-{id}") for id in map(_as_int, ids) if id != 0)
+        return cls(Label(id, f"label-{id}") for id in map(as_integer, ids) if id != 0)
 
     @classmethod
     def from_channel_def(cls, channel_def: Mapping[str, str]) -> LabelTable:
-        """Make a table from a bundle's `channel_def`; the hemispheres are told by the names.
+        """Make a table from a bundle's ``channel_def``; the names tell the hemispheres.
 
         Raises:
             ValueError: if a key is not an integer >= 0, or a name is missing or not a string.
@@ -181,30 +155,45 @@ class LabelTable:
             >>> LabelTable.from_channel_def({"0": "background", "17": "Left-Hippocampus"})[17].hemisphere
             'L'
         """
-        return cls(_labels(channel_rows(channel_def)))
+        return cls(labels_of_channel_def(channel_def))
 
     def channel_def(self) -> dict[str, str]:
-        """Give the table as a bundle's `channel_def`, background included.
+        """Give the table as a bundle's ``channel_def``, background included.
 
         Example:
             >>> LabelTable([Label(17, "Left-Hippocampus")]).channel_def()
             {'0': 'background', '17': 'Left-Hippocampus'}
         """
-        return {"0": "background"} | {str(label.id): label.name for label in self}
+        return channel_def(self)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All ids, ascending."""
+        """All ids, ascending.
+
+        Example:
+            >>> LabelTable.from_ids([53, 17]).ids
+            (17, 53)
+        """
         return tuple(self._labels)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, in the order of the ids."""
+        """All names, in the order of the ids.
+
+        Example:
+            >>> LabelTable.from_ids([53, 17]).names
+            ('label-17', 'label-53')
+        """
         return tuple(label.name for label in self)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest unsigned integer type that holds every id; uint8 for a table without labels."""
+        """The smallest unsigned integer type that holds every id; uint8 for a table without labels.
+
+        Example:
+            >>> LabelTable.from_ids([255]).dtype, LabelTable.from_ids([256]).dtype
+            (dtype('uint8'), dtype('uint16'))
+        """
         return np.min_scalar_type(max(self._labels, default=0))
 
     def __len__(self) -> int:
@@ -233,16 +222,21 @@ class LabelTable:
         return f"LabelTable({len(self)} label{'s' * (len(self) != 1)}{ids})"
 
     def select(self, query: int | str | Sequence[int | str] | None) -> tuple[int, ...]:
-        """Find the ids of the labels asked for, ascending, each once.
+        """Find the ids of the labels that a query names, ascending, each once.
 
         Args:
-            query: None or ``"all"``, every label; an integer, or its digits as a string, the label of that id; a
-                string, all labels of that name *and* all whose parent has that name; if there are none and it holds
-                one of ``*?[``, all labels whose name matches it as a glob. Case matters. A string is never split at
-                commas. A sequence is the union of its members; an empty one selects nothing.
+            query: what to find, one of
+
+                - None or ``"all"``: every label;
+                - an integer, or its digits as a string: the label with this id;
+                - a name: all labels with this name *and* all whose parent has it;
+                - a glob, which holds one of ``*?[``: all labels whose name matches it, unless it is a name itself;
+                - a sequence of these: every label that a member finds. An empty one finds nothing.
+
+                Case matters. A string is not split at commas; :py:func:`monai_lcs.labels.parse_request` does that.
 
         Raises:
-            ValueError: if a member of the query finds no label; the message has the nearest names or ids.
+            ValueError: if a member of the query finds no label. The message says the nearest names or ids.
 
         Example:
             >>> table = LabelTable([Label(1, "insula", "cortex", "L"), Label(2, "insula", "cortex", "R"),
@@ -258,12 +252,14 @@ class LabelTable:
             return self.ids
         if isinstance(query, str):
             return self._select_id(int(query)) if re.fullmatch("[0-9]+", query) else self._select_name(query)
-        if isinstance(query, Iterable) and getattr(query, "ndim", 1) > 0:  # also arrays and tensors, but not of 0 axes
+        if (
+            isinstance(query, Iterable) and getattr(query, "ndim", 1) > 0
+        ):  # also arrays and tensors, except those without axes
             return tuple(sorted({id for member in query for id in self.select(member)}))
-        return self._select_id(_as_int(query))
+        return self._select_id(as_integer(query))
 
     def subset(self, ids: int | str | Sequence[int | str] | None) -> LabelTable:
-        """Make a table of only the labels that `select` finds for `ids`.
+        """Make a table of only the labels that :py:meth:`select` finds for ``ids``.
 
         Example:
             >>> LabelTable.from_ids([1, 2, 3]).subset([3, 1]).ids
@@ -274,9 +270,9 @@ class LabelTable:
         return table
 
     def children(self) -> dict[str, tuple[int, ...]]:
-        """Give the ids under each parent name, for merging fine labels to coarse ones.
+        """Give the ids under each parent's name, for merging fine labels into coarse ones.
 
-        Every id is in exactly one group: a label without a parent stands for itself, under its own name.
+        Every id is in exactly one group. A label without a parent is a group by itself, under its own name.
 
         Example:
             >>> LabelTable([Label(1, "cuneus", "occipital"), Label(2, "Brain-Stem"), Label(3, "lingual", "occipital")]
@@ -317,69 +313,3 @@ class LabelTable:
             f"There is no label {id} in {self._source}, which has {len(self)} labels, "
             f"ids {self.ids[0]} to {self.ids[-1]}; the nearest: {shorten(near)}."
         )
-
-
-def is_integer(value: Any) -> bool:
-    """Whether `value` is one integer of Python, numpy or torch; True and False are not."""
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
-
-
-def _as_int(value: Any) -> int:
-    if not is_integer(value):
-        raise ValueError(f"Label ids must be integers, got {value!r}.")
-    return operator.index(value)
-
-
-def _check_id(value: Any) -> int:
-    id = _as_int(value)
-    if not 0 < id < 2**63:
-        raise ValueError(f"Label ids must be integers > 0 that fit 64 bits, got {id}.")
-    return id
-
-
-def _check_text(value: Any, what: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"The {what} must be a string, got {value!r}.")
-    value = (value or "").strip()
-    # The text formats have one label a line, BIDS takes "n/a" for none.
-    if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", value) or value.lower() == "n/a":
-        raise ValueError(f'The {what} must not be "n/a" nor hold tabs or line breaks, got {value!r}.')
-    return value or None
-
-
-def _check_color(color: Any, id: int) -> tuple[int, int, int]:
-    try:
-        red, green, blue = map(operator.index, color)
-    except (TypeError, ValueError):
-        red = green = blue = -1
-    if not all(0 <= part <= 255 for part in (red, green, blue)):
-        raise ValueError(f"The color of label {id} must be three integers from 0 to 255, got {color!r}.")
-    return red, green, blue
-
-
-def _default_color(id: int) -> tuple[int, int, int]:
-    """Spread ids evenly over hue, saturation and value by the R3 low-discrepancy sequence: neighbors differ."""
-    hue, saturation, value = ((id * step) % 1 for step in (0.8191725134, 0.6710436067, 0.5497004779))
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.4 + 0.6 * saturation, 0.6 + 0.4 * value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _labels(rows: Iterable[Row]) -> Iterator[Label]:
-    """Make the labels of a file's rows, naming the row in every error."""
-    seen: dict[int, str] = {}
-    for where, row in rows:
-        try:
-            arguments = label_arguments(row)
-            label = None if arguments is None else Label(**arguments)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if label is None:
-            continue
-        if label.id in seen:
-            raise ValueError(f"{where}: label {label.id} is already defined at {seen[label.id]}.")
-        seen[label.id] = where
-        yield label

@@ -24,17 +24,17 @@ __all__ = [
 
 
 class RandPickAtlas(RandomizableTransform):
-    """Draw one atlas of a pool, never one that is the given image itself.
+    """Draw one atlas from a pool, but never the given image itself.
 
     Args:
         atlases: mappings with the same keys, such as ``{"atlas_image": path, "atlas_label": path}``.
 
     Attributes:
-        index_: position in the pool of the atlas drawn last.
+        index_: position in the pool of the atlas that was drawn last.
 
     Raises:
-        ValueError: when the pool is empty or its atlases have different keys; when called, if no other atlas than the
-            image itself is left.
+        ValueError: if the pool is empty or its atlases have different keys; when called, if the pool holds no atlas
+            but the image itself.
 
     Example:
         >>> pick = RandPickAtlas([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
@@ -60,7 +60,14 @@ class RandPickAtlas(RandomizableTransform):
         self.index_: int | None = None
 
     def randomize(self, data: Any = None) -> None:
-        """Draw ``self.index_`` among the atlases that have no file in common with the image ``data``."""
+        """Draw ``self.index_`` from the atlases that share no file with the image ``data``.
+
+        Example:
+            >>> pick = RandPickAtlas([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
+            >>> pick.randomize("ben.nii.gz")
+            >>> pick.index_
+            0
+        """
         own = files_of(data)
         others = [i for i, files in enumerate(self._files) if files.isdisjoint(own)]
         if not others:
@@ -74,9 +81,9 @@ class RandPickAtlas(RandomizableTransform):
         """Draw an atlas.
 
         Args:
-            image: path (or paths) of the image the atlas is for, or the image as a ``MetaTensor`` that knows its file.
-                An atlas that has the same file, with symbolic links resolved, is not drawn. An image of unknown origin
-                (a plain tensor or array, None) excludes nothing.
+            image: the image that needs an atlas: its path or paths, or a ``MetaTensor`` that knows its file. An atlas
+                with the same file is not drawn; symbolic links are followed. An image of unknown origin (a plain
+                tensor or array, None) excludes no atlas.
 
         Returns:
             A copy of the drawn mapping.
@@ -87,7 +94,15 @@ class RandPickAtlas(RandomizableTransform):
 
 
 def files_of(value: Any) -> set[str]:
-    """Resolved paths of a path, of several, or of the file that a tensor was read from; none where there is no file."""
+    """Give the resolved paths of an image's files.
+
+    Args:
+        value: a path, a list of paths, or a ``MetaTensor`` that knows its file. Anything else has no files.
+
+    Example:
+        >>> files_of(["/data/../scan.nii.gz", None])
+        {'/scan.nii.gz'}
+    """
     if isinstance(value, MetaTensor):
         value = value.meta.get("filename_or_obj")
     if isinstance(value, str | os.PathLike):
@@ -100,18 +115,18 @@ def files_of(value: Any) -> set[str]:
 class RandPickAtlasd(RandomizableTransform, MapTransform):
     """Dictionary form of :py:class:`RandPickAtlas`: adds the drawn atlas and its ``"atlas_index"`` to the sample.
 
-    Put it before the ``LoadImaged`` of the atlas. What follows in a ``CacheDataset`` is done anew for every sample, so
-    load and preprocess the subject first: its ``MetaTensor`` still knows the file.
+    Put it before the ``LoadImaged`` of the atlas. A ``CacheDataset`` does everything after a random transform anew for
+    every sample. So load and preprocess the subject first: its ``MetaTensor`` still knows the file.
 
     Args:
         atlases: mappings with the same keys, such as ``{"atlas_image": path, "atlas_label": path}``. They replace
             what the sample has under these keys.
-        exclude_key: key of the sample's own image, which is never its atlas; paths are compared, tensors of unknown
-            origin exclude nothing.
+        exclude_key: key of the sample's own image, which is never drawn as its atlas. Paths are compared; a tensor of
+            unknown origin excludes no atlas.
         allow_missing_keys: accept samples without ``exclude_key`` instead of raising ``KeyError``.
 
     Raises:
-        ValueError: when an atlas has the key ``exclude_key`` or ``"atlas_index"``, and as :py:class:`RandPickAtlas`.
+        ValueError: if an atlas has the key ``exclude_key`` or ``"atlas_index"``, and as :py:class:`RandPickAtlas`.
 
     Example:
         >>> pick = RandPickAtlasd([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
@@ -152,7 +167,7 @@ RandPickAtlasD = RandPickAtlasDict = RandPickAtlasd
 
 
 class AddAtlasd(Transform):
-    """Adds the files of one atlas to every sample, for the transforms that load and align it.
+    """Add the files of one atlas to every sample, for the transforms that load and align it.
 
     Args:
         atlas_image: the atlas image file.
@@ -167,7 +182,7 @@ class AddAtlasd(Transform):
         self.atlas: dict[Hashable, Any] = {"atlas_image": str(atlas_image), "atlas_label": str(atlas_label)}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The sample with keys ``atlas_image`` and ``atlas_label``."""
+        """Return the sample with the keys ``atlas_image`` and ``atlas_label``."""
         return {**data, **self.atlas}
 
 

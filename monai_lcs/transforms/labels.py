@@ -1,4 +1,4 @@
-"""Labels of a label map to masks, and fine labels merged into coarse ones."""
+"""Turn labels into masks, and merge fine labels into coarse ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,10 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, look_up_option
 
-from monai_lcs.labels.groups import (
-    _MAX_ID,
-    LabelGroup,
-    _holds,
-    _origin,
-    _plain,
-    _values_and_index,
-    _voxel_ids,
-    as_groups,
-    check_channel,
-    group_masks,
-    present_labels,
-)
-from monai_lcs.labels.table import is_integer
+from monai_lcs.labels.groups import LabelGroup, as_groups, group_masks, present_labels
+from monai_lcs.labels.label import is_integer
+from monai_lcs.labels.label_map import as_plain_tensor, check_channel, origin, values_and_positions, voxel_ids
+from monai_lcs.labels.limits import MAX_ID, holds_exactly
 
 __all__ = [
     "MapLabels",
@@ -43,15 +33,15 @@ __all__ = [
 class SelectLabels(Transform):
     """Turn a label map ``(1, *spatial)`` into the masks ``(K, *spatial)`` of K labels or unions of labels.
 
-    A label that the map does not hold gives an empty mask. Groups may overlap. Metadata such as the affine are kept;
-    a numpy array gives a tensor.
+    A label that the map lacks gives an empty mask. Groups may overlap. The masks keep metadata such as the affine.
+    A numpy array gives a tensor.
 
     Args:
         groups: K label ids or sequences of ids, see :py:func:`as_groups`.
         dtype: type of the masks, which hold 0 and 1.
 
     Raises:
-        ValueError: when a group is not valid, or a label map has more or less than one channel.
+        ValueError: if a group is not valid; when called, if the label map has more or less than one channel.
 
     Example:
         >>> SelectLabels([2, (1, 3)])(torch.tensor([[0, 1, 2, 3]]))
@@ -72,13 +62,17 @@ class SelectLabels(Transform):
 
 
 class SelectLabelsd(MapTransform):
-    """Dictionary form of :py:class:`SelectLabels`: every key's label map is replaced by its K masks.
+    """Dictionary form of :py:class:`SelectLabels`: K masks replace the label map of every key.
 
     Args:
         keys: keys of the label maps.
         groups: K label ids or sequences of ids, see :py:func:`as_groups`.
         dtype: type of the masks.
         allow_missing_keys: skip missing keys instead of raising ``KeyError``.
+
+    Example:
+        >>> SelectLabelsd("label", [2])({"label": torch.tensor([[0, 1, 2]])})
+        {'label': tensor([[0., 0., 1.]])}
     """
 
     backend = SelectLabels.backend
@@ -102,21 +96,21 @@ class SelectLabelsd(MapTransform):
 
 
 class MapLabels(Transform):
-    """Replace label ids by others, for example fine labels by the coarse ones they belong to, in one pass.
+    """Replace label ids by others in one pass, for example fine labels by the coarse labels they belong to.
 
-    Unlike :py:class:`monai.transforms.MapLabelValue`, which passes over the map once for each label, this takes the
-    same time for one label as for hundreds. The container is kept (numpy array, tensor, ``MetaTensor`` with its
-    metadata) and so is the dtype, unless it cannot hold the new ids: then it is the smallest of int16, int32 and
-    int64, or of float32 and float64, that can.
+    It takes the same time for one label as for hundreds, while :py:class:`monai.transforms.MapLabelValue` passes over
+    the map once for each label. The result has the type of the label map: numpy array, tensor, or ``MetaTensor`` with
+    its metadata. It has the same dtype as well, unless that cannot hold the new ids. Then it has the smallest of int16,
+    int32 and int64, or of float32 and float64, that can.
 
     Args:
-        mapping: ``{old id: new id}``; several old ids may share a new one, 0 is background. Keys may be strings of
+        mapping: ``{old id: new id}``. Several old ids may share a new one, and 0 is background. Keys may be strings of
             digits, as JSON has them.
-        unmapped: what becomes of ids without an entry: ``"keep"`` them, make them ``"background"``, or ``"error"``.
-            Background without an entry stays background.
+        unmapped: what becomes of ids without an entry: ``"keep"`` keeps them, ``"background"`` makes them background,
+            ``"error"`` raises. Background without an entry stays background.
 
     Raises:
-        ValueError: when the mapping is empty or has ids that are not integers >= 0; when called, if the label map (any
+        ValueError: if the mapping is empty or has ids that are not integers >= 0; when called, if the label map (any
             shape) holds a value that is not an integer >= 0, or, with ``"error"``, an id without an entry.
 
     Example:
@@ -133,45 +127,45 @@ class MapLabels(Transform):
         self.unmapped: str = look_up_option(unmapped, ("keep", "background", "error"))
 
     def __call__(self, label_map: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Return the label map with new ids; the one given is not changed."""
-        labels = _plain(label_map)
-        values, index = _values_and_index(_voxel_ids(label_map))
+        """Return the label map with new ids; the given one does not change."""
+        labels = as_plain_tensor(label_map)
+        values, positions = values_and_positions(voxel_ids(label_map))
         if self.unmapped == "error":
             self._check_mapped(label_map)
-        table = self._table(values).to(self._dtype(labels.dtype))
-        mapped = table[index].reshape(labels.shape)
+        new_values = self._new_values(values).to(self._dtype(labels.dtype))
+        mapped = new_values[positions].reshape(labels.shape)
         if isinstance(label_map, np.ndarray):
             return mapped.numpy()
         return convert_to_dst_type(mapped, label_map, dtype=mapped.dtype)[0]
 
-    def _table(self, values: torch.Tensor) -> torch.Tensor:
-        """The new id of each of the ascending ``values``."""
-        table = torch.zeros_like(values) if self.unmapped == "background" else values.clone()
+    def _new_values(self, values: torch.Tensor) -> torch.Tensor:
+        """Give the new id of each of the ascending ``values``."""
+        new_values = torch.zeros_like(values) if self.unmapped == "background" else values.clone()
         old = torch.tensor(list(self.mapping), device=values.device)
         new = torch.tensor(list(self.mapping.values()), device=values.device)
         position = torch.searchsorted(values, old).clamp(max=len(values) - 1)
         found = values[position] == old
-        table[position[found]] = new[found]
-        return table
+        new_values[position[found]] = new[found]
+        return new_values
 
     def _dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """``dtype`` or the next wider one of its kind that holds the new ids."""
+        """Give ``dtype``, or the next wider type of its kind if it cannot hold the new ids."""
         wider = (torch.float32, torch.float64) if dtype.is_floating_point else (torch.int16, torch.int32, torch.int64)
-        return next(d for d in (dtype, *wider) if _holds(d, list(self.mapping.values())))
+        return next(d for d in (dtype, *wider) if holds_exactly(d, list(self.mapping.values())))
 
     def _check_mapped(self, label_map: NdarrayOrTensor) -> None:
         missing = [i for i in present_labels(label_map) if i not in self.mapping]
         if missing:
             raise ValueError(
-                f"The label map has labels without an entry in `mapping`{_origin(label_map)}: {missing}. "
+                f"The label map has labels without an entry in `mapping`{origin(label_map)}: {missing}. "
                 'Add them, or use unmapped="keep" or "background".'
             )
 
 
 def _as_id(value: Any) -> int:
-    """An id of a mapping, which JSON may have turned into a string."""
+    """Read an id of a mapping, which JSON may have turned into a string."""
     number = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if not is_integer(number) or not 0 <= number <= _MAX_ID:
+    if not is_integer(number) or not 0 <= number <= MAX_ID:
         raise ValueError(f"`mapping` must hold integers >= 0, got {value!r}.")
     return operator.index(number)
 
@@ -184,6 +178,10 @@ class MapLabelsd(MapTransform):
         mapping: ``{old id: new id}``.
         unmapped: what becomes of ids without an entry: ``"keep"``, ``"background"`` or ``"error"``.
         allow_missing_keys: skip missing keys instead of raising ``KeyError``.
+
+    Example:
+        >>> MapLabelsd("label", {1: 10})({"label": torch.tensor([[0, 1, 2]])})
+        {'label': tensor([[ 0, 10,  2]])}
     """
 
     backend = MapLabels.backend

@@ -1,4 +1,4 @@
-"""Random label selection: which labels a training sample asks for."""
+"""Random label selection: the labels that a training sample requests."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import TransformBackends
 
-from monai_lcs.labels import is_integer
-from monai_lcs.labels.groups import LabelGroup, as_groups, check_channel, group_masks, present_labels
+from monai_lcs.labels.groups import LabelGroup, as_groups, group_masks, present_labels
+from monai_lcs.labels.label import is_integer
+from monai_lcs.labels.label_map import check_channel
 
 __all__ = ["RandSelectLabels", "RandSelectLabelsD", "RandSelectLabelsDict", "RandSelectLabelsd"]
+
+_Candidate = tuple[tuple[int, ...], float]
+"""A label group that can be drawn, and its weight."""
 
 
 class RandSelectLabels(RandomizableTransform):
     """Draw K label groups and return their masks in a target and in an atlas label map.
 
-    The random label selection of Ma, Lee, Sabuncu, "Label conditioned segmentation", MIDL 2022, for K labels at once.
-    Candidates are drawn without replacement; only when all of them were used does one come again, so that there are
-    always K masks. A slot may become the union of several candidates ("combine_label" in the paper), each of them
-    drawn like any other. A group of which the atlas holds no label is never drawn, as it could not be asked for;
-    one of which the target holds no label only with ``absent_prob``: its target mask is empty and teaches the network
-    to answer "none".
+    This is the random label selection of Ma, Lee, Sabuncu, "Label conditioned segmentation", MIDL 2022, for K labels
+    at once. The candidates are drawn without replacement. If they are fewer than K, they come again once all of them
+    were drawn. A slot may become the union of several candidates ("combine_label" in the paper), each of them drawn
+    like any other.
+
+    A group that the atlas lacks is never drawn, since the network could not see its mask. A group that the target
+    lacks is drawn only with ``absent_prob``: its target mask is empty, which teaches the network to predict nothing.
 
     Args:
         num_labels: K, the number of masks.
@@ -36,15 +41,15 @@ class RandSelectLabels(RandomizableTransform):
         max_union: largest number of candidates in a union, at least 2.
         weights: relative frequencies >= 0, one for each of ``groups``; all equal by default. A group of weight 0 is
             never drawn.
-        absent_prob: probability that a slot takes groups that the target lacks, where there are any.
-            A target that holds no candidate at all gets only such groups, or is an error when this is 0.
+        absent_prob: probability that a slot takes groups that the target lacks, if there are any. A target without
+            any candidate gets only such groups; with 0 it is an error.
         dtype: type of the masks, which hold 0 and 1.
 
     Attributes:
         groups_: the K groups drawn last, each a sorted tuple of label ids.
 
     Raises:
-        ValueError: when an argument is out of range; when called, if a label map is not ``(1, *spatial)``, holds a
+        ValueError: if an argument is out of range; when called, if a label map is not ``(1, *spatial)``, holds a
             value that is not an integer >= 0, or leaves no group to draw.
 
     Example:
@@ -90,13 +95,22 @@ class RandSelectLabels(RandomizableTransform):
         atlas_labels: Collection[int],
         groups: Iterable[LabelGroup] | None = None,
     ) -> None:
-        """Draw ``self.groups_`` for a target and an atlas that hold these label ids."""
+        """Draw ``self.groups_`` for a target and an atlas.
+
+        Args:
+            target_labels: ids in the target.
+            atlas_labels: ids in the atlas.
+            groups: what the target is labeled for, see :py:meth:`__call__`.
+
+        Example:
+            >>> select = RandSelectLabels(num_labels=2)
+            >>> select.randomize(target_labels=[1, 3], atlas_labels=[1, 2, 3])
+            >>> sorted(select.groups_)
+            [(1,), (3,)]
+        """
         target, atlas = set(target_labels), set(atlas_labels)
-        candidates = [
-            (group, weight) for group, weight in self._candidates(atlas, groups) if not atlas.isdisjoint(group)
-        ]
-        present = _Urn([c for c in candidates if not target.isdisjoint(c[0])], self.R)
-        absent = _Urn([c for c in candidates if target.isdisjoint(c[0]) and self.absent_prob > 0], self.R)
+        candidates = [one for one in self._candidates(atlas, groups) if not atlas.isdisjoint(one[0])]
+        present, absent = self._fill_urns(candidates, target)
         if not (present or absent):
             raise ValueError(
                 f"No label group to draw: the target has labels {sorted(target)}, the atlas has {sorted(atlas)}, and "
@@ -105,8 +119,8 @@ class RandSelectLabels(RandomizableTransform):
             )
         self.groups_ = tuple(self._draw_slot(present, absent) for _ in range(self.num_labels))
 
-    def _candidates(self, atlas: set[int], known: Iterable[LabelGroup] | None) -> list[tuple[tuple[int, ...], float]]:
-        """The groups with their weights, of a partly labeled sample only those that ``known`` groups make up."""
+    def _candidates(self, atlas: set[int], known: Iterable[LabelGroup] | None) -> list[_Candidate]:
+        """List the groups to draw from; of a partly labeled target only those that its ``known`` groups make up."""
         if self.groups is None:
             groups = tuple((i,) for i in sorted(atlas)) if known is None else _distinct(known)
             return [(group, 1.0) for group in groups]
@@ -114,7 +128,14 @@ class RandSelectLabels(RandomizableTransform):
         parts = None if known is None else _distinct(known)
         return [(g, w) for g, w in pairs if w > 0 and (parts is None or _is_union(g, parts))]
 
+    def _fill_urns(self, candidates: Sequence[_Candidate], target: set[int]) -> tuple[_Urn, _Urn]:
+        """Put the candidates that the target holds in one urn and, if they may be drawn, the others in a second."""
+        present = [one for one in candidates if not target.isdisjoint(one[0])]
+        absent = [one for one in candidates if target.isdisjoint(one[0])] if self.absent_prob > 0 else []
+        return _Urn(present, self.R), _Urn(absent, self.R)
+
     def _draw_slot(self, present: _Urn, absent: _Urn) -> tuple[int, ...]:
+        """Draw the group of one mask: a candidate or a union of several."""
         urn = absent if absent and (not present or self.R.rand() < self.absent_prob) else present
         size = self.R.randint(2, self.max_union + 1) if self.R.rand() < self.union_prob else 1
         return tuple(sorted(set().union(*urn.draw(size))))
@@ -129,10 +150,10 @@ class RandSelectLabels(RandomizableTransform):
 
         Args:
             label_map: target label map ``(1, *spatial)``.
-            atlas_label_map: atlas label map ``(1, *spatial)``; the spatial sizes may differ.
+            atlas_label_map: atlas label map ``(1, *spatial)``; its spatial size may be another.
             groups: what this target is labeled for (partial labels); everything by default. Only these groups are
-                drawn, or, where the transform has ``groups`` of its own, those of its groups that are one of these
-                or a union of several of these.
+                drawn. If the transform has ``groups`` of its own, it draws those of them that are one of these or a
+                union of several of these.
 
         Returns:
             Target masks and atlas masks, both ``(K, *spatial)`` with the metadata of their label map.
@@ -144,11 +165,11 @@ class RandSelectLabels(RandomizableTransform):
 
 
 class RandSelectLabelsd(RandomizableTransform, MapTransform):
-    """Dictionary form of :py:class:`RandSelectLabels`: target and atlas label map are replaced by their K masks.
+    """Dictionary form of :py:class:`RandSelectLabels`: K masks replace the target and the atlas label map.
 
-    Writes the drawn groups to ``"selected_labels"``, an int64 tensor ``(K, L)`` with one row of ids per mask, filled up
-    with 0. L is the most ids that a row can need (1 without unions), whatever was drawn, so that samples collate.
-    Only where groups of several labels come from ``groups_key`` alone is L that of the sample.
+    The drawn groups go to ``"selected_labels"``, an int64 tensor ``(K, L)`` with one row of ids for each mask, filled
+    up with 0. L is the number of ids that a row can need at most (1 without unions), whatever was drawn, so that
+    samples collate. Only if groups of several labels come from ``groups_key`` alone, L depends on the sample.
 
     Args:
         keys: key of the target label map, then that of the atlas label map.
@@ -159,13 +180,13 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
         weights: relative frequencies of ``groups``.
         absent_prob: probability that a slot takes groups that the target lacks.
         dtype: type of the masks.
-        groups_key: where a sample has this key, its value lists the groups it is labeled for (partial labels), and only
-            these are drawn. The key is taken out, as lists of different lengths do not collate.
-        allow_missing_keys: return the sample as it is when one of the two label maps is missing, instead of
-            raising ``KeyError``.
+        groups_key: if a sample has this key, its value lists the groups that it is labeled for (partial labels), and
+            only these are drawn. The key is removed, since lists of different lengths do not collate.
+        allow_missing_keys: return the sample as it is if one of the two label maps is missing, instead of raising
+            ``KeyError``.
 
     Raises:
-        ValueError: when there are not two keys, and as :py:class:`RandSelectLabels`.
+        ValueError: if there are not two keys, and as :py:class:`RandSelectLabels`.
 
     Example:
         >>> sample = {"label": torch.tensor([[0, 5]]), "atlas_label": torch.tensor([[5, 5]])}
@@ -216,7 +237,7 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
         return d
 
     def _selected(self, known: Iterable[LabelGroup] | None) -> torch.Tensor:
-        """The drawn groups as rows of ids, filled up with 0 to the most that a row can need."""
+        """Write the drawn groups as rows of ids, filled up with 0 to the most that a row can need."""
         candidates = self.selector.groups or (() if known is None else as_groups(known))
         unions = self.selector.max_union if self.selector.union_prob > 0 else 1
         width = unions * max(map(len, candidates), default=1)
@@ -230,9 +251,9 @@ RandSelectLabelsD = RandSelectLabelsDict = RandSelectLabelsd
 class _Urn:
     """Groups drawn in weighted random order, each once before any comes again."""
 
-    def __init__(self, weighted_groups: Sequence[tuple[tuple[int, ...], float]], random: np.random.RandomState) -> None:
-        self.groups = [group for group, _ in weighted_groups]
-        self.weights = np.array([weight for _, weight in weighted_groups])
+    def __init__(self, candidates: Sequence[_Candidate], random: np.random.RandomState) -> None:
+        self.groups = [group for group, _ in candidates]
+        self.weights = np.array([weight for _, weight in candidates])
         self.random = random
         self.left: list[int] = []
 
@@ -240,7 +261,7 @@ class _Urn:
         return len(self.groups)
 
     def draw(self, size: int) -> list[tuple[int, ...]]:
-        """``size`` different groups, or all where they are fewer."""
+        """Draw ``size`` different groups, or all if they are fewer."""
         taken: list[int] = []
         while len(taken) < min(size, len(self)):
             fresh = [i for i in self.left if i not in taken]
@@ -254,7 +275,7 @@ class _Urn:
 
 
 def _distinct(groups: Iterable[LabelGroup]) -> tuple[tuple[int, ...], ...]:
-    """The groups to draw from: checked, and none of them given twice."""
+    """Check the groups to draw from; none may come twice."""
     found = as_groups(groups)
     seen: set[frozenset[int]] = set()
     for group in found:
@@ -267,12 +288,12 @@ def _distinct(groups: Iterable[LabelGroup]) -> tuple[tuple[int, ...], ...]:
 
 
 def _is_union(group: tuple[int, ...], parts: Sequence[tuple[int, ...]]) -> bool:
-    """Whether ``group`` is one of ``parts`` or a union of some."""
+    """Tell whether ``group`` is one of ``parts`` or a union of some."""
     return set(group) == set().union(*(part for part in parts if set(part) <= set(group)))
 
 
 def _group_weights(weights: Sequence[float] | None, groups: Sequence[tuple[int, ...]] | None) -> tuple[float, ...]:
-    """One weight for each group."""
+    """Check that there is one weight for each group."""
     if weights is None:
         return (1.0,) * len(groups or ())
     if groups is None:

@@ -15,7 +15,7 @@ from monai_lcs.label_app.files import check_extension, check_size, result_type, 
 from monai_lcs.label_app.segmenter import Segmenter, Weights
 from monai_lcs.label_app.server.answers import as_answer, is_upload
 from monai_lcs.labels.groups import present_labels
-from monai_lcs.labels.queries import Asked, label_names, parse_prompt
+from monai_lcs.labels.queries import RequestedLabel, label_names, parse_request
 
 __all__ = ["ClickInferTask", "PromptInferTask"]
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class PromptInferTask(InferTask):
-    """Segments what the request's ``label_prompt`` asks for, see :func:`monai_lcs.labels.queries.parse_prompt`.
+    """Segments what the request's ``label_prompt`` asks for, see :func:`monai_lcs.labels.queries.parse_request`.
 
     Other parameters: ``result_extension`` (``.nii.gz``, ``.nrrd``, ...), ``result_dtype``, ``result_compress`` and
     ``device``. The answer has ``label_names``, name to id of the labels that were found, ascending by id, which is the
@@ -65,10 +65,10 @@ class PromptInferTask(InferTask):
         )
         return f"Labels by id, name, pattern or union (label_prompt), {how}"
 
-    def asked(self, request: Mapping[str, Any]) -> list[Asked]:
+    def asked(self, request: Mapping[str, Any]) -> list[RequestedLabel]:
         """The labels of a request."""
         version = self.segmenter.store.current
-        return parse_prompt(request.get("label_prompt"), version.table, version.present)
+        return parse_request(request.get("label_prompt"), version.table, version.present)
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment ``request["image"]``, a file."""
@@ -110,11 +110,11 @@ class ClickInferTask(PromptInferTask):
         """What a client may set, with defaults."""
         return {"device": device_list()}
 
-    def asked(self, request: Mapping[str, Any]) -> list[Asked]:
+    def asked(self, request: Mapping[str, Any]) -> list[RequestedLabel]:
         """The one label, or union, of a request."""
         label = request.get("label") or request.get("label_prompt")
         if not label:
             raise ValueError("Which label? Select a segment whose name is a label of the atlas.")
         version = self.segmenter.store.current
-        found = parse_prompt([label], version.table, version.present)
-        return [Asked(found[0].id, str(label), tuple(sorted({id for one in found for id in one.ids})))]
+        found = parse_request([label], version.table, version.present)
+        return [RequestedLabel(found[0].id, str(label), tuple(sorted({id for one in found for id in one.ids})))]
