@@ -31,7 +31,7 @@ from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_lcs.boxes import Box, cut, grow_box, label_boxes
+from monai_lcs.boxes import Box, crop, grow_box, label_boxes
 from monai_lcs.grids import voxel_size
 from monai_lcs.transforms import AddAtlasd, AlignAtlasd
 
@@ -79,7 +79,7 @@ def count_voxels(labels: Tensor) -> dict[int, int]:
 def shares(true: Tensor, boxes: Mapping[int, Box]) -> dict[int, float]:
     """The share of a label's true voxels inside its box, for each label that has both."""
     voxels = count_voxels(true)
-    return {i: float((cut(true, boxes[i]) == i).sum()) / n for i, n in voxels.items() if i in boxes}
+    return {i: float((crop(true, boxes[i]) == i).sum()) / n for i, n in voxels.items() if i in boxes}
 
 
 def box_volumes(boxes: Iterable[Box], shape: Sequence[int]) -> float:

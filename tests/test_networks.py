@@ -12,7 +12,8 @@ from torch import nn
 
 from monai_lcs.boxes import pad_end
 from monai_lcs.networks import LabelConditionedUNet
-from monai_lcs.networks.blocks import Mask, UpConvolution, convolve
+from monai_lcs.networks.blocks import UpConvolution, convolve
+from monai_lcs.networks.crops import Mask
 
 
 @pytest.fixture(autouse=True)

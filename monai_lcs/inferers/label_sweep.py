@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from monai_lcs.boxes import (
     Box,
-    cut,
+    crop as cut,
     grow_box,
     intersect,
     label_boxes,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_lcs.boxes import Box, intersect, shift, union_box
 from monai_lcs.labels.groups import label_mask
-from monai_lcs.networks.blocks import Mask
+from monai_lcs.networks.crops import Mask
 
 __all__ = [
     "NOWHERE",

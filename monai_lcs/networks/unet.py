@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
+import numpy as np
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
@@ -14,43 +15,45 @@ from torch import Tensor, nn
 
 from monai_lcs.boxes import (
     Box,
+    batch_rounded_sizes,
     batch_sizes,
+    crop,
     crop_pyramid,
-    cut,
+    pad,
     pad_end,
-    place,
     reach_out,
     scale,
     shift,
+    size_of,
     slabs_of,
+    whole_box,
 )
-from monai_lcs.networks.blocks import (
-    Block,
-    LabelHead,
-    Mask,
-    UpConvolution,
-    gather,
-    norm_name,
-    recrop,
-    up,
-)
+from monai_lcs.networks.blocks import Block, UpConvolution, norm_name, up
+from monai_lcs.networks.crops import Mask, check_halo, gather, pool_times, recrop
+from monai_lcs.networks.label_head import LabelHead
 
-__all__ = ["Features", "LabelConditionedUNet", "check_halo"]
+__all__ = ["Features", "LabelConditionedUNet"]
 
 CONDITIONINGS = ("bottleneck", "multiscale", "shared")
-BOX_NORMS = ("instance", "instance_nvfuser", "group", "layer")  # their statistics are the box's
+BOX_NORMS = ("instance", "instance_nvfuser", "group", "layer")  # their statistics are those of the box
 OUTSIDE = -20.0  # logit where a label cannot be: a probability of 2e-9, finite in half precision
-EXACT_HALO = 3  # voxels that a level of the decoder looks beyond what it gives: two convolutions, one going up
-BOX_MULTIPLE = 8  # sizes of boxes are rounded up to it where the answer depends on the box
+BOX_MULTIPLE = 8  # sizes of boxes are rounded up to a multiple of it where the logits depend on the box
+
+BlockMaker = Callable[[int, int, int], Block]  # from label channels, shared channels and width
 
 
 @dataclass(frozen=True)
 class Features:
-    """What :meth:`LabelConditionedUNet.encode` knows of a window, whatever the label.
+    """The label-independent features of a window, from :meth:`LabelConditionedUNet.encode`.
 
     Attributes:
         levels: ``(B, C_i, *padded_spatial / 2**i)`` for each level ``i`` that the label-dependent part takes.
-        spatial_shape: the window's spatial shape before it was padded.
+        spatial_shape: spatial shape of the window before it was padded.
+
+    Example:
+        >>> features = LabelConditionedUNet(2, channels=(4, 8)).encode(*torch.rand(2, 1, 1, 9, 10))
+        >>> [tuple(level.shape) for level in features.levels], features.spatial_shape
+        ([(1, 4, 10, 10), (1, 8, 5, 5)], (9, 10))
     """
 
     levels: tuple[Tensor, ...]
@@ -58,26 +61,27 @@ class Features:
 
 
 class LabelConditionedUNet(nn.Module):
-    """U-Net that segments the label whose atlas mask it is given, in one output channel.
+    """U-Net that segments, in one output channel, the label whose atlas mask it is given.
 
     Ma, Lee, Sabuncu: "Label conditioned segmentation", MIDL 2022, https://arxiv.org/abs/2203.10091.
-    The image alone passes through the encoder. The atlas image and the atlas mask of the requested label, max-pooled to
-    the bottleneck's size, are concatenated there, and the decoder answers for this label. The defaults are the
-    paper's: two 3x3x3 convolutions with batch norm and ReLU at each level, max-pooling down, nearest
-    up-sampling and a convolution up, dropout at the bottleneck, a 1x1x1 head that gives logits.
+    The encoder sees the image alone. The atlas image and the atlas mask of the requested label are max-pooled to the
+    bottleneck's size and concatenated there; the decoder predicts this label. The defaults are the paper's: two 3x3x3
+    convolutions with batch norm and ReLU at each level, max-pooling down, nearest up-sampling and a convolution up,
+    dropout at the bottleneck, and a 1x1x1 head that gives logits.
 
-    With ``conditioning="shared"`` image and atlas image pass through encoder *and* decoder together, once for all
-    labels, and a label costs only a light part (:class:`monai_lcs.networks.blocks.LabelHead`): many labels take hardly
-    more time than one.
+    With ``conditioning="shared"`` the image and the atlas image pass together through encoder *and* decoder, once for
+    all labels. A label then costs only a light head (:class:`monai_lcs.networks.label_head.LabelHead`), so that many
+    labels take hardly more time than one.
 
-    Any spatial size works: the input is padded at its end (edge values) to a multiple of :attr:`stride`. On a CPU, 3D
-    convolutions are up to twice as fast after ``net.to(memory_format=torch.channels_last_3d)``.
+    Any spatial size works: the input is padded at its end, with the values of its edge, to a multiple of
+    :attr:`stride`. On a CPU, 3D convolutions are up to twice as fast after
+    ``net.to(memory_format=torch.channels_last_3d)``.
 
     Args:
         spatial_dims: 2 or 3.
         image_channels: channels of the image.
         atlas_channels: channels of the atlas image, 0 or more.
-        channels: width of each level, the bottleneck's last; at least two.
+        channels: width of each level, at least two; the last is the bottleneck's.
         conditioning: where the network sees the label: ``"bottleneck"``; ``"multiscale"``: at every decoder level as
             well, pooled to that level's size; ``"shared"``: after a decoder that all labels share; ``None``: nowhere, a
             plain multi-channel U-Net.
@@ -88,14 +92,14 @@ class LabelConditionedUNet(nn.Module):
         upsample: ``"nontrainable"`` (nearest, then a 3x3x3 convolution) or ``"deconv"`` (transposed convolution).
         residual: concatenate the input of every block to its output.
         prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
-            atlas label carried over instead of from nothing; 0, as in the paper, for none.
+            propagated label instead of from nothing; 0, as in the paper, for none.
 
     Attributes:
-        stride: what an input's sizes are padded to a multiple of.
-        stitches: whether features of neighboring windows can be blended before any label is decoded: they
-            are those of ``conditioning="shared"``, all at full resolution.
-        depends_on_box: whether the answer in a box depends on the box, because the label-dependent part normalizes
-            over it (instance or group norm). Then decode the same boxes in training and at inference.
+        stride: the sizes of an input are padded to a multiple of it.
+        stitches: whether the features of neighboring windows can be blended before any label is decoded. This holds for
+            ``conditioning="shared"``, whose features are all at full resolution.
+        depends_on_box: whether the logits in a box depend on the box, because the label-dependent part normalizes over
+            it (instance or group norm). Then decode the same boxes in training and at inference.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -114,8 +118,6 @@ class LabelConditionedUNet(nn.Module):
         torch.Size([1, 3, 9, 16, 12])
     """
 
-    pool: Any
-
     def __init__(
         self,
         spatial_dims: int = 3,
@@ -132,7 +134,7 @@ class LabelConditionedUNet(nn.Module):
         prior_logit: float = 0.0,
     ) -> None:
         super().__init__()
-        _check(spatial_dims, image_channels, atlas_channels, channels, conditioning, out_channels)
+        _check_arguments(spatial_dims, image_channels, atlas_channels, channels, conditioning, out_channels)
         self.spatial_dims = spatial_dims
         self.image_channels = image_channels
         self.atlas_channels = atlas_channels if conditioning else 0
@@ -141,38 +143,49 @@ class LabelConditionedUNet(nn.Module):
         self.channels = tuple(channels)
         self.depth = len(channels) - 1
         self.stride = 2**self.depth
-        by_label = conditioning in ("bottleneck", "multiscale")  # whether the decoder depends on the label
-        self.depends_on_box = by_label and norm_name(norm) in BOX_NORMS
+        self.decodes_by_label = conditioning in ("bottleneck", "multiscale")
+        self.depends_on_box = self.decodes_by_label and norm_name(norm) in BOX_NORMS
         self.stitches = conditioning == "shared"
-        upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
 
         def block(label_channels: int, shared_channels: int, width: int) -> Block:
             return Block(spatial_dims, label_channels, shared_channels, width, act, norm, residual)
 
         self.pool = Pool[Pool.MAX, spatial_dims](kernel_size=2)
-        self.encoder = nn.ModuleList()
-        skip_channels = [image_channels + (self.atlas_channels if conditioning == "shared" else 0)]
-        for width in channels[:-1]:
-            encoder_block = block(0, skip_channels[-1], width)
-            self.encoder.append(encoder_block)
-            skip_channels.append(encoder_block.out_channels)
-
-        atlas = self.atlas_channels if by_label else 0
-        self.bottleneck = block(1 if by_label else 0, skip_channels[-1] + atlas, channels[-1])
-        self.dropout = nn.Dropout(dropout)
-        self.up = nn.ModuleList()
-        self.decoder = nn.ModuleList()  # from the coarsest level to the finest
-        in_channels = [self.bottleneck.out_channels]
-        at_every_level = conditioning == "multiscale"
-        for width, skip in zip(reversed(channels[:-1]), reversed(skip_channels[1:]), strict=True):
-            self.up.append(up(spatial_dims, in_channels[-1], width, upsample))
-            decoder_block = block(width + at_every_level, skip + (atlas if at_every_level else 0), width)
-            self.decoder.append(decoder_block)
-            in_channels.append(decoder_block.out_channels)
+        skip_channels = self._add_encoder(block)
+        in_channels = self._add_decoder(block, skip_channels, dropout, upsample)
         if conditioning == "shared":
             self.label_head = LabelHead(spatial_dims, in_channels[-1], in_channels[-2], max(8, channels[0] // 2), act)
         else:
             self.head = Conv[Conv.CONV, spatial_dims](in_channels[-1], out_channels, kernel_size=1)
+
+    def _add_encoder(self, block: BlockMaker) -> list[int]:
+        """Add the encoder's blocks; return the channels of each level's skip connection."""
+        self.encoder = nn.ModuleList()
+        width_in = self.image_channels + (self.atlas_channels if self.conditioning == "shared" else 0)
+        skip_channels = []
+        for width in self.channels[:-1]:
+            encoder_block = block(0, width_in, width)
+            self.encoder.append(encoder_block)
+            width_in = encoder_block.out_channels
+            skip_channels.append(width_in)
+        return skip_channels
+
+    def _add_decoder(self, block: BlockMaker, skip_channels: Sequence[int], dropout: float, upsample: str) -> list[int]:
+        """Add bottleneck and decoder; return the output channels of each of their blocks, from the coarsest level."""
+        upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
+        atlas = self.atlas_channels if self.decodes_by_label else 0
+        self.bottleneck = block(int(self.decodes_by_label), skip_channels[-1] + atlas, self.channels[-1])
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.ModuleList()
+        self.decoder = nn.ModuleList()  # from the coarsest level to the finest
+        out_channels = [self.bottleneck.out_channels]
+        at_every_level = self.conditioning == "multiscale"
+        for width, skip in zip(reversed(self.channels[:-1]), reversed(skip_channels), strict=True):
+            self.up.append(up(self.spatial_dims, out_channels[-1], width, upsample))
+            decoder_block = block(width + at_every_level, skip + (atlas if at_every_level else 0), width)
+            self.decoder.append(decoder_block)
+            out_channels.append(decoder_block.out_channels)
+        return out_channels
 
     def forward(
         self, x: Tensor, boxes: Sequence[Sequence[Box | None]] | None = None, halo: int | str = "exact"
@@ -182,8 +195,8 @@ class LabelConditionedUNet(nn.Module):
         Args:
             x: ``(B, image_channels + atlas_channels + K, *spatial)``, the K >= 1 atlas masks last;
                 ``(B, image_channels, *spatial)`` for the plain U-Net.
-            boxes: where to decode each mask, ``boxes[item][k]``, ``None`` for nowhere; the logit is -20 (probability
-                2e-9) outside. Everywhere by default.
+            boxes: where to decode each mask, ``boxes[item][k]``; ``None`` for nowhere. Outside its box the logit is -20
+                (probability 2e-9). Everywhere by default.
             halo: see :meth:`decode`.
 
         Returns:
@@ -194,88 +207,53 @@ class LabelConditionedUNet(nn.Module):
         """
         first_mask = self.image_channels + self.atlas_channels
         self._check_input(x, first_mask + (1 if self.conditioning else 0))
-        image, atlas_image, masks = (
-            x[:, : self.image_channels],
-            x[:, self.image_channels : first_mask],
-            x[:, first_mask:],
-        )
+        image, masks = x[:, : self.image_channels], x[:, first_mask:]
         if not self.conditioning:
             return self.decode(self.encode(image), None)
-        features = self.encode(image, atlas_image)
+        features = self.encode(image, x[:, self.image_channels : first_mask])
         if boxes is None:
             return self.decode(features, masks)
-        asked = [(i, k, box) for i, of_item in enumerate(boxes) for k, box in enumerate(of_item) if box is not None]
-        shape = masks.shape[2:]
-        logits = {}
-        for n, answer in self.decode_boxes(
-            features, [masks[i, k] for i, k, _ in asked], [box for *_, box in asked], [i for i, *_ in asked], halo
-        ):
-            i, k, box = asked[n]
-            logits[i, k] = place(answer, box, shape, OUTSIDE)
-        nowhere = x.new_full(shape, OUTSIDE)
-        if not asked:  # a training step wants a gradient all the same
-            nowhere = nowhere + 0 * features.levels[0].mean()
-        return torch.stack(
-            [torch.stack([logits.get((i, k), nowhere) for k in range(len(masks[i]))]) for i in range(len(x))]
-        )
+        return self._decode_and_pad(features, masks, boxes, halo)
 
     def encode(self, image: Tensor, atlas_image: Tensor | None = None) -> Features:
-        """All that no label changes: the encoder, what its skips and the atlas image add to the decoder's
-        convolutions, and, where all labels share it, the decoder.
+        """Compute the label-independent features: everything that no atlas mask changes.
+
+        These are, for each level, the contribution of the encoder's skip connection and of the atlas image to the
+        decoder's first convolution there. With ``conditioning="shared"`` the decoder is label-independent as well, and
+        its output is what is returned.
 
         Args:
             image: ``(B, image_channels, *spatial)``.
             atlas_image: ``(B, atlas_channels, *spatial)``; ignored by the plain U-Net.
+
+        Raises:
+            ValueError: When the atlas image is missing, or has another number of channels.
         """
-        if self.atlas_channels and (atlas_image is None or atlas_image.shape[1] != self.atlas_channels):
-            got = None if atlas_image is None else tuple(atlas_image.shape)
-            raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
+        self._check_atlas_image(atlas_image)
         for going_up in self.up:
             if isinstance(going_up, UpConvolution):
                 going_up.prepare()
         spatial_shape = tuple(image.shape[2:])
-        x = pad_end(image, self.stride)
-        atlas = pad_end(atlas_image, self.stride) if self.atlas_channels and atlas_image is not None else None
-        if self.conditioning == "shared" and atlas is not None:
-            x, atlas = torch.cat([x, atlas.to(x.dtype)], dim=1), None
-        levels = []
-        blocks: list[Any] = [*reversed(self.decoder), self.bottleneck]
-        encoder: list[Any] = [*self.encoder]
-        for i, block in enumerate(blocks):
-            if i < self.depth:
-                skip = encoder[i].plain(x)
-                x = self.pool(skip)
-            else:
-                skip = x
-            if atlas is not None and (i == self.depth or self.conditioning == "multiscale"):
-                skip = torch.cat([skip, _pool(self.pool, atlas, i).to(skip.dtype)], dim=1)
-            levels.append(block.share(skip))
-            del skip  # a full volume that nothing needs any more
-        if self.conditioning in ("bottleneck", "multiscale"):
+        levels = self._encode_levels(image, atlas_image)
+        if self.decodes_by_label:
             return Features(tuple(levels), spatial_shape)
-        x = self.dropout(self.bottleneck(levels.pop()))
-        coarse = x
-        for going_up, block in zip(self.up, self.decoder, strict=True):
-            coarse = x
-            x = block(levels.pop(), going_up(x))
-        if self.conditioning == "shared":
-            x = self.label_head.share(x, coarse)
-        return Features((x,), spatial_shape)
+        return Features((self._decode_for_all_labels(levels),), spatial_shape)
 
     def decode(
         self, features: Features, masks: Tensor | None, box: Box | None = None, halo: int | str = "exact"
     ) -> Tensor:
-        """All that a label changes, in the whole window or in a box of it.
+        """Compute the label-dependent part, in the whole window or in a box of it.
 
-        A box is decoded from crops of the features that reach beyond it, level by level, never beyond the window.
+        A box is decoded from crops of the features. At each level the crop reaches beyond the box, never beyond the
+        window.
 
         Args:
             features: from :meth:`encode`.
             masks: ``(B, K, *spatial)`` of any dtype, the K >= 1 atlas masks; ``None`` for the plain U-Net.
-            box: one slice per spatial axis. The whole window by default.
-            halo: voxels by which each level's crop reaches beyond what the level above takes of it. ``"exact"``
-                (3): all that its convolutions see, so that the answer equals the window's to rounding, unless
-                :attr:`depends_on_box`. Less is cheaper: convolutions then see zeros at the crop's border.
+            box: one slice for each spatial axis. The whole window by default.
+            halo: by how many voxels the crop of a level exceeds what the level above takes of it. ``"exact"`` is 3, all
+                that its convolutions see: the logits then equal the window's up to rounding, unless
+                :attr:`depends_on_box`. Less is cheaper; convolutions then see zeros at the border of the crop.
 
         Returns:
             Logits ``(B, K, *spatial)`` inside the box. Their cost grows with B, K and the box.
@@ -283,18 +261,14 @@ class LabelConditionedUNet(nn.Module):
         Raises:
             ValueError: When the box is not inside the window, or the masks do not have its shape.
         """
-        shape = features.spatial_shape
         if not self.conditioning:
-            return cut(self.head(features.levels[0]), [slice(0, size) for size in shape])
-        if masks is None or masks.ndim != self.spatial_dims + 2 or tuple(masks.shape[2:]) != shape:
-            got = None if masks is None else tuple(masks.shape)
-            raise ValueError(f"`masks` must be (B, K, {', '.join(map(str, shape))}) as the features are, got {got}.")
-        count = masks.shape[1]
-        whole = tuple(slice(0, size) for size in shape)
-        items = [item for item in range(len(masks)) for _ in range(count)]
-        flat = list(masks.flatten(0, 1))
-        answers = dict(self.decode_boxes(features, flat, [box or whole] * len(flat), items, halo, room=math.inf))
-        return torch.stack([answers[i] for i in range(len(flat))]).unflatten(0, (len(masks), count))
+            return crop(self.head(features.levels[0]), whole_box(features.spatial_shape))
+        masks = self._check_masks(masks, features.spatial_shape)
+        batch, count = masks.shape[:2]
+        items = [item for item in range(batch) for _ in range(count)]
+        boxes = [box or whole_box(features.spatial_shape)] * len(items)
+        answers = dict(self.decode_boxes(features, list(masks.flatten(0, 1)), boxes, items, halo, room=math.inf))
+        return torch.stack([answers[i] for i in range(len(items))]).unflatten(0, (batch, count))
 
     def decode_boxes(
         self,
@@ -305,108 +279,148 @@ class LabelConditionedUNet(nn.Module):
         halo: int | str = "exact",
         room: float | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """:meth:`decode` for N labels, each in a box of its own; those of about the same size make one batch.
+        """Decode N labels as :meth:`decode` does, each in a box of its own; boxes of similar sizes make one batch.
 
         Args:
             features: from :meth:`encode`.
-            masks: N atlas masks ``(*spatial)`` of the window, or where they are not zero, see :class:`Mask`.
+            masks: N atlas masks ``(*spatial)`` of the window, or the same masks cropped, see
+                :class:`monai_lcs.networks.crops.Mask`.
             boxes: N boxes.
-            items: which of the batch each is asked of; the first by default.
+            items: for each label, the index in the batch; the first by default.
             halo: see :meth:`decode`.
-            room: voxels decoded at a time, unless they are of one label whose decoder cannot be cut; an eighth of the
-                window's by default.
+            room: the most voxels to decode at a time, an eighth of the window by default. One label may exceed it where
+                its decoder cannot be divided.
 
         Yields:
-            As the batches are done, the number of each label and its logits, of the size of its box.
+            The number of a label and its logits, of the size of its box, as soon as its batch is done.
+
+        Raises:
+            ValueError: When a box is not inside the window.
+
+        Example:
+            >>> net = LabelConditionedUNet(2, channels=(4, 8))
+            >>> features = net.encode(*torch.rand(2, 1, 1, 16, 16))
+            >>> masks, boxes = torch.ones(2, 16, 16), [(slice(0, 4), slice(0, 4)), (slice(5, 10), slice(8, 16))]
+            >>> dict(sorted((i, tuple(logits.shape)) for i, logits in net.decode_boxes(features, list(masks), boxes)))
+            {0: (4, 4), 1: (5, 8)}
         """
+        _check_boxes(boxes, features.spatial_shape)
         window = tuple(features.levels[0].shape[2:])
-        for box in boxes:
-            for axis, limit in zip(box, features.spatial_shape, strict=True):
-                if not 0 <= axis.start < axis.stop <= limit:
-                    raise ValueError(f"`box` must lie inside the window {features.spatial_shape}, got {box}.")
         room = room or math.prod(window) / 8
         for chosen, size in self._batches(boxes, window, room):
             crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
-            logits = self._decode_together(
-                features,
-                [self._bounded(masks[i], window) for i in chosen],
-                crops,
-                [items[i] if items else 0 for i in chosen],
-                check_halo(halo),
-                room,
-            )
-            for i, crop, answer in zip(chosen, crops, logits, strict=True):
-                yield i, answer[0][shift(boxes[i], crop)]
+            cropped = [self._crop_mask(masks[i], window) for i in chosen]
+            of_items = [items[i] if items else 0 for i in chosen]
+            if self.conditioning == "shared":
+                logits = self._apply_label_head(features, cropped, crops, of_items, room)
+            else:
+                logits = self._decode_levels(features, cropped, crops, of_items, check_halo(halo))
+            for i, around, answer in zip(chosen, crops, logits, strict=True):
+                yield i, answer[0][shift(boxes[i], around)]
+
+    def _decoder_blocks(self) -> list[Block]:
+        """The decoder's blocks from the finest level to the bottleneck."""
+        return cast(list[Block], [*reversed(self.decoder), self.bottleneck])
+
+    def _encode_levels(self, image: Tensor, atlas_image: Tensor | None) -> list[Tensor]:
+        """The encoder: what each level contributes to the decoder's block there, the bottleneck's last."""
+        x, atlas = self._pad_inputs(image, atlas_image)
+        levels = []
+        encoder = cast(list[Block], [*self.encoder])
+        for level, block in enumerate(self._decoder_blocks()):
+            skip = x
+            if level < self.depth:
+                skip = encoder[level].plain(x)
+                x = self.pool(skip)
+            if atlas is not None and (level == self.depth or self.conditioning == "multiscale"):
+                skip = torch.cat([skip, pool_times(self.pool, atlas, level).to(skip.dtype)], dim=1)
+            levels.append(block.share(skip))
+            del skip  # a full volume that nothing needs any more
+        return levels
+
+    def _pad_inputs(self, image: Tensor, atlas_image: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the encoder sees, and the atlas image for the decoder; both padded."""
+        x = pad_end(image, self.stride)
+        if not self.atlas_channels or atlas_image is None:
+            return x, None
+        atlas = pad_end(atlas_image, self.stride)
+        return (torch.cat([x, atlas.to(x.dtype)], dim=1), None) if self.conditioning == "shared" else (x, atlas)
+
+    def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
+        """The decoder without any label; it removes the levels as it goes, to free their memory."""
+        x = self.dropout(self.bottleneck(levels.pop()))
+        coarse = x
+        for going_up, block in zip(self.up, self.decoder, strict=True):
+            coarse = x
+            x = block(levels.pop(), going_up(x))
+        return self.label_head.share(x, coarse) if self.conditioning == "shared" else x
+
+    def _decode_and_pad(
+        self, features: Features, masks: Tensor, boxes: Sequence[Sequence[Box | None]], halo: int | str
+    ) -> Tensor:
+        """Decode each mask in its box and pad the logits to the window, ``(B, K, *spatial)``."""
+        asked = {(i, k): box for i, of_item in enumerate(boxes) for k, box in enumerate(of_item) if box is not None}
+        numbers, shape = list(asked), masks.shape[2:]
+        nowhere = masks.new_full(shape, OUTSIDE)
+        if not asked:  # a training step needs a gradient all the same
+            nowhere = nowhere + 0 * features.levels[0].mean()
+        chosen, items = [masks[number] for number in numbers], [item for item, _ in numbers]
+        logits = {}
+        for n, answer in self.decode_boxes(features, chosen, list(asked.values()), items, halo):
+            logits[numbers[n]] = pad(answer, asked[numbers[n]], shape, OUTSIDE)
+        of_all = [logits.get(number, nowhere) for number in np.ndindex(masks.shape[0], masks.shape[1])]
+        return torch.stack(of_all).unflatten(0, masks.shape[:2])
 
     def _batches(
         self, boxes: Sequence[Box], window: Sequence[int], room: float
     ) -> list[tuple[list[int], tuple[int, ...]]]:
-        """Which boxes to decode together, in crops of which size."""
-        sizes = [tuple(axis.stop - axis.start for axis in box) for box in boxes]
-        if not self.depends_on_box:
-            return batch_sizes(sizes, room)
-        # The crop must depend on the box alone, not on the others
-        together: dict[tuple[int, ...], list[int]] = {}
-        for i, size in enumerate(sizes):
-            rounded = (min(-(-n // BOX_MULTIPLE) * BOX_MULTIPLE, limit) for n, limit in zip(size, window, strict=True))
-            together.setdefault(tuple(rounded), []).append(i)
-        return [
-            (members[first : first + many], size)
-            for size, members in together.items()
-            for many in [max(1, int(min(room / math.prod(size), len(members))))]
-            for first in range(0, len(members), many)
-        ]
+        """Which boxes to decode together, and in crops of which size."""
+        sizes = [size_of(box) for box in boxes]
+        if self.depends_on_box:
+            return batch_rounded_sizes(sizes, window, room, BOX_MULTIPLE)
+        return batch_sizes(sizes, room)
 
-    def _decode_together(
-        self,
-        features: Features,
-        masks: Sequence[Mask],
-        boxes: Sequence[Box],
-        items: Sequence[int],
-        reach: int,
-        room: float,
+    def _decode_levels(
+        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], reach: int
     ) -> Tensor:
-        """Logits ``(N, 1, *size)`` in boxes of the same size, from masks of the padded window."""
-        if self.conditioning == "shared":
-            slabs = zip(*(slabs_of(box, room / len(boxes)) for box in boxes), strict=True)
-            prototypes = self.label_head.prototypes(features.levels[0], features.spatial_shape, items, masks)
-            return torch.cat([self._decode_shared(features, prototypes, items, masks, slab) for slab in slabs], dim=2)
+        """The decoder, from the coarsest level to the finest: logits ``(N, 1, *size)`` in boxes of the same size."""
         outer, inner = crop_pyramid(boxes, features.levels[0].shape[2:], self.depth, reach)
+        blocks = self._decoder_blocks()
         x = None
-        blocks = [*reversed(self.decoder), self.bottleneck]
-        for i in reversed(range(self.depth + 1)):
-            label = []
+        for level in reversed(range(self.depth + 1)):
+            parts = []
             if x is not None:
-                label.append(recrop(self.up[self.depth - 1 - i](x), [scale(box, 2) for box in inner[i + 1]], outer[i]))
+                going_up = self.up[self.depth - 1 - level]
+                parts.append(recrop(going_up(x), [scale(box, 2) for box in inner[level + 1]], outer[level]))
             if x is None or self.conditioning == "multiscale":
-                label.append(self._pooled(masks, outer[i], i, features.levels[i].dtype))
-            x = torch.cat(label, dim=1) if len(label) > 1 else label[0]
-            x = blocks[i](gather(features.levels[i], items, outer[i]), x)
-            x = recrop(x if i < self.depth else self.dropout(x), outer[i], inner[i])
+                parts.append(self._pooled_masks(masks, outer[level], level, features.levels[level].dtype))
+            x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            x = blocks[level](gather(features.levels[level], items, outer[level]), x)
+            x = recrop(x if level < self.depth else self.dropout(x), outer[level], inner[level])
         logits = self.head(x)
-        return self._add_prior(logits, self._pooled(masks, boxes, 0, logits.dtype) if self.prior_logit else logits)
+        return (
+            self._add_prior(logits, self._pooled_masks(masks, boxes, 0, logits.dtype)) if self.prior_logit else logits
+        )
 
-    def _decode_shared(
-        self, features: Features, prototypes: Tensor, items: Sequence[int], masks: Sequence[Mask], boxes: Sequence[Box]
+    def _apply_label_head(
+        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], room: float
     ) -> Tensor:
-        outer = [reach_out(box, LabelHead.REACH, features.levels[0].shape[2:]) for box in boxes]
-        logits, mask = self.label_head(features.levels[0], prototypes, items, masks, outer)
-        return recrop(self._add_prior(logits, mask), outer, boxes)
+        """The label head, slab by slab: logits ``(N, 1, *size)`` in boxes of the same size."""
+        shared = features.levels[0]
+        prototypes = self.label_head.prototypes(shared, features.spatial_shape, items, masks)
+        answers = []
+        for slabs in zip(*(slabs_of(box, room / len(boxes)) for box in boxes), strict=True):
+            outer = [reach_out(slab, LabelHead.REACH, shared.shape[2:]) for slab in slabs]
+            logits, sampled = self.label_head(shared, prototypes, items, masks, outer)
+            answers.append(recrop(self._add_prior(logits, sampled), outer, slabs))
+        return torch.cat(answers, dim=2)
 
-    def _pooled(self, masks: Sequence[Mask], boxes: Sequence[Box], level: int, dtype: torch.dtype) -> Tensor:
-        """What each mask, max-pooled to a level, is in its box there: ``(N, 1, *size)``."""
-        pooled = []
-        for mask in masks:
-            box = tuple(slice(axis.start >> level, -(-axis.stop >> level)) for axis in mask.box)
-            if any(axis.start == axis.stop for axis in box):
-                pooled.append(mask)
-                continue
-            values = Mask.inside([mask], [scale(box, 2**level)], dtype)
-            pooled.append(Mask(_pool(self.pool, values, level)[0, 0], box))
-        return Mask.inside(pooled, boxes, dtype)
+    def _pooled_masks(self, masks: Sequence[Mask], boxes: Sequence[Box], level: int, dtype: torch.dtype) -> Tensor:
+        """Max-pool the masks to a level and crop them to their boxes there, ``(N, 1, *size)``."""
+        return Mask.inside([mask.pooled(self.pool, level, dtype) for mask in masks], boxes, dtype)
 
-    def _bounded(self, mask: Tensor | Mask, window: tuple[int, ...]) -> Mask:
-        """The mask where it is not zero, in the window as it was padded."""
+    def _crop_mask(self, mask: Tensor | Mask, window: tuple[int, ...]) -> Mask:
+        """Pad the mask as the window was padded, and crop it to its bounding box."""
         if not isinstance(mask, Tensor):
             return mask
         if tuple(mask.shape) != window:
@@ -426,27 +440,33 @@ class LabelConditionedUNet(nn.Module):
                 f" got shape {tuple(x.shape)}."
             )
 
+    def _check_atlas_image(self, atlas_image: Tensor | None) -> None:
+        if self.atlas_channels and (atlas_image is None or atlas_image.shape[1] != self.atlas_channels):
+            got = None if atlas_image is None else tuple(atlas_image.shape)
+            raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
 
-def _pool(pool: nn.Module, x: Tensor, times: int) -> Tensor:
-    for _ in range(times):
-        x = pool(x)
-    return x
-
-
-def check_halo(halo: int | str) -> int:
-    """The halo in voxels of each level; more than is seen changes nothing.
-
-    Raises:
-        ValueError: When it is neither ``"exact"`` nor a whole number >= 0.
-    """
-    if halo == "exact":
-        return EXACT_HALO
-    if isinstance(halo, str) or halo != int(halo) or halo < 0:
-        raise ValueError(f"`halo` must be 'exact' or a whole number >= 0, got {halo!r}.")
-    return min(int(halo), EXACT_HALO)
+    def _check_masks(self, masks: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        if masks is None or masks.ndim != self.spatial_dims + 2 or tuple(masks.shape[2:]) != shape:
+            got = None if masks is None else tuple(masks.shape)
+            raise ValueError(f"`masks` must be (B, K, {', '.join(map(str, shape))}) as the features are, got {got}.")
+        return masks
 
 
-def _check(spatial_dims, image_channels, atlas_channels, channels, conditioning, out_channels) -> None:
+def _check_boxes(boxes: Sequence[Box], shape: tuple[int, ...]) -> None:
+    for box in boxes:
+        for axis, limit in zip(box, shape, strict=True):
+            if not 0 <= axis.start < axis.stop <= limit:
+                raise ValueError(f"`box` must lie inside the window {shape}, got {box}.")
+
+
+def _check_arguments(
+    spatial_dims: int,
+    image_channels: int,
+    atlas_channels: int,
+    channels: Sequence[int],
+    conditioning: str | None,
+    out_channels: int,
+) -> None:
     if spatial_dims not in (2, 3):
         raise ValueError(f"`spatial_dims` must be 2 or 3, got {spatial_dims}.")
     if image_channels < 1 or atlas_channels < 0:
