@@ -125,10 +125,10 @@ def _check_shapes(image: NdarrayOrTensor, label_map: NdarrayOrTensor) -> None:
 
 def _affine_in_use(image: NdarrayOrTensor, affine: NdarrayOrTensor | None) -> np.ndarray:
     """Returns the given affine, or that of the image."""
-    affine = convert_to_numpy(getattr(image, "affine", None) if affine is None else affine)
-    if affine is None or affine.shape != (4, 4):
+    in_use = getattr(image, "affine", None) if affine is None else affine
+    if in_use is None or tuple(in_use.shape) != (4, 4):
         raise ValueError("`affine` must be (4, 4) unless `image` is a MetaTensor.")
-    return affine
+    return np.asarray(convert_to_numpy(in_use))
 
 
 # ---- what is drawn

@@ -63,7 +63,7 @@ class Segmentation:
     table: LabelTable
     quality: dict[str, Any] = field(default_factory=dict)
     agreement: MetaTensor | None = None
-    case: str = None  # type: ignore[assignment]  # never None once initialized
+    case: str | None = None
 
     def __post_init__(self) -> None:
         if self.case is None:
@@ -114,11 +114,11 @@ class Segmentation:
             raise ValueError(f"Cannot save the segmentation of {self._source}: {error}") from error
         label_map = self._nifti_image()
 
-        check_writable(output_dir)
+        check_writable(Path(output_dir))
         write_atomically(paths["labels"], self.table.write)
         write_atomically(paths["volumes"], lambda temporary: write_tsv(volumes, temporary))
         if picture:
-            qc_picture(self.image, self.label_map, self.table, paths["qc"], title=self.case, overwrite=True)
+            qc_picture(self.image, self.label_map, self.table, paths["qc"], title=str(self.case), overwrite=True)
         write_atomically(paths["dseg"], lambda temporary: nib.save(label_map, temporary))
         return {kind: str(path) for kind, path in paths.items()}
 
@@ -134,12 +134,13 @@ class Segmentation:
 
     def _paths(self, folder: Path, picture: bool) -> dict[str, Path]:
         """Names the files."""
-        if not self.case or Path(self.case).name != self.case:
-            raise ValueError(f"`case` must be a file name without folders, got {self.case!r} for {self._source}.")
+        case = self.case or ""
+        if not case or Path(case).name != case:
+            raise ValueError(f"`case` must be a file name without folders, got {case!r} for {self._source}.")
         endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
         if not picture:
             del endings["qc"]
-        return {kind: folder / f"{self.case}_{ending}" for kind, ending in endings.items()}
+        return {kind: folder / f"{case}_{ending}" for kind, ending in endings.items()}
 
     def _check_grid(self) -> None:
         """Label map and scan must lie on the same grid."""

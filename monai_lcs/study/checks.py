@@ -13,17 +13,14 @@ from monai.utils import convert_to_numpy
 from tqdm import tqdm
 
 from monai_lcs.grids import grid_distance, same_grid
-from monai_lcs.labels import LabelTable
-from monai_lcs.labels.label_map import check_ids
-from monai_lcs.study.cases import shorten_names
+from monai_lcs.labels.label_map import check_label_map
+from monai_lcs.labels.limits import MAX_FLOAT32_ID
 from monai_lcs.study.images import read_image
 
 __all__ = [
     "check_case",
     "check_cases",
     "check_label_map_volume",
-    "check_labels",
-    "check_labels_present",
     "check_same_grid",
     "check_scan",
     "read_label_map",
@@ -122,14 +119,13 @@ def check_label_map_volume(volume: torch.Tensor, name: str, spatial_dims: int = 
 
     Example:
         >>> check_label_map_volume(torch.full((1, 4, 5, 6), 17.0), "dseg.nii")
-        >>> check_label_map_volume(torch.full((1, 4, 5, 6), 0.5), "dseg.nii")
+        >>> check_label_map_volume(torch.full((1, 4, 5, 6), 2.0**24), "dseg.nii")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: The label map dseg.nii must hold integers >= 0, got 0.5.
+        ValueError: The label map dseg.nii must hold ids below 2**24 = 16777216, which float32 holds exactly, ...
     """
     check_scan(volume, name, spatial_dims)
-    check_ids(convert_to_numpy(volume), f"The label map {name}")
-    # 2**24 itself may be a rounded 2**24 + 1.
-    if volume.max() >= 2**24:
+    check_label_map(volume, f"The label map {name}")
+    if volume.max() > MAX_FLOAT32_ID:
         raise ValueError(
             f"The label map {name} must hold ids below 2**24 = {2**24}, which float32 holds exactly, "
             f"got {volume.max().item():.0f}: renumber its labels."
@@ -242,32 +238,3 @@ def list_failures(messages: Sequence[str], total: int) -> str:
     """
     lines = [*messages[:10], *["..."] * (len(messages) > 10)]
     return "\n  ".join([f"{len(messages)} of {total} cases cannot be used:", *lines])
-
-
-def check_labels(atlas_label_path: PathLike, ids: Sequence[int], table: LabelTable) -> None:
-    """Reads an atlas label map and checks it with :func:`check_labels_present`."""
-    check_labels_present(read_image(atlas_label_path), ids, table, str(atlas_label_path))
-
-
-def check_labels_present(label_map: torch.Tensor, ids: Sequence[int], table: LabelTable, name: str) -> None:
-    """Checks that an atlas label map has at least one voxel of each requested label.
-
-    Args:
-        label_map: integers of any dtype and shape.
-        ids: the requested labels.
-        table: names the labels in the error message.
-        name: what the error message calls the label map, such as its path.
-
-    Raises:
-        ValueError: naming the label map, and the missing ids with their names.
-
-    Example:
-        >>> check_labels_present(torch.tensor([[[0, 4]]]), [4, 7], LabelTable.from_ids([4, 7]), "dseg.nii")
-        Traceback (most recent call last):
-        ValueError: The atlas label map dseg.nii has no voxel of label 7 (label-7).
-    """
-    present = set(label_map.unique().tolist())
-    missing = [id for id in ids if id not in present]
-    if missing:
-        names = [f"{id} ({table[id].name})" if id in table.ids else f"{id}" for id in missing]
-        raise ValueError(f"The atlas label map {name} has no voxel of label {shorten_names(names, most=10)}.")

@@ -61,8 +61,7 @@ class SaveSegmentation(Transform):
         Returns:
             The paths written, by ``"labels"``, ``"volumes"``, ``"qc"`` (with ``picture``) and ``"dseg"``.
         """
-        name = {} if case is None else {"case": case}
-        segmentation = Segmentation(label_map, image, self.label_table, agreement=agreement, **name)
+        segmentation = Segmentation(label_map, image, self.label_table, agreement=agreement, case=case)
         return segmentation.save(self.output_dir, self.overwrite, self.picture)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,14 +7,27 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.data import load_decathlon_datalist
+import torch
+from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImage
 
+from monai_lcs.atlas.atlas import Atlas
 from monai_lcs.files import check_writable
-from monai_lcs.grids import grid_distance
+from monai_lcs.grids import grid_distance, same_grid
 from monai_lcs.labels import Label, LabelTable
+from monai_lcs.study import checks
 from monai_lcs.study.cases import case_name, case_names, find_cases, find_images
-from monai_lcs.study.checks import check_case, check_cases, check_labels, require_valid
+from monai_lcs.study.checks import (
+    check_case,
+    check_cases,
+    check_label_map_volume,
+    check_same_grid,
+    check_scan,
+    read_label_map,
+    read_scan,
+    require_valid,
+)
+from monai_lcs.study.images import read_image
 
 AFFINE = np.array([[0, 2, 0, -10], [-1, 0, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1.0]])
 
@@ -107,8 +121,9 @@ def test_nnunet_suffix_and_relative_folder(tmp_path, monkeypatch):
 
 def test_unpaired_files_are_reported(folders):
     touch(folders / "images/extra.nii", folders / "labels/lone.nii", folders / "images/.hidden.nii")
-    with pytest.warns(UserWarning, match=r"without a partner of the same name: extra.nii, lone.nii\."):
+    with pytest.warns(UserWarning, match=r"without a partner of the same name: extra.nii, lone.nii\.") as record:
         assert len(find_cases(folders, section="testing")) == 7
+    assert record[0].filename == __file__
     assert len(find_cases(folders, section="testing", with_labels=False)) == 8
 
 
@@ -399,6 +414,53 @@ def test_grid_distance_is_that_of_the_farthest_voxel():
     assert grid_distance(affine, affine, (3, 4, 5)) == 0
 
 
+@pytest.mark.parametrize("read", [read_scan, read_label_map])
+def test_a_file_is_read_once(tmp_path, monkeypatch, read):
+    paths = []
+    monkeypatch.setattr(checks, "read_image", lambda path: paths.append(path) or read_image(path))
+    path = save(tmp_path / "scan.nii")
+    volume = read(path)
+    assert paths == [path]
+    np.testing.assert_array_equal(volume[0], nib.load(path).get_fdata())
+    np.testing.assert_array_equal(volume.affine, AFFINE)
+
+
+def test_volumes_in_memory_are_checked_as_files_are(tmp_path):
+    values = np.full((4, 4, 4), 2.5)
+    path = save(tmp_path / "seg.nii", values)
+    check_scan(torch.from_numpy(values)[None], "the array")
+    with pytest.raises(ValueError, match=r"The label map the array must hold integers >= 0, got 2\.5") as error:
+        check_label_map_volume(torch.from_numpy(values)[None], "the array")
+    with pytest.raises(ValueError, match=re.escape(str(error.value).replace("the array", path))):
+        read_label_map(path)
+    with pytest.raises(ValueError, match=r"the array must be 3D, got a 4D file of 4 channels"):
+        check_scan(torch.zeros(4, 5, 6, 7), "the array")
+    with pytest.raises(ValueError, match=r"the array must be 2D, got a 3D file of shape \(5, 6, 7\)"):
+        check_label_map_volume(torch.zeros(1, 5, 6, 7), "the array", spatial_dims=2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_same_grid_allows_a_tenth_of_a_voxel_at_every_voxel(seed):
+    rng = np.random.default_rng(seed)
+    affine = nib.affines.from_matvec(nib.eulerangles.euler2mat(*rng.uniform(-1, 1, 3)) * rng.uniform(1, 3, 3))
+    other = affine + np.pad(rng.normal(0, 0.01, (3, 4)), ((0, 1), (0, 0)))
+    shape = (4, 5, 6)
+    voxels = np.indices(shape).reshape(3, -1).T
+    offsets = nib.affines.apply_affine(affine, voxels) - nib.affines.apply_affine(other, voxels)
+    for scale in (0.99, 1.01):  # of the tolerance, for the voxel that is farthest off
+        shortest = nib.affines.voxel_sizes(affine).min()
+        moved = affine + (other - affine) * scale * 0.1 * shortest / np.linalg.norm(offsets, axis=1).max()
+        assert same_grid(shape, affine, shape, moved) == (scale < 1)
+        image, label_map = (MetaTensor(torch.zeros(1, *shape), affine=x) for x in (affine, moved))
+        if scale < 1:
+            check_same_grid(image, label_map, "image", "label map")
+        else:
+            with pytest.raises(ValueError, match=r"image and label map must have the same grid, got affines up to 0\."):
+                check_same_grid(image, label_map, "image", "label map")
+    assert not same_grid(shape, affine, (4, 5, 7), affine)
+    assert not same_grid(shape, affine, shape, affine * np.nan)
+
+
 def test_many_cases(tmp_path, capsys):
     good = {"image": save(tmp_path / "good.nii")}
     bad = [{"image": f"{tmp_path}/missing{i}.nii"} for i in range(12)]
@@ -427,12 +489,12 @@ def test_check_writable(tmp_path):
             check_writable(folder)
 
 
-def test_check_labels(tmp_path):
+def test_labels_that_the_atlas_lacks(tmp_path):
     table = LabelTable([Label(1, "one"), Label(3, "three"), Label(8, "eight")])
-    path = save(tmp_path / "atlas.nii")  # 0 to 3
-    check_labels(path, [1, 3], table)
+    atlas = Atlas.read(save(tmp_path / "T1w.nii"), save(tmp_path / "atlas.nii"), table)  # 0 to 3
+    atlas.check_present([1, 3])
     with pytest.raises(ValueError, match=r"/atlas.nii has no voxel of label 8 \(eight\), 9\."):
-        check_labels(path, [1, 8, 9], table)
+        atlas.check_present([1, 8, 9])
 
 
 def test_folder_that_is_not_there(tmp_path):

@@ -1,5 +1,6 @@
 import pickle
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd, LoadImage, LoadImaged, Orientationd, Spacingd
 
 from monai_lcs.labels import Label, LabelTable
+from monai_lcs.results import Segmentation
 from monai_lcs.results.dice import compare_dice, dice_summary, dice_table, main, write_dice_tsv
 from monai_lcs.results.picture import qc_picture
 from monai_lcs.results.volumes import volume_table
@@ -197,6 +199,69 @@ def test_picture_errors(tmp_path):
     path.touch()
     with pytest.raises(FileExistsError, match=r"/qc\.png exists"):
         qc_picture(image[None], labels[None], TABLE, path, AFFINE)
+
+
+# ---- segmentation
+
+
+def test_segmentation_is_named_after_its_file(case):
+    label_map, image = case
+    assert Segmentation(label_map, image, TABLE).case == "ann.t1"
+    assert Segmentation(label_map, image, TABLE, case="subj1").case == "subj1"
+    assert Segmentation(label_map, MetaTensor(image.as_tensor()), TABLE).case == "scan"
+    with pytest.raises(FrozenInstanceError):
+        Segmentation(label_map, image, TABLE).case = "bo"
+
+
+def test_volumes_of_a_segmentation(case):
+    label_map, image = case
+    pd.testing.assert_frame_equal(
+        Segmentation(label_map, image, TABLE).volumes, volume_table(arrays()[1], AFFINE, TABLE)
+    )
+    agreement = MetaTensor(torch.full(label_map.shape, 0.25))
+    assert Segmentation(label_map, image, TABLE, agreement=agreement).volumes["agreement"][0] == 0.25
+
+
+def test_a_scan_from_memory_is_saved(tmp_path):
+    values, labels = arrays()
+    image, label_map = (
+        MetaTensor(torch.from_numpy(x[None]), affine=torch.from_numpy(AFFINE)) for x in (values, labels)
+    )
+    paths = Segmentation(label_map, image, TABLE).save(tmp_path, picture=False)
+    assert [Path(path).name for path in paths.values()] == ["scan_dseg.tsv", "scan_volumes.tsv", "scan_dseg.nii.gz"]
+    saved = nib.load(paths["dseg"])
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), labels)
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-5)
+    with pytest.raises(ValueError, match="The segmentation of the scan must have the shape"):
+        Segmentation(label_map[..., :9], image, TABLE).save(tmp_path / "out")
+
+
+def test_segmentation_and_transform_write_the_same_files(tmp_path, case):
+    ours = Segmentation(*case, TABLE).save(tmp_path / "a")
+    theirs = SaveSegmentation(tmp_path / "b", TABLE)(*case)
+    assert list(ours) == list(theirs) == ["labels", "volumes", "qc", "dseg"]
+    for kind, path in ours.items():
+        assert Path(path).name == Path(theirs[kind]).name
+        if kind in ("labels", "volumes"):
+            assert Path(path).read_text() == Path(theirs[kind]).read_text()
+    np.testing.assert_array_equal(imread(ours["qc"]), imread(theirs["qc"]))
+    one, other = (nib.load(paths["dseg"]) for paths in (ours, theirs))
+    assert one.header == other.header
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+
+
+@pytest.mark.parametrize(("voxels", "same"), [(0.09, True), (0.11, False)])
+def test_a_tenth_of_a_voxel_off_is_the_same_grid(tmp_path, case, voxels, same):
+    label_map, image = case
+    affine = image.affine.clone()
+    affine[2, 3] += 1.5 * voxels  # the shortest edge of a voxel is 1.5 mm
+    result = Segmentation(MetaTensor(label_map.as_tensor(), affine=affine), image, TABLE)
+    if same:
+        saved = nib.load(result.save(tmp_path, picture=False)["dseg"])
+        np.testing.assert_array_equal(saved.affine, nib.load(tmp_path / "ann.t1.nii.gz").affine)
+    else:
+        with pytest.raises(ValueError, match=r"must have the affine of the image, got one up to 0\.165 mm off"):
+            result.save(tmp_path, picture=False)
 
 
 # ---- files
