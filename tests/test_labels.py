@@ -1,15 +1,20 @@
-"""Label tables: literal files of each format, round trips, queries and bad input."""
+"""Label tables (files of each format, round trips, queries, bad input) and the check of label maps."""
 
 import copy
 import json
 import pickle
 import string
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
-from monai_lcs.labels import Label, LabelTable
+from monai_lcs.labels import MAX_FLOAT32_ID, MAX_ID, Label, LabelTable, check_label_map
+from monai_lcs.labels.label_map import as_label_array, check_known, voxel_ids
+from monai_lcs.labels.limits import EXACT_INTEGERS, holds_exactly
 
 HIPPOCAMPI = LabelTable(
     [
@@ -476,3 +481,103 @@ def test_children_partition_the_labels():
     children = CORTEX.children()
     assert children == {"insula": (1, 2), "occipital": (3, 4, 5), "brainstem": (6,), "Left-pole*2": (7,)}
     assert all(CORTEX.select(name) == ids for name, ids in children.items())
+
+
+# ---- label maps -----------------------------------------------------------------------------------------------------
+
+TYPES = ["bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64"]
+
+
+def is_label_map(values):
+    """Voxel by voxel, with Python's own numbers."""
+    return all(float(v).is_integer() and 0 <= int(v) <= 2**31 - 1 for v in np.ravel(values).tolist())
+
+
+@pytest.mark.parametrize("container", [np.asarray, torch.from_numpy, lambda array: MetaTensor(torch.from_numpy(array))])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_check_label_map_equals_a_loop_over_voxels(container, dtype):
+    candidates = [0, 1, 7, 255, 2**24, MAX_ID, MAX_ID + 1, 2**40, -1, -128, 0.5, 7.000001]
+    seen = set()
+    for value in candidates:
+        with np.errstate(invalid="ignore"):
+            label_map = np.array([[0, 1], [value, 1]]).astype(dtype)
+        if dtype != "float32" and label_map[1, 0] != value:
+            continue  # the type does not hold it
+        expected = is_label_map(label_map)
+        seen.add(expected)
+        if expected:
+            check_label_map(container(label_map))
+            np.testing.assert_array_equal(as_label_array(container(label_map)), label_map)
+            np.testing.assert_array_equal(voxel_ids(container(label_map)).numpy(), label_map.ravel())
+        else:
+            with pytest.raises(ValueError, match="A label map must hold"):
+                check_label_map(container(label_map))
+    assert seen == {True} | ({False} if dtype not in ("bool", "uint8", "uint16") else set())
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [
+        (np.float32([0, 1406.9994]), r"A label map must hold integers >= 0, got 1406\.9994; resample"),
+        (torch.tensor([0, 1406.9994]), r"got 1406\.9994;"),
+        (torch.tensor([0, 1406.9994], dtype=torch.float64), r"got 1406\.9994;"),
+        (torch.tensor([0, 0.1], dtype=torch.float16), r"got 0\.1;"),
+        (torch.tensor([0, 2.25], dtype=torch.bfloat16), r"got 2\.25;"),
+        (np.array([3, -1], np.int8), r"integers >= 0, got -1;"),
+        (np.array([np.nan, 1]), r"integers >= 0, got nan;"),
+        (np.array([-np.inf, 1]), r"integers >= 0, got -inf;"),
+        (np.array([2**31]), r"must hold ids up to 2147483647, got 2147483648; renumber"),
+        (np.float32([2**31]), r"must hold ids up to 2147483647, got 2147483648; renumber"),
+        (np.array([2**64 - 1], np.uint64), r"got 18446744073709551615; renumber"),
+        (
+            MetaTensor(torch.tensor([0.5]), meta={"filename_or_obj": "a_dseg.nii.gz"}),
+            r"The label map a_dseg\.nii\.gz must hold integers >= 0, got 0\.5;",
+        ),
+    ],
+)
+def test_a_value_that_is_no_id_is_said_exactly(label_map, message):
+    for check in (check_label_map, as_label_array, voxel_ids):
+        with pytest.raises(ValueError, match=message):
+            check(label_map)
+    with pytest.raises(ValueError, match="The atlas must hold"):
+        check_label_map(label_map, "The atlas")
+
+
+def test_any_integer_may_be_negative_or_huge_but_no_fraction():
+    for label_map in (torch.tensor([-1, 2**40]), np.array([-3.0, 1e12]), np.zeros((0, 3))):
+        check_label_map(label_map, any_integer=True)
+    for value in (0.5, np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=f"must hold integers, got {value};"):
+            check_label_map(torch.tensor([1, value]), any_integer=True)
+
+
+def test_label_maps_of_any_layout():
+    label_map = np.arange(24).reshape(2, 3, 4)
+    for given in (label_map[::-1, :, ::2], np.asfortranarray(label_map), label_map.astype(">i2")):
+        check_label_map(given)
+        np.testing.assert_array_equal(as_label_array(given), given)
+    assert as_label_array(label_map) is label_map
+    assert as_label_array(np.array([True])).dtype == np.int32
+
+
+def test_ids_that_the_table_lacks():
+    check_known(np.array([0, 16, 53]), HIPPOCAMPI)
+    with pytest.raises(ValueError, match=r"The label map holds \[1, 2, .* 10\] and 5 more, which LabelTable\(3 labels"):
+        check_known(np.arange(18), HIPPOCAMPI)
+
+
+def test_limits_are_what_the_types_hold():
+    assert torch.iinfo(torch.int32).max == MAX_ID
+    assert holds_exactly(torch.float32, [MAX_FLOAT32_ID])
+    for dtype, largest in EXACT_INTEGERS.items():
+        assert holds_exactly(dtype, [largest - 1, largest])
+        assert not holds_exactly(dtype, [largest + 1])
+
+
+def test_importing_labels_is_light():
+    code = (
+        "import sys, monai.data; before = set(sys.modules); import monai_lcs.labels;"
+        "print({name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "{'monai_lcs'}"

@@ -17,10 +17,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.utils import convert_to_numpy
 
 from monai_lcs.labels import Label, LabelTable, is_integer
 from monai_lcs.labels.groups import present_labels
-from monai_lcs.labels.label_map import as_array, as_label_array
+from monai_lcs.labels.label_map import as_label_array
 from monai_lcs.labels.limits import MAX_FLOAT32_ID
 from monai_lcs.labels.queries import label_names
 from monai_lcs.study.checks import check_case
@@ -122,7 +123,7 @@ class AtlasStore:
         named = np.where(np.isin(voxels, table.ids), voxels, 0)
         about = {"change": "the atlas as it came", "previous": None, "image": _relative(image, folder)}
         folder.mkdir(parents=True, exist_ok=True)
-        _write_version(folder, 1, named, as_array(label_map.affine), table, about)
+        _write_version(folder, 1, named, convert_to_numpy(label_map.affine), table, about)
         return cls(folder)
 
     def numbers(self) -> list[int]:
@@ -187,7 +188,7 @@ class AtlasStore:
             "image": _relative(self.image, self.folder),
         }
         table = LabelTable([*before.table, *added])
-        return self._append(new, as_array(source.affine), table, about)
+        return self._append(new, convert_to_numpy(source.affine), table, about)
 
     def restore(self, number: int) -> AtlasVersion:
         """Make an earlier version current again, as a new version, so that this can be undone too.
@@ -198,7 +199,7 @@ class AtlasStore:
         old = self.version(number)
         about = {**old.about, "change": f"back to version {number}", "image": _relative(self.image, self.folder)}
         source = read_image(old.labels)
-        return self._append(as_label_array(source)[0], as_array(source.affine), old.table, about)
+        return self._append(as_label_array(source)[0], convert_to_numpy(source.affine), old.table, about)
 
     def undo(self) -> AtlasVersion:
         """Take back the last change; called again, the one before.

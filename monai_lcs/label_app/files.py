@@ -11,9 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 from monai.config import PathLike
 from monai.data import MetaTensor
+from monai.utils import convert_to_numpy
 
 from monai_lcs.grids import affine_of, to_sitk
-from monai_lcs.labels.label_map import as_array
 from monai_lcs.results.segmentation import grid_header
 
 __all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]
@@ -104,8 +104,8 @@ def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype[Any],
         compress: for NRRD and MetaImage.
     """
     if check_extension(path) in (".nii", ".nii.gz"):
-        affine = as_array(label_map.affine)
-        array = as_array(label_map)[0].astype(dtype)
+        affine = convert_to_numpy(label_map.affine)
+        array = convert_to_numpy(label_map)[0].astype(dtype)
         nib.save(nib.Nifti1Image(array, affine, grid_header(label_map, affine), dtype=dtype), path)
         return
     image = to_sitk(label_map.as_tensor().int(), affine_of(label_map))

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
+from monai.utils import convert_to_numpy
 
 from monai_lcs.labels.limits import MAX_ID
 from monai_lcs.labels.table import LabelTable
 
 __all__ = [
-    "as_array",
     "as_label_array",
     "as_plain_tensor",
     "check_channel",
@@ -29,11 +29,15 @@ __all__ = [
 _MAX_LOOKUP = 1 << 22
 """Up to this id a lookup table with an entry for every id is faster than sorting. Allen atlases exceed it."""
 
+_PIECE = 1 << 18
+"""Voxels that are checked at a time, few enough to stay in the cache of a processor."""
+
 
 def check_label_map(label_map: NdarrayOrTensor, what: str | None = None, any_integer: bool = False) -> None:
     """Raise a ValueError unless every voxel of a label map is a label id: an integer from 0 to ``MAX_ID``.
 
-    For integer types the check needs no memory, for floating-point types one more map and a mask.
+    The check passes over the voxels a few times and needs no further memory on a CPU; on a GPU it needs one more map
+    for a floating-point type.
 
     Args:
         label_map: array or tensor of any shape and real type, on any device.
@@ -57,7 +61,7 @@ def check_label_map(label_map: NdarrayOrTensor, what: str | None = None, any_int
     file = origin(label_map).removeprefix(" in ")
     name = what or (f"The label map {file}" if file else "A label map")
     if float(wrong).is_integer() and wrong > 0:
-        raise ValueError(f"{name} must hold ids up to {MAX_ID}, got {wrong!s}; renumber its labels.")
+        raise ValueError(f"{name} must hold ids up to {MAX_ID}, got {int(wrong)}; renumber its labels.")
     raise ValueError(
         f"{name} must hold integers{'' if any_integer else ' >= 0'}, got {wrong!s}; resample label maps with "
         "nearest-neighbor interpolation, or take the argmax of probabilities."
@@ -78,10 +82,9 @@ def _find_wrong(values: NdarrayOrTensor, any_integer: bool) -> Any:
     """Find a voxel that is no id; None if there is none."""
     if 0 in values.shape:
         return None
-    if not _is_integer_type(values):
-        fractions = _fractions(values)
-        if fractions.any():
-            return _scalar(values[fractions][0])
+    fraction = _find_fraction(values)
+    if fraction is not None:
+        return _scalar(fraction)
     for extreme in (_scalar(values.min()), _scalar(values.max())):
         # As Python's float: float32 rounds MAX_ID up.
         if math.isinf(extreme) or not (any_integer or 0 <= float(extreme) <= MAX_ID):
@@ -89,15 +92,26 @@ def _find_wrong(values: NdarrayOrTensor, any_integer: bool) -> Any:
     return None
 
 
+def _find_fraction(values: NdarrayOrTensor) -> Any:
+    """Find a voxel that is NaN or not an integer; None if there is none."""
+    if _is_integer_type(values):
+        return None
+    if isinstance(values, torch.Tensor):
+        fractions = values.frac() != 0
+        return values[fractions][0] if fractions.any() else None
+    voxels = values.ravel(order="K")
+    for start in range(0, voxels.size, _PIECE):
+        piece = voxels[start : start + _PIECE]
+        fractions = piece != np.rint(piece)
+        if fractions.any():
+            return piece[fractions][0]
+    return None
+
+
 def _is_integer_type(values: NdarrayOrTensor) -> bool:
     if isinstance(values, torch.Tensor):
         return not values.dtype.is_floating_point
     return not np.issubdtype(values.dtype, np.floating)
-
-
-def _fractions(values: NdarrayOrTensor) -> NdarrayOrTensor:
-    """Mark the voxels that are no integers; NaN is none."""
-    return values.frac() != 0 if isinstance(values, torch.Tensor) else values != np.rint(values)
 
 
 def _scalar(value: Any) -> Any:
@@ -180,7 +194,8 @@ def as_label_array(label_map: NdarrayOrTensor) -> np.ndarray:
         array([0, 7], dtype=int32)
     """
     check_label_map(label_map)
-    values = as_array(label_map)
+    # MONAI's conversion would copy an array that is not in C order.
+    values = label_map if isinstance(label_map, np.ndarray) else convert_to_numpy(label_map)
     return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.int32)
 
 
@@ -222,14 +237,6 @@ def values_and_positions(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return values.to(torch.int64), positions
 
 
-# Replaced by `convert_to_numpy` of MONAI and by `check_label_map`.
-
-
-def as_array(values: Any) -> np.ndarray:
-    """A tensor, wherever it is, or an array as a numpy array without metadata."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
 def check_ids(values: np.ndarray, what: str = "A label map") -> None:
-    """Check a label map by its former name."""
+    """Call :py:func:`check_label_map`, which replaces it."""
     check_label_map(values, what)
