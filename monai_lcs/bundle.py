@@ -1,54 +1,68 @@
-"""What the bundle's configs call: cases, labels and atlas checked before long work starts, and runs that go on.
+"""The functions that the bundle's configs call: thin doors to the pipeline.
 
-A user's mistake ends the program with one sentence, not with a traceback of the config parser.
+A mistake that the user can mend ends the program with one sentence, not with a traceback of the config parser.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import shutil
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from monai.data import DataLoader
 from monai.engines import Evaluator
-from monai.utils import optional_import
+from monai.utils import set_determinism
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from monai_lcs import files
-from monai_lcs.files import write_atomically
-from monai_lcs.labels import LabelTable
-from monai_lcs.labels.groups import present_labels
-from monai_lcs.results import dice as tables
-from monai_lcs.study import cases as study_cases
-from monai_lcs.study.checks import check_case, check_labels, require_valid
-from monai_lcs.study.images import read_image
+from monai_lcs import files, pipeline
+from monai_lcs.atlas import Atlas
+from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
+from monai_lcs.pipeline import Settings, on_device
+from monai_lcs.pipeline.trainer import keep_resumable, polynomial_decay, show_epochs, validate_last
+from monai_lcs.pipeline.trainer import last_saved as last_saved_file
+from monai_lcs.pipeline.weights import cause
+from monai_lcs.results import dice as dice_tables
+from monai_lcs.study.cases import find_cases, find_images
 
 __all__ = [
-    "ask_labels",
+    "best_model",
     "cases",
+    "check_fused",
     "check_new",
-    "check_weights",
+    "check_new_cases",
     "check_writable",
+    "default_device",
+    "default_workers",
+    "device_ids",
     "further_atlases",
     "images",
+    "is_cuda",
     "keep_resumable",
-    "keep_settings",
     "label_groups",
+    "label_ids",
     "last_saved",
-    "read_table",
+    "load_weights",
+    "on_device",
+    "polynomial_decay",
+    "prepared",
+    "read_atlas",
+    "requested_labels",
+    "result_table",
     "run_each",
+    "score_each",
+    "settings_of",
     "show_epochs",
-    "split_prompt",
-    "trained_settings",
+    "start_processes",
+    "stop_processes",
+    "truth_ids",
+    "union_ids",
     "validate_last",
-    "write_dice",
 ]
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -67,103 +81,115 @@ def _one_sentence(function: T) -> T:
     return wrapped  # type: ignore[return-value]
 
 
-@_one_sentence
-def read_table(label_table: str | None, atlas_labels: str) -> LabelTable:
-    """The label table; without one, the labels of the atlas with made-up names."""
-    _check_given(atlas_labels=atlas_labels)
-    check_case({"label": atlas_labels})
-    present = _present(atlas_labels)
-    if not label_table:
-        return LabelTable.from_ids(present)
-    table = LabelTable.read(label_table)
-    both = [label for label in table.ids if label in set(present)]
-    if not both:
-        raise ValueError(
-            f"The atlas label map {atlas_labels} has no label of {label_table}:"
-            f" the table has {list(table.ids[:8])} ..., the atlas {list(present[:8])} ... ."
-        )
-    return table
-
-
-def split_prompt(prompt: Any) -> Any:
-    """Labels as MONAI Label's clients ask for them: of a string with commas its parts, anything else as it is.
-
-    Example:
-        >>> split_prompt("Left-*, 17"), split_prompt([17, 53])
-        (['Left-*', '17'], [17, 53])
-    """
-    return [part.strip() for part in prompt.split(",")] if isinstance(prompt, str) and "," in prompt else prompt
+# ---- atlas and labels -----------------------------------------------------------------------------------------------
 
 
 @_one_sentence
-def ask_labels(table: LabelTable, labels: Any, atlas_labels: str) -> list[int]:
-    """The ids asked for; all that both the table and the atlas have by default.
+def read_atlas(atlas_image: str, atlas_labels: str, label_table: str | None) -> Atlas:
+    """Read the atlas, once for all; see :meth:`monai_lcs.atlas.Atlas.read`."""
+    for name, path in (("atlas_image", atlas_image), ("atlas_labels", atlas_labels)):
+        if not path:
+            raise ValueError(f"Give --{name}, the file.")
+    return Atlas.read(atlas_image, atlas_labels, label_table or None)
+
+
+@_one_sentence
+def further_atlases(
+    atlases_dir: str | None, atlases_datalist: str | None, dataset: Sequence[str | None], fold: int | None, atlas: Atlas
+) -> list[Atlas]:
+    """Read the training cases of a study, to vote beside the atlas; none where no study is named.
 
     Args:
-        table: the label table.
-        labels: see :meth:`monai_lcs.labels.LabelTable.select`; ``None`` for all.
-        atlas_labels: the atlas label map file.
+        atlases_dir: see :func:`monai_lcs.study.cases.find_cases`.
+        atlases_datalist: likewise; by default the one of the scans where these are of the same study.
+        dataset: folder and datalist of the scans.
+        fold: see :func:`monai_lcs.study.cases.find_cases`.
+        atlas: the atlas, which does not vote twice; every other one must share labels with it.
     """
-    if labels is None or labels == "all":
-        present = set(_present(atlas_labels))
-        return [label for label in table.ids if label in present]
-    ids = table.select(labels)
-    check_labels(atlas_labels, ids, table)
-    return list(ids)
+    if not atlases_dir and not atlases_datalist:
+        return []
+    if not atlases_datalist and atlases_dir == dataset[0]:
+        atlases_datalist = dataset[1]
+    exclude = list(atlas.files.values())
+    found = find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
+    read = []
+    for case in tqdm(found, "Reading atlases", unit="atlas"):
+        try:
+            read.append(Atlas.read(case["image"], case["label"], atlas.table))
+        except ValueError as error:
+            if "has no label of" not in str(error):
+                raise
+            message = f"The labels of {case['label']} are none of those of the atlas, {atlas.files['label']}."
+            raise ValueError(message) from error
+    return read
+
+
+@_one_sentence
+def requested_labels(atlas: Atlas, labels: Any) -> list[RequestedLabel]:
+    """The labels asked for, see :func:`monai_lcs.labels.parse_request`; all of the atlas by default.
+
+    Raises:
+        SystemExit: when a label is unknown or has no voxel in the atlas.
+    """
+    requests = parse_request(labels, atlas.table)
+    if labels is None or labels in ("", "all"):
+        return parse_request(None, atlas.table, atlas.ids)
+    atlas.check_present(sorted({id for request in requests for id in request.ids}))
+    return requests
+
+
+def label_ids(requests: Sequence[RequestedLabel]) -> list[int]:
+    """The ids that a result has."""
+    return [request.id for request in requests]
+
+
+def union_ids(requests: Sequence[RequestedLabel]) -> dict[int, tuple[int, ...]]:
+    """For each id that a result has the atlas ids it stands for, as the inferer takes them."""
+    return {request.id: request.ids for request in requests}
+
+
+@_one_sentence
+def truth_ids(requests: Sequence[RequestedLabel]) -> dict[int, int]:
+    """For each atlas id the id that a result has there: unions are merged in the true label map as well.
+
+    Raises:
+        SystemExit: when a label is requested twice, by itself and in a union: the true label map cannot hold both.
+    """
+    found: dict[int, int] = {}
+    for request in requests:
+        for id in request.ids:
+            if id in found:
+                raise ValueError(f"Label {id} is requested twice: an evaluation needs labels that do not overlap.")
+            found[id] = request.id
+    return found
+
+
+def result_table(atlas: Atlas, requests: Sequence[RequestedLabel]) -> LabelTable:
+    """The label table of a result."""
+    return requested_table(requests, atlas.table)
 
 
 @_one_sentence
 def label_groups(
-    table: LabelTable, labels: Sequence[int], coarse_labels: Mapping[str, Any] | str | None
+    atlas: Atlas, requests: Sequence[RequestedLabel], coarse_labels: Mapping[str, Any] | str | None
 ) -> list[tuple[int, ...]]:
-    """What training asks for: each label by itself, or each coarse label as the union of its fine ones.
-
-    Args:
-        table: the label table.
-        labels: the ids in use.
-        coarse_labels: ``"parent"`` for the table's parents; or a mapping from a coarse name to its fine labels,
-            see :meth:`monai_lcs.labels.LabelTable.select`; labels it leaves out are not trained.
-    """
+    """What a training draws from: each requested label, or coarse labels as unions of their fine ones."""
     if coarse_labels is None:
-        return [(label,) for label in labels]
-    if coarse_labels == "parent":
-        unions = list(table.children().values())
-    elif isinstance(coarse_labels, Mapping):
-        unions = [table.select(query) for query in coarse_labels.values()]
-    else:
-        raise ValueError(f"`coarse_labels` must be a mapping, 'parent' or null, got {coarse_labels!r}.")
-    groups = [tuple(label for label in union if label in set(labels)) for union in unions]
-    groups = [group for group in groups if group]
-    if not groups:
-        raise ValueError(f"No label of `coarse_labels` {coarse_labels!r} is among the labels in use {list(labels)}.")
-    return groups
+        return [request.ids for request in requests]
+    return group_coarse_labels(atlas.table, label_ids(requests), coarse_labels)
+
+
+# ---- cases ----------------------------------------------------------------------------------------------------------
 
 
 @_one_sentence
 def cases(
-    dataset_dir: str | None,
-    datalist: str | None,
-    section: str,
-    fold: int | None,
-    atlas_image: str,
-    atlas_labels: str,
-) -> list[dict[str, str]]:
-    """Cases with labels, the atlas's own left out, all checked.
-
-    Args:
-        dataset_dir: see :func:`monai_lcs.study.cases.find_cases`, as for the next three.
-        datalist: likewise.
-        section: likewise.
-        fold: likewise.
-        atlas_image: the atlas image file, checked as well.
-        atlas_labels: the atlas label map file, likewise.
-    """
-    _check_given(atlas_image=atlas_image, atlas_labels=atlas_labels)
+    dataset_dir: str | None, datalist: str | None, section: str, fold: int | None, atlas: Atlas
+) -> list[dict[str, Any]]:
+    """Find cases with labels, the atlas's own left out; see :func:`monai_lcs.study.cases.find_cases`."""
     _check_source(dataset_dir, datalist)
-    found = study_cases.find_cases(
-        dataset_dir or None, datalist or None, section, fold, exclude=[atlas_image, atlas_labels]
-    )
-    require_valid([{"atlas_image": atlas_image, "atlas_label": atlas_labels}, *found])
+    exclude = [file for file in atlas.files.values() if file]
+    found = find_cases(dataset_dir or None, datalist or None, section, fold, exclude=exclude or None)
     if section == "testing" and not datalist:
         said = f"Note: these are all {len(found)} cases of {dataset_dir}, also those a network was trained on;"
         print(said, "those left out of its training are --section validation.", file=sys.stderr)
@@ -171,77 +197,42 @@ def cases(
 
 
 @_one_sentence
-def further_atlases(
-    atlases_dir: str | None, atlases_datalist: str | None, fold: int | None, atlas_image: str, atlas_labels: str
-) -> list[dict[str, str]]:
-    """The training cases of a study, to vote beside the atlas; none where no study is named.
-
-    Args:
-        atlases_dir: see :func:`monai_lcs.study.cases.find_cases`, as for the next two.
-        atlases_datalist: likewise.
-        fold: likewise.
-        atlas_image: the atlas image file, not taken twice.
-        atlas_labels: the atlas label map file, likewise; every other atlas must share labels with it.
-    """
-    if not atlases_dir and not atlases_datalist:
-        return []
-    exclude = [atlas_image, atlas_labels]
-    found = study_cases.find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
-    require_valid(found)
-    known = set(_present(atlas_labels))
-    for atlas in found:
-        if known.isdisjoint(_present(str(atlas["label"]))):
-            raise ValueError(f"The labels of {atlas['label']} are none of those of the atlas, {atlas_labels}.")
-    return found
-
-
-def check_fused(checkpoint: str | None, fused: bool, atlases: Sequence[Any]) -> None:
-    """Say so where the weights were trained with further atlases and there are none now, or the other way round.
-
-    Args:
-        checkpoint: file of the weights; nothing is said where there are none.
-        fused: whether further atlases voted in training.
-        atlases: those that vote now.
-    """
-    if checkpoint and fused != bool(atlases):
-        trained, now = ("with", "without") if fused else ("without", "with")
-        said = f"Note: {checkpoint} was trained {trained} further atlases and is used {now}; it may be less accurate."
-        print(said, file=sys.stderr)
-
-
-@_one_sentence
-def images(
-    dataset_dir: str | None,
-    datalist: str | None,
-    section: str,
-    fold: int | None,
-    atlas_image: str,
-    atlas_labels: str,
-) -> list[dict[str, str]]:
-    """Images to segment: a file, a list of files, a folder of files, or a datalist's section.
+def images(dataset_dir: str | None, datalist: str | None, section: str, fold: int | None) -> list[dict[str, Any]]:
+    """Find images to segment.
 
     Args:
         dataset_dir: a file, files or a folder; where it has a folder ``images``, the files in there.
         datalist: a datalist to use instead.
         section: the section of the datalist.
         fold: the fold of its sections.
-        atlas_image: the atlas image file, checked now; images are checked one by one as they are run.
-        atlas_labels: the atlas label map file, likewise.
     """
-    _check_given(atlas_image=atlas_image, atlas_labels=atlas_labels)
     _check_source(dataset_dir, datalist)
-    check_case({"atlas_image": atlas_image, "atlas_label": atlas_labels})
     if datalist:
-        return study_cases.find_cases(dataset_dir or None, datalist, section, fold, with_labels=False)
+        return find_cases(dataset_dir or None, datalist, section, fold, with_labels=False)
     assert dataset_dir is not None
     inner = Path(str(dataset_dir)) / "images"
-    return study_cases.find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
+    return find_images(inner if isinstance(dataset_dir, str) and inner.is_dir() else dataset_dir)
+
+
+def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
+    if not dataset_dir and not datalist:
+        raise ValueError("Give --dataset_dir (a folder; for inference also a file or a list of files) or --datalist.")
 
 
 @_one_sentence
-def check_writable(folder: str) -> None:
+def prepared(**arguments: Any) -> pipeline.PreparedDataset:
+    """See :class:`monai_lcs.pipeline.PreparedDataset`."""
+    return pipeline.PreparedDataset(**arguments)
+
+
+# ---- files that are there already -----------------------------------------------------------------------------------
+
+
+@_one_sentence
+def check_writable(*folders: str) -> None:
     """Make sure that results can be written, see :func:`monai_lcs.files.check_writable`."""
-    files.check_writable(folder)
+    for folder in folders:
+        files.check_writable(folder)
 
 
 @_one_sentence
@@ -260,229 +251,173 @@ def check_new(output_dir: str, names: Iterable[str], overwrite: bool) -> None:
         raise ValueError(f"{first} {exists}: choose another --output_dir, or give --overwrite True.")
 
 
-@_one_sentence
-def check_weights(path: str | None, network: torch.nn.Module) -> None:
-    """Make sure that the weights to start from are there and fit.
+def check_new_cases(output_dir: str, cases: Sequence[Mapping[str, Any]], overwrite: bool) -> None:
+    """:func:`check_new` for the label maps of all cases."""
+    check_new(output_dir, [f"{case['case']}_dseg.nii.gz" for case in cases], overwrite)
 
-    Args:
-        path: their file; ``None`` or an empty string to start from none.
-        network: what they are for.
-    """
-    if not path:
-        return
-    if not Path(path).is_file():
-        raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {name: tuple(weight.shape) for name, weight in state.get("model", state).items()}
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {_cause(error)}") from error
-    expected = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
-    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    if wrong:
-        raise ValueError(
-            f"The weights in {path} are another network's, {wrong[0]} has the shape {found.get(wrong[0])} instead of"
-            f" {expected.get(wrong[0])}: give the --channels, --conditioning and --norm it was trained with."
-        )
+
+# ---- the network ----------------------------------------------------------------------------------------------------
 
 
 @_one_sentence
-def keep_settings(evaluator: Any, ckpt_dir: str, settings: Mapping[str, Any], resume: bool) -> None:
-    """Write beside the weights, in ``model.json``, what a network must be used with as it was trained with it.
-
-    Weights of an earlier training are kept under another name, with the time they are of.
-
-    Args:
-        evaluator: whose first run saves the weights; the settings are written after it.
-        ckpt_dir: where the weights go.
-        settings: alignment, spacing, margin and the network's shape.
-        resume: whether the weights there are this training's.
-
-    Raises:
-        SystemExit: when a training is resumed with other settings.
-    """
-    events, _ = optional_import("ignite.engine", name="Events")
-    weights, kept = Path(ckpt_dir) / "model.pt", Path(ckpt_dir) / "model.json"
-    text = json.dumps(settings, indent=4)
-    if resume and kept.is_file() and json.loads(kept.read_text()) != json.loads(text):
-        raise ValueError(f"This training had the settings of {kept}: {kept.read_text()}, got {text}.")
-    if not resume and weights.is_file():
-        time = datetime.fromtimestamp(weights.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-        for path in (weights, kept):
-            if path.is_file():
-                shutil.copy2(path, path.with_stem(f"model_{time}"))
-    evaluator.add_event_handler(
-        events.COMPLETED, lambda: write_atomically(kept, lambda temporary: temporary.write_text(text))
-    )
+def settings_of(checkpoint: str | None) -> Settings:
+    """The settings that weights were trained with, see :meth:`monai_lcs.pipeline.Settings.of_weights`."""
+    return Settings.of_weights(checkpoint)
 
 
 @_one_sentence
-def trained_settings(checkpoint: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a network was trained with, see :func:`keep_settings`; ``defaults`` where none were kept.
-
-    Args:
-        checkpoint: file of the weights; the settings are in the file of this name that ends in ``.json``.
-        defaults: the settings' names, and their values for weights that come without.
-    """
-    path = Path(checkpoint).with_suffix(".json") if checkpoint else None
-    if path is None or not path.is_file():
-        return dict(defaults)
-    try:
-        kept = json.loads(path.read_text())
-        return {name: kept.get(name, value) for name, value in defaults.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
+def load_weights(checkpoint: str | None, network: Any) -> None:
+    """See :func:`monai_lcs.pipeline.load_weights`; nothing is loaded without a checkpoint."""
+    if checkpoint:
+        pipeline.load_weights(checkpoint, network)
 
 
 @_one_sentence
-def last_saved(ckpt_dir: str, epochs: int) -> str:
-    """The file from which a training goes on, the newest that :func:`keep_resumable` saved.
+def best_model(**arguments: Any) -> pipeline.BestModel:
+    """See :class:`monai_lcs.pipeline.BestModel`."""
+    return pipeline.BestModel(**arguments)
+
+
+@_one_sentence
+def last_saved(ckpt_dir: str, epochs: int, resume: bool) -> str | None:
+    """The file from which a training goes on, ``None`` for a new one."""
+    return last_saved_file(ckpt_dir, epochs) if resume else None
+
+
+def check_fused(checkpoint: str | None, fused: bool, atlases: Sequence[Any]) -> None:
+    """Say so where the weights were trained with further atlases and there are none now, or the other way round.
 
     Args:
-        ckpt_dir: where it saved.
-        epochs: how many there are to be in the end.
-
-    Raises:
-        SystemExit: when there is nothing to resume, or nothing left to do.
+        checkpoint: file of the weights; nothing is said where there are none.
+        fused: whether further atlases voted in training.
+        atlases: those that vote now.
     """
-    found = sorted(Path(ckpt_dir).glob("resume_*.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"There is no training to resume in {ckpt_dir}.")
-    done = int(found[-1].stem.rpartition("_")[2])
-    if done >= epochs:
-        raise ValueError(f"The training in {ckpt_dir} already has {done} epochs: give more than that as --epochs.")
-    return str(found[-1])
+    if checkpoint and fused != bool(atlases):
+        trained, now = ("with", "without") if fused else ("without", "with")
+        said = f"Note: {checkpoint} was trained {trained} further atlases and is used {now}; it may be less accurate."
+        print(said, file=sys.stderr)
 
 
-def keep_resumable(
-    trainer: Any, state: Mapping[str, Any], ckpt_dir: str, interval: int, resume_from: str | None = None
-) -> None:
-    """Save all that a training needs to go on, every few epochs, and go on from there if asked to.
-
-    Args:
-        trainer: the trainer; its epoch and iteration are saved with the state.
-        state: what to save besides: network, optimizer, scheduler, the best score so far.
-        ckpt_dir: where to save ``resume_checkpoint_N.pt`` after epoch N; only the newest is kept.
-        interval: epochs between two saves.
-        resume_from: the file to load when training starts, see :func:`last_saved`.
-    """
-    handlers, _ = optional_import("ignite.handlers")
-    events, _ = optional_import("ignite.engine", name="Events")
-    loader, _ = optional_import("monai.handlers", name="CheckpointLoader")
-    everything = {**state, "trainer": trainer}
-    saver = handlers.Checkpoint(
-        everything,
-        handlers.DiskSaver(ckpt_dir, require_empty=False, atomic=False),
-        filename_prefix="resume",
-        global_step_transform=lambda engine, _: engine.state.epoch,
-        include_self=True,
-    )
-    if resume_from is not None:
-        loader(resume_from, {**everything, "checkpointer": saver}, map_location="cpu").attach(trainer)
-    trainer.add_event_handler(events.EPOCH_COMPLETED(every=interval) | events.COMPLETED, saver)
+# ---- devices and processes ------------------------------------------------------------------------------------------
 
 
-def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
-    """A progress bar over a training's epochs, with the loss and the last validation; that one in TensorBoard too.
-
-    Args:
-        trainer: the trainer.
-        evaluator: the evaluator of the validation.
-        log_dir: of TensorBoard.
-    """
-    tensorboard, _ = optional_import("monai.handlers", name="TensorBoardStatsHandler")
-    handlers, _ = optional_import("ignite.handlers")
-    events, _ = optional_import("ignite.engine", name="Events")
-    distributed, _ = optional_import("ignite.distributed")
-    if distributed.get_rank() > 0:
-        return
-    tensorboard(log_dir=log_dir, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch).attach(
-        evaluator
-    )
-    bar = handlers.ProgressBar(desc="Epoch", persist=True)
-
-    def shown(output: Any) -> dict[str, float]:
-        return {"loss": output[0]["loss"], **evaluator.state.metrics}
-
-    bar.attach(trainer, event_name=events.EPOCH_COMPLETED, closing_event_name=events.COMPLETED, output_transform=shown)
+def default_device() -> torch.device:
+    """The GPU where there is one; of several processes each its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def validate_last(trainer: Any, evaluator: Any, interval: int) -> None:
-    """Validate after a training, where its last epoch was not one to validate.
-
-    Args:
-        trainer: after its run.
-        evaluator: the evaluator of the validation.
-        interval: epochs between two validations.
-    """
-    if trainer.state.epoch % interval:
-        evaluator.run(trainer.state.epoch)
+def is_cuda(device: torch.device | str) -> bool:
+    """Whether a device is a GPU."""
+    return torch.device(device).type == "cuda"
 
 
-def run_each(evaluator: Evaluator, output_dir: str) -> None:
-    """Run an evaluator case by case: a bad case does not stop the others; at the end the bad ones are listed.
+def default_workers(device: torch.device | str) -> int:
+    """Processes that prepare samples: a GPU must not wait for them, on a CPU they would take its cores."""
+    return 4 if is_cuda(device) else 0
+
+
+def device_ids(device: torch.device | str) -> list[torch.device] | None:
+    """What ``DistributedDataParallel`` wants: the process's own GPU, nothing on a CPU."""
+    return [torch.device(device)] if is_cuda(device) else None
+
+
+def start_processes(device: torch.device | str, seed: int) -> None:
+    """Join the other processes that ``torchrun`` started; each draws other labels and augmentations."""
+    if not dist.is_initialized():
+        dist.init_process_group(backend="nccl" if is_cuda(device) else "gloo")
+    if is_cuda(device):
+        torch.cuda.set_device(torch.device(device))
+    set_determinism(seed + dist.get_rank())
+
+
+def stop_processes() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def _each(evaluator: Evaluator, done: Callable[[Mapping[str, Any]], None]) -> tuple[int, dict[str, str]]:
+    """Run an evaluator case by case; a bad case does not stop the others.
 
     Args:
         evaluator: its data loader's dataset must have ``data``, the cases.
-        output_dir: where its results go, for the last line that is printed.
+        done: called after each case; raises where its result is missing.
+
+    Returns:
+        How many cases there are, and the message of each that failed.
+    """
+    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
+    evaluator.interrupt_resume_enabled = False  # else ignite goes on with a run that failed, instead of the next case
+    evaluator.state.epoch_length = 1
+    failed = {}
+    for i, case in enumerate(tqdm(dataset.data, desc="Cases", unit="case")):
+        try:
+            evaluator.data_loader = DataLoader(Subset(dataset, [i]), batch_size=1)
+            evaluator.run()
+            done(case)
+        except Exception as error:
+            failed[str(case["image"])] = cause(error)
+    evaluator.data_loader = DataLoader(dataset, batch_size=1)
+    return len(dataset.data), failed
+
+
+def _end(count: int, failed: Mapping[str, str]) -> None:
+    """List the cases that failed, and end with status 1 where there are some."""
+    if failed:
+        lines = [f"  {text}" if path in text else f"  {path}: {text}" for path, text in failed.items()]
+        print(f"{len(failed)} of {count} cases failed:", *lines, sep="\n", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def run_each(evaluator: Evaluator, output_dir: str) -> None:
+    """Segment case by case; at the end the bad cases are listed.
+
+    Args:
+        evaluator: its data loader's dataset must have ``data``, the cases.
+        output_dir: where its results go.
 
     Raises:
         SystemExit: with status 1, when a case failed.
     """
-    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
-    failed = {}
-    evaluator.state.epoch_length = 1
-    for i, case in enumerate(tqdm(dataset.data, desc="Cases", unit="case")):
-        try:
-            check_case(case)
-            evaluator.data_loader = DataLoader(Subset(dataset, [i]), batch_size=1)
-            evaluator.run()
-        except Exception as error:
-            failed[str(case["image"])] = _cause(error)
-    print(f"{len(dataset.data) - len(failed)} of {len(dataset.data)} cases are in {output_dir}")
-    if failed:
-        lines = [f"  {text}" if path in text else f"  {path}: {text}" for path, text in failed.items()]
-        print(f"{len(failed)} of {len(dataset.data)} cases failed:", *lines, sep="\n", file=sys.stderr)
-        raise SystemExit(1)
 
+    def check_written(case: Mapping[str, Any]) -> None:
+        path = Path(output_dir) / f"{case['case']}_dseg.nii.gz"
+        if not path.is_file():
+            raise ValueError(f"no label map was written to {path}")
 
-def _cause(error: BaseException) -> str:
-    """The message of an error, or of what MONAI wraps in a RuntimeError where a transform or an expression fails."""
-    while type(error) is RuntimeError and error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    count, failed = _each(evaluator, check_written)
+    print(f"{count - len(failed)} of {count} cases are in {output_dir}")
+    _end(count, failed)
 
 
 @_one_sentence
-def write_dice(evaluator: Evaluator, table: LabelTable, output_dir: str, overwrite: bool = False) -> None:
-    """Write ``dice.tsv``, the Dice of each label in each case, and print the means.
+def score_each(evaluator: Evaluator, table: LabelTable, output_dir: str, overwrite: bool = False) -> None:
+    """Score case by case, write ``dice.tsv``, the Dice of each label in each case, and print the means.
 
     Args:
-        evaluator: after its run, with a :class:`monai_lcs.metrics.LabelMapDice` as key metric.
+        evaluator: with a :class:`monai_lcs.metrics.LabelMapDice` as key metric.
         table: names of the labels.
         output_dir: where to write.
         overwrite: replace a table that is there.
+
+    Raises:
+        SystemExit: with status 1, when a case failed; the others are scored.
     """
-    buffer = evaluator.state.metric_details[evaluator.state.key_metric_name]
-    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
-    dice = tables.dice_table(buffer, [case["case"] for case in dataset.data], table)
-    path = Path(output_dir) / "dice.tsv"
-    tables.write_dice_tsv(dice, path, overwrite=overwrite)
-    print(tables.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
+    names, rows = [], []
 
+    def keep(case: Mapping[str, Any]) -> None:
+        rows.append(evaluator.state.metric_details[evaluator.state.key_metric_name][0])
+        names.append(case["case"])
 
-def _check_given(**files: str) -> None:
-    """Every file is named."""
-    for name, path in files.items():
-        if not path:
-            raise ValueError(f"Give --{name}, the file.")
-
-
-def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
-    """The images are named."""
-    if not dataset_dir and not datalist:
-        raise ValueError("Give --dataset_dir (a folder; for inference also a file or a list of files) or --datalist.")
-
-
-def _present(path: str) -> tuple[int, ...]:
-    return present_labels(read_image(path))
+    count, failed = _each(evaluator, keep)
+    if rows:
+        dice = dice_tables.dice_table(torch.stack(rows), names, table)
+        path = Path(output_dir) / "dice.tsv"
+        dice_tables.write_dice_tsv(dice, path, overwrite=overwrite)
+        print(dice_tables.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
+    _end(count, failed)

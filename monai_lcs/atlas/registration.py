@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -135,6 +135,44 @@ def overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) ->
     return float(2 * (image & atlas).sum() / max(image.sum() + atlas.sum(), 1))
 
 
+def first_placement(fixed: sitk.Image, moving: sitk.Image, mode: str) -> Rigid:
+    """Grids with their centers together; positions as the files give them with the mode ``"none"``."""
+    center = grid_center(fixed)
+    return translation(center, 0 * center if mode == "none" else grid_center(moving) - center)
+
+
+def best_placement(fixed: sitk.Image, moving: sitk.Image, mode: str, seed: int) -> Rigid:
+    """The best of three placements: as the files give them, by the centers of the grids, or of the foregrounds."""
+    by_grids = first_placement(fixed, moving, mode)
+    if mode == "none":
+        return by_grids
+    center = grid_center(fixed)
+    as_they_are = translation(center, 0 * center)
+    by_foregrounds = translation(center, foreground_center(moving) - foreground_center(fixed))
+    candidates = (as_they_are, by_grids, by_foregrounds)
+    return max(candidates, key=lambda placement: mutual_information(fixed, moving, placement, seed))
+
+
+def register(fixed: sitk.Image, moving: sitk.Image, placement: Rigid, mode: str, seed: int) -> sitk.Transform:
+    """Rigid, then affine, then deformable registration, as far as the mode goes; a stage must raise mutual information.
+
+    Raises:
+        RuntimeError: from SimpleITK, when the optimizer fails.
+    """
+
+    def better(first: Any, second: Any) -> Any:
+        return max(first, second, key=lambda transform: mutual_information(fixed, moving, transform, seed))
+
+    if mode == "none":
+        return placement
+    transform = rigid = better(placement, optimize(fixed, moving, placement, seed))
+    if mode != "rigid":
+        transform = better(rigid, optimize(fixed, moving, as_affine(rigid), seed))
+    if mode == "deformable":
+        transform = better(transform, deform(fixed, moving, transform))
+    return transform
+
+
 MIN_DEMONS_SIZE = 8  # voxels an axis, at the coarsest level
 LOCAL_MM = 16.0  # intensities are normalized by their mean and standard deviation in a Gaussian window this wide
 DEMONS_LEVELS = ((4, 100), (2, 60), (1, 30))  # shrink factor, iterations
@@ -187,3 +225,8 @@ def similarity(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
     difference = _locally_normalized(fixed) - _locally_normalized(warped)
     squared = sitk.SmoothingRecursiveGaussian(sitk.Square(difference), SIMILAR_MM)
     return sitk.Cast(1 / sitk.Square(sitk.Maximum(squared, 0.0) + SIMILAR_FLOOR), sitk.sitkFloat32)
+
+
+def constants() -> tuple[object, ...]:
+    """What an alignment depends on besides its images and arguments: an alignment kept on disk is found by it."""
+    return MIN_DEMONS_SIZE, LOCAL_MM, DEMONS_LEVELS, SMOOTH_VOXELS

@@ -18,7 +18,6 @@ __all__ = [
     "as_label_array",
     "as_plain_tensor",
     "check_channel",
-    "check_ids",
     "check_known",
     "check_label_map",
     "origin",
@@ -235,8 +234,3 @@ def values_and_positions(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
         return torch.arange(largest + 1, device=ids.device), ids
     values, positions = torch.unique(ids, return_inverse=True)
     return values.to(torch.int64), positions
-
-
-def check_ids(values: np.ndarray, what: str = "A label map") -> None:
-    """Call :py:func:`check_label_map`, which replaces it."""
-    check_label_map(values, what)

@@ -1,7 +1,7 @@
 """The one parser of requested labels: ids, names, globs, coarse names and unions, written in the words of a user.
 
-A **union** is several labels that are segmented as one: the hippocampus and the amygdala of one side, or all labels of
-a lobe. The network sees one mask, which covers all members, and the result holds one label for them.
+A *union* is several labels that are segmented as one, such as the hippocampus and the amygdala of one side. The
+network sees one mask that covers all its members, and the result holds one label for them.
 """
 
 from __future__ import annotations
@@ -98,14 +98,13 @@ def parse_request(request: Any, table: LabelTable, present: Iterable[int] | None
         RequestedLabel(id=54, name='Left-Hippocampus + Left-Amygdala', ids=(17, 18))
     """
     finder = _Finder(table, table.ids if present is None else present)
-    if request is None or (isinstance(request, str) and request.strip() in ("", "all")):
+    if _is_everything(request):
         return [finder.single(id) for id in sorted(finder.present)]
     terms = list(dict.fromkeys(_terms(request, finder)))
-    singles = sorted({id for term in terms if not term.is_union for id in term.ids})
+    singles = {id for term in terms if not term.is_union for id in term.ids}
     requested = [finder.single(id) for id in singles]
-    for term in terms:
-        if term.is_union:
-            requested.append(RequestedLabel(_union_id(term, requested, table), term.name, term.ids))
+    for union in (term for term in terms if term.is_union):
+        requested.append(RequestedLabel(_union_id(union, requested, table), union.name, union.ids))
     return sorted(requested, key=lambda label: label.id)
 
 
@@ -191,6 +190,10 @@ class _Finder:
         if not is_integer(query):
             raise ValueError(f"A label must be requested by an id or a name, got {query!r}.")
         return self.table.select(query)
+
+
+def _is_everything(request: Any) -> bool:
+    return request is None or (isinstance(request, str) and request.strip() in ("", "all"))
 
 
 def _terms(request: Any, finder: _Finder) -> Iterator[_Term]:

@@ -1,1 +1,25 @@
-"""Scan in, segmentation out: the settings, the preprocessing, the segmenter and the training."""
+"""Scan in, segmentation out: settings, preprocessing, the segmenter and the training. Every surface is a door to it."""
+
+from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, ToNatived, to_native
+from monai_lcs.pipeline.segmenter import Segmenter
+from monai_lcs.pipeline.settings import Settings, make_network, on_device
+from monai_lcs.pipeline.trainer import BestModel, PreparedDataset, train
+from monai_lcs.pipeline.weights import bundle_folder, load_weights, shipped_weights
+
+__all__ = [
+    "AlignedAtlas",
+    "BestModel",
+    "Preprocessing",
+    "PreparedDataset",
+    "Scan",
+    "Segmenter",
+    "Settings",
+    "ToNatived",
+    "bundle_folder",
+    "load_weights",
+    "make_network",
+    "on_device",
+    "shipped_weights",
+    "to_native",
+    "train",
+]

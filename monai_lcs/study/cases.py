@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -24,7 +25,7 @@ from monai_lcs.study.splits import (
     select_fold,
 )
 
-__all__ = ["case_name", "case_names", "find_cases", "find_images", "shorten_names"]
+__all__ = ["case_name", "case_names", "find_cases", "find_images", "shorten_names", "split_by_name"]
 
 
 def find_cases(
@@ -314,3 +315,29 @@ def shorten_names(names: Sequence[str], most: int = 3) -> str:
     """
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest if names else "none"
+
+
+def split_by_name(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases; about every fifth is for validation, chosen by the name of its image.
+
+    A case stays on its side however many others are added: right for a study that grows while it is trained on.
+
+    Raises:
+        ValueError: when there are fewer than two cases.
+
+    Example:
+        >>> training, validation = split_by_name([{"image": f"scan-{i}.nii.gz"} for i in range(20)])
+        >>> len(training), len(validation)
+        (15, 5)
+    """
+    if len(cases) < 2:
+        raise ValueError(f"Training needs two labeled scans or more, one of them to validate on, got {len(cases)}.")
+
+    def number(case: Case) -> int:
+        return int(hashlib.sha256(case_name(case["image"]).encode()).hexdigest(), 16)
+
+    chosen = {i for i, case in enumerate(cases) if number(case) % 5 == 0}
+    if not chosen or len(chosen) == len(cases):
+        chosen = {min(range(len(cases)), key=lambda i: number(cases[i]))}
+    sides = [[case for i, case in enumerate(cases) if (i in chosen) == side] for side in (False, True)]
+    return sides[0], sides[1]

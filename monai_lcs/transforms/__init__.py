@@ -1,10 +1,9 @@
 """Transforms: which labels are asked for, and where the atlas lies on the image."""
 
 import monai_lcs.study.images  # noqa: F401  registers the reader of FreeSurfer's files with MONAI
-from monai_lcs.atlas.alignment import AlignAtlas
 from monai_lcs.atlas.fusion import fuse_atlases
 from monai_lcs.labels.groups import LabelGroup, as_groups, label_mask, present_labels
-from monai_lcs.transforms.align import AlignAtlasD, AlignAtlasd, AlignAtlasDict
+from monai_lcs.transforms.align import AlignAtlas, AlignAtlasD, AlignAtlasd, AlignAtlasDict
 from monai_lcs.transforms.atlas_pool import (
     AddAtlasD,
     AddAtlasd,

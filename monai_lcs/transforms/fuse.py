@@ -1,4 +1,4 @@
-"""Multi-atlas fusion, as a transform of dictionaries."""
+"""Multi-atlas fusion as a transform of dictionaries."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends
 
-from monai_lcs.atlas.alignment import AlignAtlas
-from monai_lcs.atlas.fusion import fuse_atlases
+from monai_lcs.atlas import Atlas, AtlasAligner, fuse_atlases
 from monai_lcs.grids import on_grid_of
-from monai_lcs.study.images import read_image
-from monai_lcs.transforms.atlas_pool import files_of
 
 __all__ = ["FuseAtlasesD", "FuseAtlasesDict", "FuseAtlasesd"]
 
 
 class FuseAtlasesd(MapTransform):
-    """Aligns further atlases to the image and fuses them with the one aligned already, see :func:`fuse_atlases`.
+    """Align further atlases to the scan and fuse them with the one that is aligned already.
 
-    Put it after :class:`AlignAtlasd`. Replaces atlas image and label map by the fused ones and adds ``"agreement"``. A
-    further atlas that is the image itself (same file, symbolic links resolved; the image must know its file) does not
-    vote, so that training subjects may be atlases of each other. One that cannot be aligned is left out with a warning.
-    Where no further atlas is left, the data stay as they are. Costs one alignment per atlas; nothing is random, so
+    Put it after :class:`AlignAtlasd`; :func:`monai_lcs.atlas.fuse_atlases` says how the atlases vote. It replaces the
+    atlas image and label map by the fused ones and adds ``"agreement"``. A further atlas that is the scan itself, by
+    its file (links resolved) or by its content, does not vote, so that training subjects may be atlases of each other.
+    One that cannot be aligned is left out with a warning. Where no further atlas is left, the data stay as they are.
+
+    Each atlas is read once. The transform costs one alignment per atlas and scan. Nothing is random, so that
     ``CacheDataset`` keeps the result.
 
     Args:
-        keys: the one key of the image.
+        keys: the one key of the scan.
         atlases: the further atlases, ``{"image": path, "label": path}`` each, as
             :func:`monai_lcs.study.cases.find_cases` finds them.
         atlas_image_key: key of the aligned atlas image.
@@ -40,7 +38,7 @@ class FuseAtlasesd(MapTransform):
         min_overlap: lowest overlap that counts as aligned.
         spacing_mm: registration resolution.
         seed: seed of the choice of voxels.
-        allow_missing_keys: return the data as it is where the image is missing, else raise ``KeyError``.
+        allow_missing_keys: return the data as it is where the scan is missing, else raise ``KeyError``.
 
     Raises:
         ValueError: if ``keys`` is not exactly one key, an atlas lacks one of its two, or there are atlases and ``mode``
@@ -72,15 +70,14 @@ class FuseAtlasesd(MapTransform):
             raise ValueError("`atlases` must be aligned: give `mode` 'rigid', 'affine' or 'deformable', not 'none'.")
         self.atlas_image_key = atlas_image_key
         self.atlas_label_key = atlas_label_key
-        self.aligner = AlignAtlas(mode, min_overlap, "error", spacing_mm, seed)
+        self.aligner = AtlasAligner(mode, min_overlap, "error", spacing_mm, seed)
+        self._read: dict[int, Atlas] = {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the data with the fused atlas."""
         d = dict(data)
         for key in self.key_iterator(d):
-            own = files_of(d[key])
-            others = [atlas for atlas in self.atlases if own.isdisjoint(files_of(atlas["image"]))]
-            aligned = self._aligned(d[key], others)
+            aligned = self._align_all(d[key])
             if not aligned:
                 continue
             first: MetaTensor = d[self.atlas_image_key]
@@ -90,17 +87,25 @@ class FuseAtlasesd(MapTransform):
                 d[name] = on_grid_of(first, x, first.meta)
         return d
 
-    def _aligned(
-        self, image: torch.Tensor, atlases: Sequence[Mapping[Hashable, Any]]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        aligned: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for atlas in atlases:
-            files = (atlas["image"], atlas["label"])
+    def _align_all(self, scan: MetaTensor) -> list[tuple[MetaTensor, MetaTensor]]:
+        """Image and labels of each further atlas on the scan's grid; without the scan itself and those that fail."""
+        aligned: list[tuple[MetaTensor, MetaTensor]] = []
+        for i, files in enumerate(self.atlases):
             try:
-                aligned.append(self.aligner(image, *(read_image(path) for path in files)))
+                atlas = self._atlas(i)
+                if atlas.is_image(scan):
+                    continue
+                alignment = self.aligner.align(scan, atlas.image)
+                aligned.append((alignment.image, self.aligner.propagate(alignment, atlas.label_map, scan)))
             except ValueError as error:
-                warnings.warn(f"The atlas {files[0]} does not vote: {error}", stacklevel=2)
+                warnings.warn(f"The atlas {files['image']} does not vote: {error}", stacklevel=3)
         return aligned
+
+    def _atlas(self, i: int) -> Atlas:
+        """The i-th atlas, read when it is needed first."""
+        if i not in self._read:
+            self._read[i] = Atlas.read(self.atlases[i]["image"], self.atlases[i]["label"])
+        return self._read[i]
 
 
 FuseAtlasesD = FuseAtlasesDict = FuseAtlasesd

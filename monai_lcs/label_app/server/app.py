@@ -15,7 +15,7 @@ from monai_lcs import __version__
 from monai_lcs.bundle import check_fused
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder
 from monai_lcs.label_app.files import check_extension
-from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.label_app.segmenter import StudySegmenter, Weights
 from monai_lcs.label_app.server.answers import NotFound, as_answer, is_upload
 from monai_lcs.label_app.server.datastore import LCSDatastore
 from monai_lcs.label_app.server.infer import ClickInferTask, PromptInferTask
@@ -41,8 +41,8 @@ class LabelConditionedApp(MONAILabelApp):
         studies: folder of the scans; what is worth keeping goes to its subfolders ``labels`` and ``lcs``.
         conf: options, all strings: ``atlas_image``, ``atlas_labels`` and ``label_table``, files, needed for a new
             study; ``checkpoint``, weights to begin with; ``settings``, a JSON object of what differs from
-            :data:`monai_lcs.label_app.segmenter.DEFAULTS` for weights without settings and for new networks;
-            ``min_overlap``, ``threshold`` and ``upsample``, see :class:`Segmenter`; ``most_voxels`` of an upload.
+            :class:`monai_lcs.pipeline.Settings` for weights without settings and for new networks;
+            ``min_overlap``, ``threshold`` and ``upsample``, see :class:`StudySegmenter`; ``most_voxels`` of an upload.
 
     Raises:
         ValueError: for an option that does not exist or files that cannot be used.
@@ -57,7 +57,7 @@ class LabelConditionedApp(MONAILabelApp):
         self.lcs_dir = Path(studies) / "lcs"
         self.most_voxels = float(conf.get("most_voxels", 3e8))
         self.atlas = _open_atlas(Path(studies), conf)
-        self.segmenter = Segmenter(
+        self.segmenter = StudySegmenter(
             self.atlas,
             Path(app_dir) / "cache",
             min_overlap=float(conf.get("min_overlap", 0.5)),
@@ -69,7 +69,7 @@ class LabelConditionedApp(MONAILabelApp):
         if self.checkpoint and not Path(self.checkpoint).is_file():
             raise ValueError(f"There is no checkpoint {self.checkpoint}.")
         weights = self.weights()
-        check_fused(str(weights.path or ""), weights.settings["fused"], [])
+        check_fused(str(weights.path or ""), weights.settings.fused, [])
         logger.info(f"Weights: {weights.path or 'none, labels are carried over by alignment until you train'}")
         super().__init__(
             app_dir,

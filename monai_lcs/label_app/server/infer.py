@@ -12,7 +12,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from monai_lcs.label_app.files import check_extension, check_size, result_type, write_label_map
-from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.label_app.segmenter import StudySegmenter, Weights
 from monai_lcs.label_app.server.answers import as_answer, is_upload
 from monai_lcs.labels.groups import present_labels
 from monai_lcs.labels.queries import RequestedLabel, label_names, parse_request
@@ -36,7 +36,7 @@ class PromptInferTask(InferTask):
         most_voxels: of an image that comes with the request.
     """
 
-    def __init__(self, segmenter: Segmenter, weights: Callable[[], Weights], most_voxels: float = 3e8) -> None:
+    def __init__(self, segmenter: StudySegmenter, weights: Callable[[], Weights], most_voxels: float = 3e8) -> None:
         self.segmenter = segmenter
         self.weights = weights
         self.most_voxels = most_voxels
@@ -102,7 +102,7 @@ class PromptInferTask(InferTask):
 class ClickInferTask(PromptInferTask):
     """Segments the label of the segment that is being edited, ``label``; where was clicked does not matter."""
 
-    def __init__(self, segmenter: Segmenter, weights: Callable[[], Weights], most_voxels: float = 3e8) -> None:
+    def __init__(self, segmenter: StudySegmenter, weights: Callable[[], Weights], most_voxels: float = 3e8) -> None:
         super().__init__(segmenter, weights, most_voxels)
         self.type = InferType.DEEPGROW
 

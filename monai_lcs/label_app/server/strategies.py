@@ -9,7 +9,7 @@ from typing import Any
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.utils.others.generic import name_to_device
 
-from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.label_app.segmenter import StudySegmenter, Weights
 from monai_lcs.label_app.server.datastore import LCSDatastore
 
 __all__ = ["LeastCertain", "PaintAtlas"]
@@ -20,7 +20,7 @@ AT_A_TIME = 3  # scans looked at for one request: each costs an alignment the fi
 
 
 class LeastCertain(Strategy):
-    """The unlabeled scan whose labels are least certain, see :meth:`Segmenter.certainty`.
+    """The unlabeled scan whose labels are least certain, see :meth:`StudySegmenter.certainty`.
 
     Looks at a few scans that it does not know yet for each request and keeps what it found until atlas or weights
     change, so that with many scans the choice gets better from one request to the next.
@@ -30,7 +30,7 @@ class LeastCertain(Strategy):
         weights: gives the weights to use now.
     """
 
-    def __init__(self, segmenter: Segmenter, weights: Callable[[], Weights]) -> None:
+    def __init__(self, segmenter: StudySegmenter, weights: Callable[[], Weights]) -> None:
         super().__init__("The unlabeled scan whose labels are least certain")
         self.segmenter = segmenter
         self.weights = weights

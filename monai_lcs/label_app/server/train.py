@@ -11,15 +11,15 @@ from monai.utils import optional_import
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list, name_to_device, strtobool
 
-from monai_lcs.label_app.segmenter import Segmenter, Weights
+from monai_lcs.label_app.corrections import TrainOptions, train_on_corrections
+from monai_lcs.label_app.segmenter import StudySegmenter, Weights
 from monai_lcs.label_app.server.datastore import LCSDatastore
-from monai_lcs.label_app.training import TrainOptions, train
 
 __all__ = ["LCSTrainTask"]
 
 
 class LCSTrainTask(TrainTask):
-    """Trains on the scans with a final label, see :func:`monai_lcs.label_app.training.train`.
+    """Trains on the scans with a final label, see :func:`monai_lcs.label_app.corrections.train_on_corrections`.
 
     Args:
         segmenter: of the study.
@@ -27,7 +27,7 @@ class LCSTrainTask(TrainTask):
         model_dir: for the network and its statistics.
     """
 
-    def __init__(self, segmenter: Segmenter, weights: Callable[[], Weights], model_dir: Path) -> None:
+    def __init__(self, segmenter: StudySegmenter, weights: Callable[[], Weights], model_dir: Path) -> None:
         super().__init__("Train on the labeled scans, each on the labels it has; the best network is kept")
         self.segmenter = segmenter
         self.weights = weights
@@ -61,7 +61,9 @@ class LCSTrainTask(TrainTask):
             device=str(name_to_device(asked["device"])),
         )
         handlers = self._tracking(asked)
-        return train(self.segmenter, self.weights(), datastore.datalist(), self.model_dir, options, handlers)
+        return train_on_corrections(
+            self.segmenter, self.weights(), datastore.datalist(), self.model_dir, options, handlers
+        )
 
     def _tracking(self, asked: Mapping[str, Any]) -> list[Any]:
         tracking = asked["tracking"][0] if isinstance(asked["tracking"], list) else asked["tracking"]

@@ -1,0 +1,103 @@
+"""Alignments that were computed once: the last ones in memory, all of them on disk where a folder is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import SimpleITK as sitk
+from monai.config import PathLike
+from monai.data import MetaTensor
+
+from monai_lcs.atlas import registration
+from monai_lcs.atlas.alignment import Alignment, AtlasAligner
+from monai_lcs.atlas.atlas import Atlas, fingerprint
+from monai_lcs.files import write_atomically
+from monai_lcs.grids import affine_of, from_sitk, on_grid_of, to_sitk
+
+__all__ = ["AlignmentCache"]
+
+
+class AlignmentCache:
+    """Aligns an atlas to a scan, unless the same was aligned before.
+
+    Alignments are found by content: the voxels and affines of scan and atlas image, and the settings of the alignment.
+    Several threads may share a cache; two that ask for the same alignment wait for one of them to compute it. A folder
+    may be shared by processes, and emptied at any time.
+
+    Args:
+        folder: where alignments are kept, about 20 MB for a scan at 2 mm; ``None`` for in memory only.
+        in_memory: how many of the last ones are kept in memory.
+    """
+
+    def __init__(self, folder: PathLike | None = None, in_memory: int = 8) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.in_memory = in_memory
+        self._recent: OrderedDict[str, Alignment] = OrderedDict()
+        self._lock = threading.Lock()
+        self._computing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def __reduce__(self) -> tuple[type[AlignmentCache], tuple[Path | None, int]]:
+        return type(self), (self.folder, self.in_memory)  # another process has no use for locks
+
+    def align(self, aligner: AtlasAligner, scan: MetaTensor, atlas: Atlas) -> tuple[Alignment, bool]:
+        """The alignment of an atlas to a scan.
+
+        Args:
+            aligner: how to align.
+            scan: ``(1, *spatial)`` on the grid that the atlas is to have.
+            atlas: the atlas.
+
+        Returns:
+            The alignment, and whether it was known already.
+
+        Raises:
+            ValueError: as :meth:`monai_lcs.atlas.alignment.AtlasAligner.align`.
+        """
+        key = hashlib.sha256(repr((fingerprint(scan), atlas.fingerprint, aligner.key)).encode()).hexdigest()
+        with self._lock:
+            computing = self._computing[key]
+        with computing:
+            known = self._recall(key) or self._load(key, scan, atlas)
+            alignment = known or aligner.align(scan, atlas.image)
+            if known is None:
+                self._save(key, alignment)
+        self._remember(key, alignment)
+        return alignment, known is not None
+
+    def _recall(self, key: str) -> Alignment | None:
+        with self._lock:
+            return self._recent.get(key)
+
+    def _remember(self, key: str, alignment: Alignment) -> None:
+        with self._lock:
+            self._computing.pop(key, None)
+            self._recent[key] = alignment
+            self._recent.move_to_end(key)
+            if len(self._recent) > self.in_memory:
+                self._recent.popitem(last=False)
+
+    def _load(self, key: str, scan: MetaTensor, atlas: Atlas) -> Alignment | None:
+        """The alignment that is on disk; the atlas image is resampled again, which takes a fraction of a second."""
+        if self.folder is None or not (self.folder / f"{key}.json").is_file():
+            return None
+        report = json.loads((self.folder / f"{key}.json").read_text())
+        transform = sitk.ReadTransform(str(self.folder / f"{key}.h5"))
+        fixed, moving = (to_sitk(x[:1].float(), affine_of(x)) for x in (scan, atlas.image))
+        if report["mode"] == "none":
+            moving.CopyInformation(fixed)
+        voxels, _ = from_sitk(registration.resample(moving, fixed, transform))
+        return Alignment(on_grid_of(scan, voxels, atlas.image.meta), transform, **report)
+
+    def _save(self, key: str, alignment: Alignment) -> None:
+        """Write the transform, then the report: where there is a report, the alignment is complete."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        transform = self.folder / f"{key}.h5"
+        write_atomically(transform, lambda temporary: sitk.WriteTransform(alignment.transform, str(temporary)))
+        report = json.dumps(alignment.report)
+        write_atomically(self.folder / f"{key}.json", lambda temporary: temporary.write_text(report))

@@ -1,0 +1,197 @@
+"""The command ``monai-lcs``: segment scans, evaluate label maps, train on a study, show label tables."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from monai_lcs import __version__
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: words of the command line; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 1 when a file or a case failed. Wrong usage ends with 2.
+    """
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+# ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+def segment(options: argparse.Namespace) -> int:
+    """Segment scans and write label maps, volumes and pictures."""
+    from monai_lcs.files import check_writable
+    from monai_lcs.pipeline import Segmenter, shipped_weights
+    from monai_lcs.study.cases import find_images
+
+    cases = find_images(options.scans)
+    check_writable(options.out)
+    there = [case["case"] for case in cases if (Path(options.out) / f"{case['case']}_dseg.nii.gz").exists()]
+    if there and not options.overwrite:
+        raise ValueError(f"{options.out} has results of {', '.join(there[:3])}: choose another -o, or add --overwrite.")
+    weights = None if options.weights == "none" else options.weights or shipped_weights()
+    segmenter = Segmenter.load(weights, _atlas(options), options.device, cache=options.cache)
+    requests = segmenter.request(options.labels)
+    failed = []
+    for case in tqdm(cases, "Cases", unit="case"):
+        try:
+            result = segmenter.segment(case["image"], requests, case["case"])
+            result.save(options.out, overwrite=options.overwrite, picture=not options.no_picture)
+        except (ValueError, OSError) as error:
+            failed.append(f"{error}")
+    print(f"{len(cases) - len(failed)} of {len(cases)} scans are in {options.out}: label maps, volumes, pictures.")
+    if failed:
+        print(f"{len(failed)} of {len(cases)} scans failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Score label maps against true ones: the Dice of each label."""
+    from monai_lcs.labels import LabelTable
+    from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
+    from monai_lcs.results.dice import dice_summary, write_dice_tsv
+
+    table = LabelTable.read(options.table) if options.table else None
+    dice = score_label_maps(pair_label_maps(options.predictions, options.truths), table)
+    print(dice_summary(dice))
+    if options.out:
+        write_dice_tsv(dice, options.out, overwrite=options.overwrite)
+        print(f"Dice of each label: {options.out}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a network on the labeled scans of a study."""
+    from monai_lcs.pipeline import train as train_network
+
+    given = {name: getattr(options, name) for name in ("epochs", "device", "labels") if getattr(options, name)}
+    weights = train_network(
+        options.study,
+        _atlas(options),
+        options.out,
+        resume=options.resume,
+        **given,
+        **dict(map(_override, options.set or [])),
+    )
+    print(f"The best network is {weights}; use it with: monai-lcs segment SCAN --weights {weights} --atlas ...")
+    return 0
+
+
+def labels(options: argparse.Namespace) -> int:
+    """Show the labels of a label table or a label map, or write them in another format."""
+    from monai_lcs.labels import LabelTable, present_labels
+    from monai_lcs.study.checks import read_label_map
+    from monai_lcs.study.images import IMAGE_EXTENSIONS
+
+    if options.file.lower().endswith(IMAGE_EXTENSIONS):
+        table = LabelTable.from_ids(present_labels(read_label_map(options.file)))
+    else:
+        table = LabelTable.read(options.file)
+    if options.to:
+        table.write(options.to, overwrite=options.overwrite)
+        print(f"{len(table)} labels: {options.to}")
+        return 0
+    for label in table:
+        print(label.id, label.name, label.parent or "", label.hemisphere or "", sep="\t")
+    return 0
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _atlas(options: argparse.Namespace) -> Any:
+    from monai_lcs.atlas import Atlas
+
+    if len(options.atlas) not in (2, 3):
+        raise ValueError(f"--atlas takes an image, its label map and perhaps a label table, got {options.atlas}.")
+    return Atlas.read(*options.atlas)
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """``key=value``; the value is a number, a list, True, None ... as Python writes it, or else a text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="monai-lcs", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_segment(_command(commands, "segment", segment))
+    _add_evaluate(_command(commands, "evaluate", evaluate))
+    _add_train(_command(commands, "train", train))
+    _add_labels(_command(commands, "labels", labels))
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_atlas(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--atlas", nargs="+", required=True, metavar="FILE", help="the atlas: image, label map and perhaps label table"
+    )
+    command.add_argument("--labels", nargs="+", metavar="LABEL", help='ids, names, patterns or unions "A + B"')
+    command.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+
+
+def _add_segment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("scans", nargs="+", metavar="SCAN", help="files, or folders of files")
+    command.add_argument("-o", "--out", default="results", help="folder for the results (default: %(default)s)")
+    _add_atlas(command)
+    command.add_argument("--weights", metavar="FILE", help="default: those of the bundle; none: alignment only")
+    command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
+    command.add_argument("--no-picture", action="store_true", help="draw no picture")
+    command.add_argument("--overwrite", action="store_true", help="replace earlier results")
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("predictions", metavar="PREDICTIONS", help="a label map, or a folder of them")
+    command.add_argument("truths", metavar="TRUTHS", help="the true label map, or a folder of them; paired by name")
+    command.add_argument("--table", metavar="FILE", help="which labels to score; by default those of the true maps")
+    command.add_argument("-o", "--out", metavar="FILE.tsv", help="write the Dice of each label here")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument("study", metavar="STUDY", help="folder with images/ and labels/")
+    command.add_argument("-o", "--out", default="model", help="folder for the weights (default: %(default)s)")
+    _add_atlas(command)
+    command.add_argument("--epochs", type=int, help="passes over the scans (default: 300)")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted training")
+    command.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="any key of the bundle's train.json")
+
+
+def _add_labels(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", metavar="FILE", help="a label table or a label map")
+    command.add_argument("--to", metavar="FILE", help="write them; the suffix says the format")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""From a scan and an atlas to what the network sees: read, resample, align, fuse, scale, crop."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import MetaTensor
+from monai.transforms import (
+    CropForegroundd,
+    MapTransform,
+    Orientation,
+    ResampleToMatch,
+    ScaleIntensityRangePercentiles,
+    Spacing,
+    Transform,
+)
+from monai.utils import TransformBackends, look_up_option
+
+from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner, fuse_atlases
+from monai_lcs.grids import on_grid_of
+from monai_lcs.pipeline.settings import Settings
+from monai_lcs.study.checks import check_same_grid, check_scan, read_label_map, read_scan
+
+__all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived", "to_native"]
+
+NETWORK_KEYS = ("image", "atlas_image", "atlas_label")
+"""What the network sees, in the order of its channels."""
+
+TARGETS = (None, "network", "scan")
+EVERYWHERE = 10_000  # voxels of margin: more than any image has
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan, as it was read and on the network's grid.
+
+    Args:
+        image: ``(1, *spatial)`` float32 on the network's grid: RAS, resampled.
+        source: ``(1, *spatial)`` as read, on its own grid, with the file's metadata.
+    """
+
+    image: MetaTensor
+    source: MetaTensor
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedAtlas:
+    """The atlas on a scan's grid, fused with the further atlases where there are some; all ``(1, *spatial)``.
+
+    Args:
+        image: the atlas image.
+        label_map: the propagated labels.
+        quality: the alignment's report: ``mode``, ``metric``, ``overlap``, ``seconds``; and ``aligned``, ``"new"`` or
+            ``"cached"``.
+        agreement: the share of the atlases' votes that each voxel's label got, 0 to 1; ``None`` for one atlas.
+    """
+
+    image: MetaTensor
+    label_map: MetaTensor
+    quality: dict[str, Any] = field(default_factory=dict)
+    agreement: MetaTensor | None = None
+
+
+class Preprocessing(Transform):
+    """Makes of a scan what the network sees; the one definition for inference, evaluation and training.
+
+    Called with a sample, it does all steps; :meth:`prepare`, :meth:`align` and :meth:`network_input` do them one by
+    one. Each scan is read once, and checked as it is read. Nothing is random.
+
+    Args:
+        atlas: the atlas.
+        settings: how to align, the voxel size and the margin.
+        further_atlases: atlases with the same labels that vote beside it. One that is the scan itself, by its file or
+            by its content, does not vote; one that cannot be aligned is left out with a warning.
+        min_overlap: alignment with a lower overlap of foregrounds has failed.
+        cache: alignments computed before, or the folder to keep them in; in memory only by default.
+        target: where the sample's label map is wanted: ``"network"``, on the network's grid, to train on;
+            ``"scan"``, on its own grid, to score against; ``None``, not at all.
+
+    Raises:
+        ValueError: when further atlases are given and ``settings.align`` is ``"none"``.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        settings: Settings | None = None,
+        further_atlases: Sequence[Atlas] = (),
+        min_overlap: float = 0.5,
+        cache: AlignmentCache | PathLike | None = None,
+        target: str | None = None,
+    ) -> None:
+        self.atlas = atlas
+        self.settings = settings or Settings()
+        self.further_atlases = tuple(further_atlases)
+        self.aligner = AtlasAligner(self.settings.align, min_overlap)
+        self.cache = cache if isinstance(cache, AlignmentCache) else AlignmentCache(cache)
+        self.target = look_up_option(target, TARGETS) if target else None
+        if self.further_atlases and self.settings.align == "none":
+            raise ValueError("Further atlases must be aligned: give `align` 'rigid', 'affine' or 'deformable'.")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Preprocess one sample.
+
+        Args:
+            data: ``"image"``, a file or a volume; with a target ``"label"``, the label map, likewise.
+
+        Returns:
+            The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, ``(1, *spatial)`` on the network's
+            grid; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``, its report; with further
+            atlases ``"agreement"``.
+
+        Raises:
+            ValueError: naming the file that cannot be used, or the two that cannot be aligned.
+        """
+        return self.finish(self.load(data))
+
+    def load(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The first half of the steps: read and check the files, bring them to the network's grid."""
+        d = dict(data)
+        scan = self.prepare(d["image"])
+        d["image"], d["source"] = scan.image, scan.source
+        if self.target is not None:
+            d["label"] = self._target(d, scan.source)
+        return d
+
+    def finish(self, loaded: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The second half, the long work: align the atlas, scale and crop."""
+        d = dict(loaded)
+        scan = Scan(d["image"], d["source"])
+        aligned = self.align(scan)
+        target = {"label": d["label"]} if self.target == "network" else {}
+        d.update(self.network_input(scan, aligned, target))
+        d["alignment"] = aligned.quality
+        if aligned.agreement is not None:
+            d["agreement"] = aligned.agreement
+        if self.target == "network":  # training needs neither, and samples must collate
+            del d["source"]
+            d.pop("agreement", None)
+        return d
+
+    # ---- the steps ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, image: PathLike | np.ndarray | torch.Tensor) -> Scan:
+        """Read and check a scan and bring it to the network's grid.
+
+        Args:
+            image: a file; or a volume ``(1, *spatial)`` or ``(*spatial)`` with its affine
+                (:class:`monai.data.MetaTensor`; without one, voxels of 1 mm in RAS orientation).
+        """
+        source = as_volume(image)
+        return Scan(self.on_network_grid(source), source)
+
+    def align(self, scan: Scan) -> AlignedAtlas:
+        """Align the atlas to a scan, and fuse it with the further atlases."""
+        first, known = self._align(scan, self.atlas)
+        quality = {**first.quality, "aligned": "cached" if known else "new"}
+        voters = [first, *self._align_further(scan)]
+        if len(voters) == 1:
+            return AlignedAtlas(first.image, first.label_map, quality)
+        images, label_maps = zip(*((voter.image, voter.label_map) for voter in voters), strict=True)
+        fused = (on_grid_of(first.image, x, first.image.meta) for x in fuse_atlases(scan.image, images, label_maps))
+        image, label_map, agreement = fused
+        return AlignedAtlas(image, label_map, quality, agreement)
+
+    def network_input(
+        self, scan: Scan, aligned: AlignedAtlas, more: Mapping[str, MetaTensor] | None = None
+    ) -> dict[str, MetaTensor]:
+        """Scale both images and crop all volumes to the box of all labels, grown by the margin.
+
+        Args:
+            scan: on the network's grid.
+            aligned: the atlas on the same grid.
+            more: further volumes to crop.
+
+        Returns:
+            :data:`NETWORK_KEYS` and the keys of ``more``, ``(1, *spatial)`` each; images in [0, 1].
+        """
+        scale = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
+        label_map = MetaTensor(aligned.label_map.as_tensor().float(), affine=aligned.label_map.affine)
+        volumes: Any = {"image": scale(scan.image), "atlas_image": scale(aligned.image), "atlas_label": label_map}
+        volumes.update(more or {})
+        crop: Any = CropForegroundd(list(volumes), source_key="atlas_label", margin=self.margin, allow_smaller=True)
+        return crop(volumes)
+
+    @property
+    def margin(self) -> list[int]:
+        """Voxels of the network's grid around the labels."""
+        mm = self.settings.margin_mm
+        return [EVERYWHERE if mm is None else math.ceil(mm / size) for size in self.settings.spacing]
+
+    def on_network_grid(self, volume: MetaTensor, mode: str = "bilinear") -> MetaTensor:
+        """``(1, *spatial)`` turned to RAS and resampled, float32."""
+        turned = Orientation(axcodes="RAS", labels=None)(volume)
+        resampled: Any = Spacing(pixdim=self.settings.spacing, mode=mode)(turned)
+        return resampled
+
+    # ---- parts of steps ----------------------------------------------------------------------------------------------
+
+    def _target(self, d: Mapping[Hashable, Any], source: MetaTensor) -> MetaTensor:
+        """The sample's label map, checked, on the grid where it is wanted."""
+        label: Any = d["label"] if isinstance(d["label"], MetaTensor) else read_label_map(d["label"])
+        names = (str(volume.meta.get("filename_or_obj") or "the image") for volume in (source, label))
+        check_same_grid(source, label, *names)
+        return self.on_network_grid(label, "nearest") if self.target == "network" else label
+
+    @cached_property
+    def _atlas_on_network_grid(self) -> Atlas:
+        """The atlas for scans that share its grid: what is resampled with a scan must be resampled like it."""
+        image = self.on_network_grid(self.atlas.image)
+        label_map: Any = self.atlas.label_map.float()
+        label_map = self.on_network_grid(label_map, "nearest")
+        return Atlas(image, label_map, self.atlas.table)
+
+    def _align(self, scan: Scan, atlas: Atlas) -> tuple[AlignedAtlas, bool]:
+        if self.settings.align == "none":
+            atlas = self._atlas_on_network_grid
+        alignment, known = self.cache.align(self.aligner, scan.image, atlas)
+        label_map = self.aligner.propagate(alignment, atlas.label_map, scan.image)
+        return AlignedAtlas(alignment.image, label_map, alignment.report), known
+
+    def _align_further(self, scan: Scan) -> list[AlignedAtlas]:
+        """The further atlases that can be aligned and are not the scan itself."""
+        aligned = []
+        for atlas in self.further_atlases:
+            if atlas.is_image(scan.source):
+                continue
+            try:
+                aligned.append(self._align(scan, atlas)[0])
+            except ValueError as error:
+                warnings.warn(f"The atlas {atlas.files['image']} does not vote: {error}", stacklevel=2)
+        return aligned
+
+
+def as_volume(image: Any) -> MetaTensor:
+    """A scan as ``(1, *spatial)`` with its affine, checked; of a file, it is read now.
+
+    Args:
+        image: a file; a :class:`monai.data.MetaTensor` ``(1, *spatial)`` or ``(*spatial)``; an image of nibabel; or a
+            pair of an array and its affine ``(4, 4)``.
+
+    Raises:
+        ValueError: for anything else, as nothing would say where left is and how large a voxel.
+
+    Example:
+        >>> as_volume((np.zeros((4, 5, 6)), np.diag([1.0, 1, 2, 1]))).shape
+        torch.Size([1, 4, 5, 6])
+    """
+    if isinstance(image, str) or hasattr(image, "__fspath__"):
+        return read_scan(image)
+    if hasattr(image, "dataobj"):
+        image = (np.asanyarray(image.dataobj), image.affine)
+    if isinstance(image, tuple) and len(image) == 2:
+        image = MetaTensor(torch.as_tensor(np.ascontiguousarray(image[0])), affine=torch.as_tensor(image[1]))
+    if not isinstance(image, MetaTensor):
+        raise ValueError(
+            "A scan must be a file, a MetaTensor, an image of nibabel or a pair (array, affine), got"
+            f" {type(image).__name__}: without an affine nothing says which side is left."
+        )
+    volume: Any = image.float()
+    volume = volume[None] if volume.ndim == 3 else volume
+    check_scan(volume, str(volume.meta.get("filename_or_obj") or "the scan"))
+    return volume
+
+
+def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> MetaTensor:
+    """Carry a volume to the grid of the scan it belongs to, 0 beyond its border.
+
+    Args:
+        volume: ``(1, *spatial)``, on any grid.
+        source: the scan as read.
+        mode: ``"nearest"`` for label maps, which come back as int32; ``"bilinear"`` for the rest.
+
+    Returns:
+        ``(1, *source_spatial)`` with exactly the affine of ``source``, and its metadata.
+    """
+    plain = MetaTensor(volume.as_tensor().cpu().float(), affine=volume.affine)
+    resampled: Any = ResampleToMatch(mode=mode, padding_mode="zeros")(plain, source)
+    voxels = resampled.as_tensor()
+    return on_grid_of(source, voxels.int() if mode == "nearest" else voxels, source.meta)
+
+
+class ToNatived(MapTransform):
+    """Carry results to the grid of the scan, see :func:`to_native`: label maps by nearest neighbor, agreement linearly.
+
+    Args:
+        keys: the volumes; ``"agreement"`` is interpolated.
+        source_key: the scan as read.
+        allow_missing_keys: pass over the keys that a sample lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, source_key: Hashable = "source", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.source_key = source_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with its volumes on the grid of ``data[source_key]``."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = to_native(d[key], d[self.source_key], "bilinear" if key == "agreement" else "nearest")
+        return d

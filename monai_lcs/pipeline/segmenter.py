@@ -1,0 +1,213 @@
+"""The segmenter: a scan in, a segmentation out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import PathLike
+from monai.data import MetaTensor
+
+from monai_lcs.atlas import AlignmentCache, Atlas
+from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
+from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, to_native
+from monai_lcs.pipeline.settings import Settings, make_network, on_device
+from monai_lcs.pipeline.weights import load_weights
+from monai_lcs.results import Segmentation
+
+__all__ = ["Segmenter", "select_requested"]
+
+
+class Segmenter:
+    """Segments scans by an atlas: any of its labels, or unions of them, in the scan's own space.
+
+    The steps are methods, in this order: :meth:`prepare` reads the scan and brings it to the network's grid,
+    :meth:`align` aligns the atlas to it, :meth:`predict` finds the requested labels, :meth:`to_native` carries them to
+    the scan's grid. Several threads may share a segmenter.
+
+    Args:
+        atlas: the atlas.
+        network: a trained network; without one the labels are those of the aligned atlas, propagated.
+        settings: what the network was trained with.
+        further_atlases: atlases with the same labels that vote beside it.
+        device: where the network runs.
+        min_overlap: alignment with a lower overlap of foregrounds has failed.
+        threshold: background where no label's probability exceeds it.
+        upsample: how many times finer than the network's grid the outlines are before they meet the scan's.
+        roi_size: the window in voxels; the whole image by default.
+        cache: alignments computed before, or the folder to keep them in; by default the last 8, in memory.
+        progress: show a bar over the labels.
+
+    Example:
+        >>> labels = torch.zeros(1, 12, 12, 12, dtype=torch.int32)
+        >>> labels[:, 3:9, 3:9, 3:9] = 17
+        >>> image = MetaTensor(labels.float())
+        >>> atlas = Atlas(image, MetaTensor(labels), LabelTable.from_ids([17]))
+        >>> segmenter = Segmenter(atlas, settings=Settings(align="none", spacing=(1, 1, 1)))
+        >>> result = segmenter(image)
+        >>> result.volumes
+           id      name  voxels    mm3
+        0  17  label-17     216  216.0
+    """
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        network: torch.nn.Module | None = None,
+        settings: Settings | None = None,
+        *,
+        further_atlases: Sequence[Atlas] = (),
+        device: torch.device | str = "cpu",
+        min_overlap: float = 0.5,
+        threshold: float = 0.5,
+        upsample: int = 2,
+        roi_size: Sequence[int] | int | None = None,
+        cache: AlignmentCache | PathLike | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.preprocessing = Preprocessing(atlas, self.settings, further_atlases, min_overlap, cache)
+        self.network = None if network is None else on_device(network, device).eval()
+        self.device = device
+        self.sweep_options = {
+            "threshold": threshold,
+            "upsample": upsample,
+            "roi_size": roi_size,
+            "progress": progress,
+        }
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: PathLike | None,
+        atlas: Atlas,
+        device: torch.device | str = "cpu",
+        defaults: Settings | None = None,
+        **options: Any,
+    ) -> Segmenter:
+        """A segmenter with the weights of a file and the settings that are kept beside it.
+
+        Args:
+            checkpoint: the file of the weights; ``None`` for no network.
+            atlas: the atlas.
+            device: where the network runs.
+            defaults: settings for weights that come without.
+            **options: the other arguments of :class:`Segmenter`.
+
+        Raises:
+            ValueError: when weights or settings cannot be read or do not fit each other.
+        """
+        settings = Settings.of_weights(checkpoint, defaults)
+        network = None
+        if checkpoint:
+            network = make_network(settings)
+            load_weights(checkpoint, network)
+        return cls(atlas, network, settings, device=device, **options)
+
+    @property
+    def atlas(self) -> Atlas:
+        """The atlas."""
+        return self.preprocessing.atlas
+
+    def __call__(
+        self, image: PathLike | np.ndarray | torch.Tensor, labels: Any = None, case: str | None = None
+    ) -> Segmentation:
+        """Segment a scan.
+
+        Args:
+            image: a file, a MetaTensor ``(1, *spatial)``, an image of nibabel, or a pair (array, affine).
+            labels: the requested labels, see :func:`monai_lcs.labels.parse_request`; all by default.
+            case: what the names of its files start with; the name of the scan's file by default.
+
+        Returns:
+            The segmentation on the scan's own grid, with volumes and quality.
+
+        Raises:
+            ValueError: when a label is unknown, the scan cannot be used or the atlas not be aligned to it.
+        """
+        return self.segment(image, self.request(labels), case)
+
+    def segment(
+        self,
+        image: PathLike | np.ndarray | torch.Tensor,
+        requests: Sequence[RequestedLabel],
+        case: str | None = None,
+    ) -> Segmentation:
+        """Segment a scan as calling the segmenter does, for requests that are parsed already."""
+        scan = self.prepare(image)
+        aligned = self.align(scan)
+        label_map = self.to_native(self.predict(scan, aligned, requests), scan)
+        agreement: Any = None
+        if aligned.agreement is not None:  # 0 where the atlases' own vote is another label
+            votes = to_native(aligned.label_map, scan.source)
+            agreement = to_native(aligned.agreement, scan.source, "bilinear") * (votes == label_map)
+        quality = {**aligned.quality, "network": self.network is not None}
+        return Segmentation(label_map, scan.source, self.table(requests), quality, agreement, case)
+
+    def request(self, labels: Any = None) -> list[RequestedLabel]:
+        """The labels that words, patterns, ids or unions ask for."""
+        return parse_request(labels, self.atlas.table, self.atlas.ids)
+
+    def table(self, requests: Sequence[RequestedLabel]) -> LabelTable:
+        """The label table of a result."""
+        return requested_table(requests, self.atlas.table)
+
+    # ---- the steps --------------------------------------------------------------------------------------------------
+
+    def prepare(self, image: PathLike | np.ndarray | torch.Tensor) -> Scan:
+        """Read and check a scan and bring it to the network's grid."""
+        return self.preprocessing.prepare(image)
+
+    def align(self, scan: Scan) -> AlignedAtlas:
+        """Align the atlas to a scan; known alignments are not computed again."""
+        return self.preprocessing.align(scan)
+
+    def predict(
+        self, scan: Scan, aligned: AlignedAtlas, requests: Sequence[RequestedLabel], flip: bool = False
+    ) -> MetaTensor:
+        """Find the requested labels in an aligned scan.
+
+        Args:
+            scan: from :meth:`prepare`.
+            aligned: from :meth:`align`.
+            requests: from :meth:`request`.
+            flip: show the network all of it mirrored from left to right; the answer is mirrored back.
+
+        Returns:
+            ``(1, *spatial)`` int32 on a grid ``upsample`` times as fine as the network's; without a network the
+            propagated labels on the network's grid.
+        """
+        if self.network is None:
+            return select_requested(aligned.label_map, requests)
+        volumes = self.preprocessing.network_input(scan, aligned)
+        inputs = torch.cat([volumes[key].as_tensor() for key in NETWORK_KEYS])[None].to(self.device)
+        affine = volumes["atlas_label"].affine
+        here = set(present_labels(volumes["atlas_label"]))
+        labels = {one.id: one.ids for one in requests if here.intersection(one.ids)}
+        if not labels:
+            return MetaTensor(torch.zeros(1, *inputs.shape[2:], dtype=torch.int32), affine=affine)
+        sweep = self.settings.label_sweep(labels, **self.sweep_options)
+        result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
+        found = result.as_tensor()[0].cpu()
+        return MetaTensor(found.flip(1) if flip else found, affine=result.affine)
+
+    def to_native(self, prediction: MetaTensor, scan: Scan) -> MetaTensor:
+        """Carry a prediction to the scan's own grid: ``(1, *spatial)`` int32 with exactly its affine."""
+        return to_native(prediction, scan.source)
+
+
+def select_requested(label_map: MetaTensor, requests: Sequence[RequestedLabel]) -> MetaTensor:
+    """The requested labels of a label map, int32; where two of them overlap, the smaller id wins.
+
+    Example:
+        >>> requests = [RequestedLabel(1, "both", (1, 2)), RequestedLabel(2, "second", (2,))]
+        >>> select_requested(MetaTensor(torch.tensor([[[[1, 2, 3]]]])), requests).tolist()
+        [[[[1, 1, 0]]]]
+    """
+    values = label_map.as_tensor().int()
+    found = torch.zeros_like(values)
+    for one in sorted(requests, key=lambda each: each.id, reverse=True):
+        found[torch.isin(values, torch.tensor(one.ids, dtype=torch.int32))] = one.id
+    return MetaTensor(found, affine=label_map.affine)

@@ -1,0 +1,139 @@
+"""The settings that belong to a trained network: how its input is made, what shape it has, where it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import PathLike
+from monai.utils import look_up_option
+
+from monai_lcs.atlas import ALIGNMENTS
+from monai_lcs.files import write_atomically
+from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
+from monai_lcs.networks import LabelConditionedUNet
+
+__all__ = ["Settings", "make_network", "on_device"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a network was trained with and must be used with; ``model.json`` beside the weights holds it.
+
+    The defaults are those of the bundle. They are written nowhere else.
+
+    Args:
+        align: how the atlas is aligned to each scan, one of :data:`monai_lcs.atlas.ALIGNMENTS`.
+        spacing: voxel size in mm the network works at.
+        margin_mm: a label is decoded within this distance of the box of its aligned atlas mask; ``None`` for
+            everywhere.
+        halo: how far the crops of features reach beyond a label's box, see
+            :meth:`monai_lcs.networks.LabelConditionedUNet.decode`.
+        channels: width of the network at each level.
+        conditioning: where the network sees the label, see :class:`monai_lcs.networks.LabelConditionedUNet`.
+        norm: normalization, as MONAI names it.
+        prior_logit: see :class:`monai_lcs.networks.LabelConditionedUNet`.
+        fused: whether further atlases voted in training.
+
+    Raises:
+        ValueError: for an unknown ``align``, or a voxel size that is not positive.
+
+    Example:
+        >>> Settings(align="affine").to_dict()["align"], Settings.from_dict({"align": "affine"}).align
+        ('affine', 'affine')
+    """
+
+    align: str = "deformable"
+    spacing: Sequence[float] = (2.0, 2.0, 2.0)
+    margin_mm: float | None = 6.0
+    halo: int | str = 0
+    channels: Sequence[int] = (8, 16, 32, 64)
+    conditioning: str | None = "multiscale"
+    norm: str | Sequence[Any] | None = ("instance", {"affine": True})
+    prior_logit: float = 2.0
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        look_up_option(self.align, ALIGNMENTS)
+        if len(self.spacing) != 3 or not all(mm > 0 for mm in self.spacing):
+            raise ValueError(f"`spacing` must be three voxel sizes > 0 in mm, got {self.spacing}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from what JSON holds; what is missing has its default.
+
+        Raises:
+            ValueError: for a name that is no setting.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise ValueError(f"There are no settings {unknown}, only {sorted(names)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON holds them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def of_weights(cls, checkpoint: PathLike | None, defaults: Settings | None = None) -> Settings:
+        """The settings that weights were trained with.
+
+        Args:
+            checkpoint: file of the weights; the settings are in the file of this name that ends in ``.json``.
+            defaults: for weights that come without settings, and for what their settings do not say.
+
+        Raises:
+            ValueError: when the file cannot be read as settings.
+        """
+        known = (defaults or cls()).to_dict()
+        path = Path(checkpoint).with_suffix(".json") if checkpoint else None
+        if path is None or not path.is_file():
+            return cls.from_dict(known)
+        try:
+            kept = json.loads(path.read_text())
+            return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
+
+    def write(self, path: PathLike) -> None:
+        """Write the settings as JSON; the file appears complete or not at all."""
+        text = json.dumps(self.to_dict(), indent=4)
+        write_atomically(Path(path), lambda temporary: temporary.write_text(text))
+
+    def label_sweep(self, labels: Any = None, **options: Any) -> LabelSweepInferer:
+        """The inferer of these settings; ``options`` are its other arguments."""
+        return LabelSweepInferer(labels=labels, margin_mm=self.margin_mm, halo=self.halo, **options)
+
+    def label_boxes(self) -> LabelBoxInferer:
+        """The inferer to train with."""
+        return LabelBoxInferer(margin_mm=self.margin_mm, halo=self.halo)
+
+
+def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:
+    """The network of these settings, with random weights.
+
+    Args:
+        settings: its shape.
+        **options: further arguments of :class:`monai_lcs.networks.LabelConditionedUNet`; no dropout by default.
+
+    Example:
+        >>> make_network(Settings(channels=(4, 8))).channels
+        (4, 8)
+    """
+    shape = {name: getattr(settings, name) for name in ("channels", "conditioning", "norm", "prior_logit")}
+    norm = settings.norm if isinstance(settings.norm, str) or settings.norm is None else tuple(settings.norm)
+    arguments = {"spatial_dims": 3, "dropout": 0.0, **shape, "norm": norm, **options}
+    return LabelConditionedUNet(**arguments)
+
+
+def on_device(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+    """The network on a device, in the memory format that is the fastest there."""
+    on_cpu = torch.device(device).type == "cpu"
+    memory_format = torch.channels_last_3d if on_cpu else torch.preserve_format
+    return network.to(device, memory_format=memory_format)  # type: ignore[call-overload]

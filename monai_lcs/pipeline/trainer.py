@@ -1,0 +1,361 @@
+"""Training: prepared cases, the best network on disk, resumable checkpoints, the bundle's training as a function."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import PathLike
+from monai.data import Dataset
+from monai.utils import optional_import, set_determinism
+from tqdm import tqdm
+
+from monai_lcs.atlas import Atlas
+from monai_lcs.files import write_atomically
+from monai_lcs.inferers import AtlasLabelInferer
+from monai_lcs.pipeline.preprocessing import Preprocessing
+from monai_lcs.pipeline.settings import Settings
+from monai_lcs.pipeline.weights import bundle_folder, load_weights
+from monai_lcs.study.checks import list_failures
+
+__all__ = [
+    "BestModel",
+    "PreparedDataset",
+    "keep_resumable",
+    "last_saved",
+    "polynomial_decay",
+    "show_epochs",
+    "train",
+    "validate_last",
+]
+
+Events, _ = optional_import("ignite.engine", name="Events")
+
+ALIGNMENTS_AT_A_TIME = 2
+
+
+class PreparedDataset(Dataset):
+    """Cases preprocessed once and kept in memory; what is random is done anew for each sample.
+
+    All files are read and checked before the first alignment, so that a bad file is known within seconds.
+
+    Args:
+        data: the cases, ``"image"`` and ``"label"`` files each.
+        preprocessing: what is done once.
+        transform: what is done for each sample.
+        strict: whether a case that cannot be aligned is an error; otherwise it is named and left out.
+        progress: show bars.
+
+    Raises:
+        ValueError: listing the cases whose files cannot be used; or that cannot be aligned, when ``strict`` or when
+            none is left.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[Hashable, Any]],
+        preprocessing: Preprocessing,
+        transform: Callable[[Any], Any] | None = None,
+        strict: bool = False,
+        progress: bool = True,
+    ) -> None:
+        loaded, failed = _attempt(preprocessing.load, data, "Reading cases", 1, progress)
+        if failed:
+            raise ValueError(list_failures(failed, len(data)))
+        prepared, failed = _attempt(preprocessing.finish, loaded, "Aligning", ALIGNMENTS_AT_A_TIME, progress)
+        if failed and (strict or not prepared):
+            raise ValueError(list_failures(failed, len(data)))
+        if failed:
+            print(f"Left out: {list_failures(failed, len(data))}", file=sys.stderr)
+        super().__init__(prepared, transform)
+
+
+def _attempt(
+    step: Callable[[Any], Any], items: Sequence[Any], what: str, workers: int, progress: bool
+) -> tuple[list[Any], list[str]]:
+    """The results of a step for all items, and the messages of those that failed."""
+
+    def attempt(item: Any) -> Any:
+        try:
+            return step(item)
+        except (ValueError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        bar = tqdm(pool.map(attempt, items), what, len(items), unit="case", disable=not progress)
+        results = list(bar)
+    failed = [str(result) for result in results if isinstance(result, Exception)]
+    return [result for result in results if not isinstance(result, Exception)], failed
+
+
+class BestModel:
+    """Writes the weights whenever the validation Dice beats all before, and the settings beside them.
+
+    A handler of the validation's evaluator. Weights that were there before are kept as ``model_TIME.pt``; with
+    ``keep_better`` they are scored first, and only replaced by better ones.
+
+    Args:
+        folder: for ``model.pt`` and ``model.json``.
+        network: the network in training.
+        settings: what it is trained with.
+        resume: go on with a training that was interrupted: the model there is its own.
+        pretrained: weights to begin with.
+        keep_better: score what answers now, ``present`` or without it the propagated atlas labels, before training.
+        present: the weights that answer now.
+
+    Attributes:
+        score: the best validation Dice so far.
+        epoch: the epoch it is of; 0 for none.
+        before: the validation Dice of what answered before, with ``keep_better``.
+
+    Raises:
+        ValueError: when a training is resumed with other settings, or weights do not fit.
+    """
+
+    def __init__(
+        self,
+        folder: PathLike,
+        network: torch.nn.Module,
+        settings: Settings,
+        resume: bool = False,
+        pretrained: PathLike | None = None,
+        keep_better: bool = False,
+        present: PathLike | None = None,
+    ) -> None:
+        self.folder, self.network, self.settings = Path(folder), network, settings
+        self.resume, self.keep_better, self.present = resume, keep_better, present
+        self.score = -1.0
+        self.epoch = 0
+        self.before: float | None = None
+        self._check_resumed()
+        if pretrained and not resume:
+            load_weights(pretrained, network)
+
+    @property
+    def path(self) -> Path:
+        """The file of the weights."""
+        return self.folder / "model.pt"
+
+    def attach(self, evaluator: Any) -> None:
+        """Watch an evaluator."""
+        evaluator.add_event_handler(Events.COMPLETED, self)
+
+    def prepare(self, evaluator: Any) -> None:
+        """Before the first epoch: score what answers now, or keep the earlier weights under another name."""
+        if self.keep_better and not self.resume:
+            self.score = self.before = self._score_present(evaluator)
+        elif not self.resume and _rank() == 0:
+            self._keep_earlier()
+
+    def __call__(self, evaluator: Any) -> None:
+        """After a validation: write the weights if they are the best so far."""
+        score = float(evaluator.state.metrics[evaluator.state.key_metric_name])
+        if not score > self.score:
+            return
+        self.score, self.epoch = score, evaluator.state.epoch
+        if _rank() == 0:
+            bare: Any = getattr(self.network, "module", self.network)  # DistributedDataParallel
+            state = bare.state_dict()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.settings.write(self.path.with_suffix(".json"))
+            write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know."""
+        return {"score": self.score, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.score, self.epoch = state["score"], state["epoch"]
+
+    def _score_present(self, evaluator: Any) -> float:
+        """The validation Dice of what answers now; the network has its own weights again afterwards."""
+        own, score = {name: x.clone() for name, x in self.network.state_dict().items()}, self.score
+        inferer = evaluator.inferer
+        if self.present:
+            load_weights(self.present, self.network)
+        else:
+            evaluator.inferer = AtlasLabelInferer()
+        self.score = float("inf")  # nothing is written now
+        evaluator.run()
+        self.score, evaluator.inferer = score, inferer
+        self.network.load_state_dict(own)
+        return float(evaluator.state.metrics[evaluator.state.key_metric_name])
+
+    def _check_resumed(self) -> None:
+        kept = self.path.with_suffix(".json")
+        if self.resume and kept.is_file() and Settings.of_weights(self.path) != self.settings:
+            now = json.dumps(self.settings.to_dict())
+            raise ValueError(f"This training had the settings of {kept}: {kept.read_text()}, got {now}.")
+
+    def _keep_earlier(self) -> None:
+        if not self.path.is_file():
+            return
+        time = datetime.fromtimestamp(self.path.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+        for path in (self.path, self.path.with_suffix(".json")):
+            if path.is_file():
+                shutil.copy2(path, path.with_stem(f"model_{time}"))
+
+
+def _rank() -> int:
+    distributed, _ = optional_import("ignite.distributed")
+    return distributed.get_rank()
+
+
+def last_saved(ckpt_dir: str, epochs: int) -> str:
+    """The file from which a training goes on, the newest that :func:`keep_resumable` saved.
+
+    Args:
+        ckpt_dir: where it saved.
+        epochs: how many there are to be in the end.
+
+    Raises:
+        ValueError: when there is nothing to resume, or nothing left to do.
+    """
+    found = sorted(Path(ckpt_dir).glob("resume_*.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"There is no training to resume in {ckpt_dir}.")
+    done = int(found[-1].stem.rpartition("_")[2])
+    if done >= epochs:
+        raise ValueError(f"The training in {ckpt_dir} already has {done} epochs: give more than that as --epochs.")
+    return str(found[-1])
+
+
+def keep_resumable(
+    trainer: Any, state: Mapping[str, Any], ckpt_dir: str, interval: int, resume_from: str | None = None
+) -> None:
+    """Save all that a training needs to go on, every few epochs, and go on from there if asked to.
+
+    Args:
+        trainer: the trainer; its epoch and iteration are saved with the state.
+        state: what to save besides: network, optimizer, scheduler, the best score so far.
+        ckpt_dir: where to save ``resume_checkpoint_N.pt`` after epoch N; only the newest is kept.
+        interval: epochs between two saves.
+        resume_from: the file to load when training starts, see :func:`last_saved`.
+    """
+    handlers, _ = optional_import("ignite.handlers")
+    loader, _ = optional_import("monai.handlers", name="CheckpointLoader")
+    everything = {**state, "trainer": trainer}
+    saver = handlers.Checkpoint(
+        everything,
+        handlers.DiskSaver(ckpt_dir, require_empty=False, atomic=False),
+        filename_prefix="resume",
+        global_step_transform=lambda engine, _: engine.state.epoch,
+        include_self=True,
+    )
+    if resume_from is not None:
+        loader(resume_from, {**everything, "checkpointer": saver}, map_location="cpu").attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, saver)
+
+
+def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
+    """Show a progress bar over the epochs, with the loss and the last validation; log the validation in TensorBoard.
+
+    Args:
+        trainer: the trainer.
+        evaluator: the evaluator of the validation.
+        log_dir: of TensorBoard.
+    """
+    if _rank() > 0:
+        return
+    tensorboard, _ = optional_import("monai.handlers", name="TensorBoardStatsHandler")
+    handlers, _ = optional_import("ignite.handlers")
+    tensorboard(log_dir=log_dir, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch).attach(
+        evaluator
+    )
+    bar = handlers.ProgressBar(desc="Epoch", persist=True)
+
+    def shown(output: Any) -> dict[str, float]:
+        return {"loss": output[0]["loss"], **evaluator.state.metrics}
+
+    bar.attach(trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED, output_transform=shown)
+
+
+def validate_last(trainer: Any, evaluator: Any, interval: int) -> None:
+    """Validate after a training whose last epoch was not one to validate.
+
+    Args:
+        trainer: after its run.
+        evaluator: the evaluator of the validation.
+        interval: epochs between two validations.
+    """
+    if trainer.state.epoch % interval:
+        evaluator.run(trainer.state.epoch)
+
+
+def polynomial_decay(epochs: int, power: float = 0.9) -> Callable[[int], float]:
+    """The factor of the learning rate in each epoch: from 1 to 0, to be given to ``LambdaLR``.
+
+    Example:
+        >>> decay = polynomial_decay(10)
+        >>> decay(0), decay(10), round(decay(5), 3)
+        (1.0, 0.0, 0.536)
+    """
+    return lambda epoch: (1 - min(epoch / epochs, 1)) ** power
+
+
+def train(
+    study: PathLike | None,
+    atlas: Atlas,
+    out: PathLike = "model",
+    *,
+    settings: Settings | None = None,
+    cases: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None,
+    handlers: Iterable[Callable[[Any, Any, BestModel], Any]] = (),
+    **overrides: Any,
+) -> Path:
+    """Train a network on the labeled scans of a study, as the bundle does.
+
+    The recipe is the bundle's ``configs/train.json``: losses, random transforms, optimizer and schedule are written
+    there and nowhere else.
+
+    Args:
+        study: folder with ``images/`` and ``labels/``; see :func:`monai_lcs.study.cases.find_cases` for datalists.
+        atlas: the atlas; a scan of the study that is the atlas is left out.
+        out: folder for ``model.pt`` (the best network on the validation cases), ``model.json`` (its settings), the
+            checkpoints to resume from, and the log for TensorBoard.
+        settings: the network's shape and how its input is made.
+        cases: training and validation cases, instead of those of the study.
+        handlers: called with trainer, evaluator and :class:`BestModel` before the training.
+        **overrides: any other key of ``train.json``: ``epochs``, ``learning_rate``, ``labels``, ``device``, ``resume``
+            ...
+
+    Returns:
+        The file of the weights.
+
+    Raises:
+        ValueError: when files cannot be used, or a key is none of ``train.json``.
+        OSError: when nothing can be written to ``out``.
+    """
+    workflow_class, _ = optional_import("monai.bundle", name="ConfigWorkflow")
+    config = bundle_folder() / "configs" / "train.json"
+    given: dict[str, Any] = {"bundle_root": str(bundle_folder()), "atlas": atlas, "ckpt_dir": str(out)}
+    given |= {"output_dir": str(out), "dataset_dir": None if study is None else str(study)}
+    given |= (settings or Settings()).to_dict()
+    given.pop("fused")  # whether further atlases vote is said by giving some
+    if cases is not None:
+        given["train_cases"], given["val_cases"] = (list(part) for part in cases)
+    given |= overrides
+    unknown = sorted(set(given) - set(json.loads(config.read_text())))
+    if unknown:
+        raise ValueError(f"There are no training options {unknown}: see the keys of {config}.")
+    try:
+        workflow = workflow_class(str(config), logging_file=False, workflow_type="train", **given)
+        workflow.initialize()
+        names = ("train#trainer", "validate#evaluator", "best_model")
+        parts = [workflow.parser.get_parsed_content(name) for name in names]
+        for handler in handlers:
+            handler(*parts)
+        workflow.run()
+    except SystemExit as stop:  # how the bundle's functions say what a user can mend
+        raise ValueError(str(stop).removeprefix("Error: ")) from stop
+    finally:
+        set_determinism(None)  # what the training fixed for the whole process
+    return Path(out) / "model.pt"

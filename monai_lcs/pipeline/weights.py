@@ -1,0 +1,73 @@
+"""Weights: the file of a trained network, checked before it is used, and the bundle that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import PathLike
+
+__all__ = ["BUNDLE_NAME", "bundle_folder", "cause", "load_weights", "shipped_weights"]
+
+BUNDLE_NAME = "whole_brain_lcs_segmentation"
+
+
+def bundle_folder() -> Path:
+    """The bundle: beside the package in a clone of the repository, inside it where it was installed from a wheel.
+
+    Raises:
+        FileNotFoundError: when it is in neither place.
+
+    Example:
+        >>> (bundle_folder() / "configs" / "inference.json").is_file()
+        True
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = [package / "bundles" / BUNDLE_NAME, package.parent / "bundles" / BUNDLE_NAME]
+    for place in places:
+        if (place / "configs").is_dir():
+            return place
+    raise FileNotFoundError(f"The bundle {BUNDLE_NAME} is missing: looked in {places[0]} and {places[1]}.")
+
+
+def shipped_weights() -> Path:
+    """The weights that ship with the bundle."""
+    return bundle_folder() / "models" / "model.pt"
+
+
+def load_weights(path: PathLike, network: torch.nn.Module) -> None:
+    """Load weights into a network.
+
+    Args:
+        path: their file: the network's state, or a dictionary that has it under ``"model"``.
+        network: what they are for.
+
+    Raises:
+        ValueError: when there is no such file, it cannot be read as weights, or they are another network's; with the
+            first weight that differs.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state)
+        found = {name: tuple(weight.shape) for name, weight in state.items()}
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {cause(error)}") from error
+    bare: Any = getattr(network, "module", network)  # DistributedDataParallel
+    expected = {name: tuple(weight.shape) for name, weight in bare.state_dict().items()}
+    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if wrong:
+        raise ValueError(
+            f"The weights in {path} are another network's, {wrong[0]} has the shape {found.get(wrong[0])} instead of"
+            f" {expected.get(wrong[0])}: give the --channels, --conditioning and --norm it was trained with."
+        )
+    bare.load_state_dict(state)
+
+
+def cause(error: BaseException) -> str:
+    """The message of an error, or of what MONAI wraps in a RuntimeError where a transform or an expression fails."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
