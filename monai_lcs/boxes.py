@@ -25,7 +25,9 @@ __all__ = [
     "pad",
     "pad_end",
     "reach_out",
+    "refine",
     "scale",
+    "shared_box",
     "shift",
     "size_of",
     "slabs_of",
@@ -373,6 +375,28 @@ def intersect(box: Box, other: Box) -> Box | None:
     """
     both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, other, strict=True))
     return both if all(axis.start < axis.stop for axis in both) else None
+
+
+def shared_box(box: Box, other: Box) -> Box:
+    """The part that two boxes share, for boxes that are known to meet.
+
+    Example:
+        >>> shared_box((slice(0, 5),), (slice(3, 9),))
+        (slice(3, 5, None),)
+    """
+    shared = intersect(box, other)
+    assert shared is not None
+    return shared
+
+
+def refine(box: Box, factor: int) -> Box:
+    """The same box on a grid with ``factor`` voxels where there was one, on which the first voxel stays where it is.
+
+    Example:
+        >>> refine((slice(1, 3),), 4)  # from voxel 1 to voxel 2, which are now 4 and 8
+        (slice(4, 9, None),)
+    """
+    return tuple(slice(axis.start * factor, (axis.stop - 1) * factor + 1) for axis in box)
 
 
 def scale(box: Box, factor: int) -> Box:

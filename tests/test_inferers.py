@@ -1,5 +1,9 @@
 """The sweep over labels against the naive one, and its laws."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +12,15 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
 from scipy.ndimage import map_coordinates
 
-from monai_lcs.boxes import batch_sizes, crop_pyramid, grow_box, label_boxes, mask_box, split_box
-from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer, sweep
-from monai_lcs.networks import Features, LabelConditionedUNet
+from monai_lcs.boxes import intersect, mask_box, shift
+from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
+from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
+from monai_lcs.inferers.adapters import EncodeOnceAdapter, PlainAdapter, adapt, unwrapped
+from monai_lcs.inferers.margin import label_parts
+from monai_lcs.inferers.merger import BestLabelMerger
+from monai_lcs.inferers.splitter import WindowSplitter, touching, window_order
+from monai_lcs.inferers.sweep import VolumeSweep
+from monai_lcs.networks import Features, LabelConditionedNetwork, LabelConditionedUNet
 
 SHAPE = (21, 18, 20)
 IDS = (3, 17, 53, 300, 301)
@@ -75,7 +85,7 @@ def test_plain_network_gives_the_same_answer(network, inputs):
     kwargs = {"roi_size": (16, 16, 16), "mode": "gaussian", "labels_per_pass": 2}
     expected = LabelSweepInferer(**kwargs)(inputs, network)
     assert torch.equal(LabelSweepInferer(**kwargs)(inputs, lambda x: network(x)), expected)
-    wrapped = torch.nn.Module()
+    wrapped = torch.nn.Module()  # as DistributedDataParallel
     wrapped.module = network
     wrapped.forward = lambda x: pytest.fail("the wrapped network has encode and decode")
     assert torch.equal(LabelSweepInferer(**kwargs)(inputs, wrapped), expected)
@@ -105,7 +115,7 @@ def test_union_is_the_union_of_masks(network, inputs):
 
 def test_windows_are_encoded_once(network, inputs):
     class Counting:
-        stride = network.stride
+        stride, depends_on_box, stitches = network.stride, False, False
         encoded = 0
 
         def encode(self, *args):
@@ -114,6 +124,7 @@ def test_windows_are_encoded_once(network, inputs):
 
         decode_boxes = staticmethod(network.decode_boxes)
 
+    assert isinstance(Counting(), LabelConditionedNetwork)
     LabelSweepInferer(roi_size=(16, 16, 16), overlap=0, labels_per_pass=2)(inputs[:1], Counting())
     assert Counting.encoded == 2 * 2 * 2
 
@@ -249,14 +260,14 @@ def many_labels():
 def test_few_boxes_are_alive(many_labels, monkeypatch):
     """Windows of 8 with an overlap of 2: a label lives in the rows of windows that its box meets, not longer."""
     peak, begun = [0], set()
-    original = sweep.Live.add
+    original = LogitAccumulator.add
 
     def counting(self, i, w, logits):
         original(self, i, w, logits)
         begun.add(i)
         peak[0] = max(peak[0], len(self.sums))
 
-    monkeypatch.setattr(sweep.Live, "add", counting)
+    monkeypatch.setattr(LogitAccumulator, "add", counting)
     net = LabelConditionedUNet(3, channels=(2, 3), norm=None).eval()
     kwargs = {"roi_size": (8, 8, 8), "margin_mm": 0}
     label_map = LabelSweepInferer(threshold=0, **kwargs)(many_labels, net)
@@ -265,9 +276,11 @@ def test_few_boxes_are_alive(many_labels, monkeypatch):
     assert len(begun) == 1000 - 8**3
     assert peak[0] < 200
 
-    alive, sums = [], sweep.Live
-    monkeypatch.setattr(sums, "add", original)
-    monkeypatch.setattr(sums, "pop", lambda self, i, pop=sums.pop: (pop(self, i), alive.append(len(self.sums)))[0])
+    alive, finalize = [], LogitAccumulator.finalize
+    monkeypatch.setattr(LogitAccumulator, "add", original)
+    monkeypatch.setattr(
+        LogitAccumulator, "finalize", lambda self, i: (finalize(self, i), alive.append(len(self.sums)))[0]
+    )
     for _ in LabelSweepInferer(**kwargs)(many_labels, net):
         pass
     assert alive[-1] == 0
@@ -276,9 +289,9 @@ def test_few_boxes_are_alive(many_labels, monkeypatch):
 def test_windows_go_along_the_axis_that_keeps_the_fewest_alive():
     windows = [(slice(a, a + 4), slice(b, b + 4)) for a in (0, 4) for b in (0, 4, 8, 12)]
     boxes = [(slice(0, 8), slice(b, b + 4)) for b in (0, 4, 8, 12)]  # each spans the first axis
-    touches = sweep.touching(boxes, windows)
+    touches = touching(boxes, windows)
     assert touches.sum() == 8
-    order = sweep.window_order(windows, touches, [32] * 4)
+    order = window_order(windows, touches, [32] * 4)
     assert [windows[w][1].start for w in order] == [0, 0, 4, 4, 8, 8, 12, 12]  # one box alive, not four
 
 
@@ -421,15 +434,6 @@ def test_two_dimensions():
     assert np.array_equal(LabelSweepInferer(roi_size=8)(inputs, net).numpy(), expected)
 
 
-def test_boxes_by_hand():
-    mask = torch.zeros(6, 7)
-    mask[2, 3] = mask[4, 5] = 1
-    assert mask_box(mask) == (slice(2, 5), slice(3, 6))
-    assert mask_box(torch.zeros(3, 3)) is None
-    assert mask_box(torch.tensor([0, 1, 1, 0])) == (slice(1, 3),)
-    assert grow_box(mask_box(mask), (1, 9), mask.shape) == (slice(1, 6), slice(0, 7))
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -476,60 +480,107 @@ def test_saturated_probabilities_still_differ():
     assert (LabelSweepInferer()(inputs, logits) == 5).all()
 
 
-def test_huge_ids():
-    assert label_boxes(torch.tensor([[0, 60_000_000], [7, 0]])) == {
-        7: (slice(1, 2), slice(0, 1)),
-        60_000_000: (slice(0, 1), slice(1, 2)),
-    }
+def test_compiled_network_is_encoded_once(network, inputs):
+    compiled = torch.compile(network, backend="eager")
+    assert unwrapped(compiled) is network
+    assert isinstance(adapt(compiled, 1, "exact", 16), EncodeOnceAdapter)
+    expected = LabelSweepInferer(margin_mm=1)(inputs[:1], network)
+    assert torch.equal(LabelSweepInferer(margin_mm=1)(inputs[:1], compiled), expected)
 
 
-@pytest.mark.parametrize("reach", [0, 1, 2, 3])
-def test_crops_hold_what_the_level_above_takes(reach):
-    rng = np.random.default_rng(reach)
-    for _ in range(200):
-        size = 16 * int(rng.integers(1, 7))
-        length = int(rng.integers(1, size + 1))
-        boxes = [(slice(int(a), int(a) + length),) for a in rng.integers(0, size - length + 1, 3)]
-        outer, inner = crop_pyramid(boxes, (size,), 4, reach)
-        assert inner[0] == boxes
-        for level in range(5):
-            here = size >> level
-            assert len({axis.stop - axis.start for (axis,) in inner[level]}) == 1
-            assert len({axis.stop - axis.start for (axis,) in outer[level]}) == 1
-            for (give,), (take,) in zip(inner[level], outer[level], strict=True):
-                assert 0 <= take.start <= max(give.start - min(reach, 2), 0)
-                assert min(give.stop + min(reach, 2), here) <= take.stop <= here
-            for (take,), (below,) in zip(outer[level], inner[level + 1] if level < 4 else [], strict=False):
-                assert 2 * below.start <= max(take.start - max(reach - 2, 0), 0)
-                assert 2 * below.stop >= min(take.stop + max(reach - 2, 0), here)
+def test_a_network_that_lacks_a_part_of_the_protocol_is_called_with_one_tensor():
+    net = LabelConditionedUNet(2, channels=(2, 3))
+    assert isinstance(net, LabelConditionedNetwork)
+    assert isinstance(adapt(net, 1, "exact", 16), EncodeOnceAdapter)
+    for missing in ("stride", "stitches", "depends_on_box", "encode", "decode_boxes"):
+        members = {"stride", "stitches", "depends_on_box", "encode", "decode_boxes"} - {missing}
+        partial = SimpleNamespace(**{name: getattr(net, name) for name in members})
+        assert not isinstance(partial, LabelConditionedNetwork)
+        assert isinstance(adapt(partial, 1, "exact", 16), PlainAdapter)
 
 
-def test_batches_hold_each_box_once():
+def test_features_are_kept_for_the_next_pass_only(network, inputs):
+    """One pass keeps none; several keep those of all windows, so that each window is encoded once."""
+    volume = inputs[0]
+    for parts_per_pass, kept, encoded in ((5, 0, 8), (2, 8, 8)):
+        splitter = WindowSplitter(SHAPE, (16, 16, 16), 0)
+        adapter = EncodeOnceAdapter(network, 1, "exact")
+        calls = []
+        adapter.encode = lambda window, calls=calls: (
+            calls.append(1) or network.encode(window[None, :1], window[None, 1:])
+        )
+        sweep = VolumeSweep(volume, splitter, adapter, parts_per_pass=parts_per_pass)
+        parts = label_parts(volume[-1], {label: (label,) for label in IDS}, margin=None)
+        with torch.no_grad():
+            assert sorted(part.label for part, _ in sweep.blended(parts)) == list(IDS)
+        assert (len(sweep.kept), len(calls)) == (kept, encoded)
+
+
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+def test_accumulator_is_the_weighted_mean_over_windows(mode):
+    """Against all windows' logits in numpy; a window that was skipped says nothing."""
     rng = np.random.default_rng(0)
-    sizes = [tuple(size) for size in rng.integers(1, 40, (200, 3)).tolist()]
-    batches = batch_sizes(sizes, room=50_000)
-    assert sorted(i for members, _ in batches for i in members) == list(range(200))
-    for members, size in batches:
-        assert size == tuple(np.max([sizes[i] for i in members], axis=0))
-        assert len(members) == 1 or len(members) * np.prod(size) <= 50_000
-    assert len(batches) < 100
+    splitter = WindowSplitter((11, 9), (4, 5), 0.5, mode)
+    windows, weight = splitter.windows[:-1], splitter.importance.numpy()
+    boxes = [(slice(1, 10), slice(2, 9)), (slice(0, 3), slice(0, 4)), (slice(7, 11), slice(3, 9))]
+    accumulator = LogitAccumulator(boxes, windows, splitter.importance)
+    sums, weights = np.zeros((3, 11, 9)), np.zeros((3, 11, 9))
+    got = {}
+    for w in accumulator.window_order():
+        logits = rng.normal(size=(3, 4, 5)).astype(np.float32)
+        for i in accumulator.boxes_in(w):
+            sums[i][windows[w]] += logits[i] * weight
+            weights[i][windows[w]] += weight
+            local = shift(intersect(windows[w], boxes[i]), windows[w])
+            blended = accumulator.aggregate(i, w, torch.from_numpy(logits[i][local]))
+            if blended is not None:
+                assert i not in got
+                got[i] = blended.numpy()
+    assert set(got) == {0, 1, 2}
+    for i, box in enumerate(boxes):
+        seen = weights[i][box] > 0
+        assert np.allclose(got[i][seen], (sums[i][box] / np.where(seen, weights[i][box], 1))[seen], atol=1e-5)
+        assert (got[i][~seen] == NOWHERE).all()
+    assert (weights[2][boxes[2]] == 0).any()
 
 
-def test_split_boxes_hold_the_mask():
+def test_merger_is_the_argmax_above_the_threshold():
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        mask = torch.from_numpy(rng.random((60, 50, 7)) > 0.999)
-        if not mask.any():
-            continue
-        boxes = split_box(mask, (2, 2, 2))
-        covered = torch.zeros_like(mask)
-        for box in boxes:
-            assert mask_box(mask[box]) == tuple(slice(0, axis.stop - axis.start) for axis in box)  # tight
-            covered[box] = True
-        assert covered[mask].all()
-    ribbon = torch.zeros(64, 64, dtype=torch.bool)
-    ribbon[range(64), range(64)] = True  # a diagonal fills little of its box
-    assert len(split_box(ribbon, (1, 1), around=0)) > 2
-    assert len(split_box(torch.ones(64, 64), (1, 1))) == 1
-    with pytest.raises(ValueError, match="`mask` must not be empty"):
-        split_box(torch.zeros(3, 3), (1, 1))
+    logits = rng.integers(-3, 4, (5, 6, 7)).astype(np.float32)  # with many ties
+    labels = [9, 2, 70000, 5, 11]
+    merger = BestLabelMerger(labels, (6, 7), threshold=0.7)
+    for label, one in zip(labels, logits, strict=True):
+        merger.aggregate(label, torch.from_numpy(one), (slice(0, 6), slice(0, 7)))
+    order = np.argsort(labels)
+    winner = np.array(labels)[order][logits[order].argmax(0)]  # the first of equals is the smallest id
+    expected = np.where(1 / (1 + np.exp(-logits.max(0))) > 0.7, winner, 0)
+    assert np.array_equal(merger.finalize().numpy(), expected)
+
+
+IMPORTS = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import monai.data, monai.inferers, monai.networks.nets, monai.transforms, scipy.ndimage, tqdm
+functions = {
+    (name, key): value
+    for name, module in list(sys.modules.items()) if name.split(".")[0] == "monai"
+    for key, value in [*vars(module).items()]
+}
+methods = {
+    (cls, key): value
+    for cls in {c for c in functions.values() if isinstance(c, type) and c.__module__.startswith("monai.")}
+    for key, value in vars(cls).items() if callable(value)
+}
+before = set(sys.modules)
+import %s
+print(sorted(name for name in set(sys.modules) - before if name.split(".")[0] != "monai_lcs"))
+print("SimpleITK" in sys.modules)
+print([name for (name, key), value in functions.items() if vars(sys.modules[name]).get(key) is not value])
+print([cls.__name__ for (cls, key), value in methods.items() if vars(cls).get(key) is not value])
+"""
+
+
+def test_import_brings_nothing_and_patches_nothing():
+    code = IMPORTS % "monai_lcs.networks, monai_lcs.inferers"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n") == ["[]", "False", "[]", "[]", ""]

@@ -1,5 +1,7 @@
-"""Inferers: from a network that answers for one label to the labels of a whole volume."""
+"""Inferers: from a network that predicts one label to the label map of a whole volume."""
 
-from monai_lcs.inferers.label_sweep import AtlasLabelInferer, LabelBoxInferer, LabelSweepInferer
+from monai_lcs.inferers.atlas_label import AtlasLabelInferer
+from monai_lcs.inferers.label_box import LabelBoxInferer
+from monai_lcs.inferers.label_sweep import LabelSweepInferer
 
 __all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]

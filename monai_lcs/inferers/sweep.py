@@ -1,259 +1,164 @@
-"""What the sweep over labels is made of: windows and their order, parts of labels, live sums, the merge, decoders."""
+"""The sweep over one volume: for each window encode once, decode every label there, and blend with other windows."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices, get_valid_patch_size
-from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 
-from monai_lcs.boxes import Box, intersect, shift, union_box
+from monai_lcs.boxes import Box, crop, label_boxes, pad_end, shared_box, shift, size_of, union_box, volume_of, whole_box
+from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
+from monai_lcs.inferers.adapters import Adapter, EncodeOnceAdapter
+from monai_lcs.inferers.margin import Part
+from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.labels.groups import label_mask
+from monai_lcs.networks import Features
 from monai_lcs.networks.crops import Mask
 
-__all__ = [
-    "NOWHERE",
-    "AnyDecoder",
-    "Decoder",
-    "Live",
-    "Merge",
-    "Part",
-    "PlainDecoder",
-    "Windows",
-    "check_sweep_input",
-    "shared_box",
-    "touching",
-    "union_mask",
-    "volume_of",
-    "window_order",
-]
-
-EXACT_INTEGERS = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24}
-NOWHERE = -1e4  # logit of a probability of 0; finite, as it is interpolated
+__all__ = ["VolumeSweep", "stitched_features", "union_mask"]
 
 
-class Windows:
-    """The windows over a volume and how they are weighted, as MONAI's sliding window has them."""
+class VolumeSweep:
+    """Go through the windows of one volume and yield the blended logits of each part as soon as they are complete.
 
-    def __init__(self, shape: Sequence[int], roi_size, overlap, mode, sigma_scale) -> None:
-        dims = len(shape)
-        roi = fall_back_tuple(roi_size, shape)
-        missing = [max(r - size, 0) for r, size in zip(roi, shape, strict=True)]
-        before = [m // 2 for m in missing]
-        self.padding = [side for b, m in zip(reversed(before), reversed(missing), strict=True) for side in (b, m - b)]
-        self.covered: Tensor | None = None  # by windows that are not skipped; None for all
-        self.inner = tuple(slice(b, b + size) for b, size in zip(before, shape, strict=True))
-        self.shape = tuple(max(r, size) for r, size in zip(roi, shape, strict=True))
-        overlap = ensure_tuple_rep(overlap, dims)
-        intervals = [
-            size if r == size else max(int(r * (1 - o)), 1) for r, size, o in zip(roi, self.shape, overlap, strict=True)
-        ]
-        self.windows: list[Box] = [
-            tuple(slice(int(axis.start), int(axis.stop)) for axis in window)
-            for window in dense_patch_slices(self.shape, roi, intervals)
-        ]
-        size = get_valid_patch_size(self.shape, roi)
-        self.importance = compute_importance_map(
-            size, mode=mode, sigma_scale=sigma_scale, device="cpu", dtype=torch.float32
-        )
+    Args:
+        volume: image, atlas image and label map, ``(C, *spatial)``, padded by the splitter.
+        splitter: the windows over the volume.
+        adapter: what encodes and decodes a window.
+        device: where the logits are blended.
+        sw_device: where the network is.
+        parts_per_pass: parts in work at a time; ``None`` for all. Several passes keep the features of all windows.
 
-
-class Part(NamedTuple):
-    """A label, or a union of ids, in one of its boxes."""
-
-    label: int
-    ids: tuple[int, ...]
-    box: Box
-
-
-class Live:
-    """Sums of logits of the parts that lie in several windows, from a part's first window to its last."""
-
-    def __init__(self, parts: Sequence[Part], windows: Sequence[Box], importance: Tensor) -> None:
-        self.parts, self.windows, self.importance = parts, windows, importance
-        self.sums: dict[int, Tensor] = {}
-        self.seen: dict[int, list[int]] = {}
-
-    def add(self, i: int, w: int, logits: Tensor) -> None:
-        """Add what window ``w`` says of part ``i`` where they meet."""
-        box, window = self.parts[i].box, self.windows[w]
-        shared = shared_box(window, box)
-        self.seen.setdefault(i, []).append(w)
-        if shared == box and i not in self.sums:
-            self.sums[i] = logits * self.importance[shift(shared, window)]
-            return
-        if i not in self.sums:
-            self.sums[i] = logits.new_zeros([axis.stop - axis.start for axis in box])
-        self.sums[i][shift(shared, box)] += logits * self.importance[shift(shared, window)]
-
-    def pop(self, i: int) -> Tensor:
-        """The blended logits of part ``i``, in its box; those of windows that were skipped say nothing."""
-        box = self.parts[i].box
-        weights = torch.zeros_like(self.sums[i])
-        for w in self.seen.pop(i):
-            shared = shared_box(self.windows[w], box)
-            weights[shift(shared, box)] += self.importance[shift(shared, self.windows[w])]
-        logits = self.sums.pop(i).div_(weights)
-        return logits.masked_fill_(weights == 0, NOWHERE)
-
-
-class Merge:
-    """The best logit and its label so far, at every voxel: where probabilities round to 1, logits still differ."""
+    Example:
+        >>> from monai_lcs.inferers.adapters import PlainAdapter
+        >>> volume = torch.tensor([[[5.0, 6.0, 7.0, 8.0]], [[0.0, 3.0, 3.0, 0.0]]])  # image and label map
+        >>> splitter = WindowSplitter((1, 4), roi_size=(1, 2), overlap=0)
+        >>> sweep = VolumeSweep(volume, splitter, PlainAdapter(lambda x: x[:, :1], labels_per_call=4))
+        >>> [(part.label, logits) for part, logits in sweep.blended([Part(3, (3,), (slice(0, 1), slice(1, 3)))])]
+        [(3, tensor([[6., 7.]]))]
+    """
 
     def __init__(
-        self, labels: Iterable[int], shape: Sequence[int], threshold: float, device: torch.device, dtype: torch.dtype
+        self,
+        volume: Tensor,
+        splitter: WindowSplitter,
+        adapter: Adapter,
+        device: torch.device | str = "cpu",
+        sw_device: torch.device | str = "cpu",
+        parts_per_pass: int | None = None,
     ) -> None:
-        self.labels = sorted(labels)
-        self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
-        fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
-        self.threshold = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        self.logit = torch.full(tuple(shape), self.threshold, dtype=dtype, device=device)
-        self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
-
-    def add(self, label: int, logits: Tensor, box: Box) -> None:
-        """Put the label where it is better than those before, or as good and its id smaller."""
-        best, ranks = self.logit[box], self.ranks[box]
-        better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
-        ranks.masked_fill_(better, self.rank[label])
-        best.copy_(torch.maximum(best, logits))
-
-    def label_map(self) -> Tensor:
-        """The ids, int32."""
-        table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
-        return table[self.ranks.int()]
-
-
-class Decoder:
-    """A network with ``encode`` and ``decode_boxes``."""
-
-    def __init__(self, network, image_channels: int, halo: int | str) -> None:
-        self.network = network
-        self.image_channels = image_channels
-        self.halo = halo
-        self.stride = getattr(network, "stride", 1)
-        self.depends_on_box = getattr(network, "depends_on_box", False)
-        self.splits = not self.depends_on_box
-        self.stitches = getattr(network, "stitches", False)
+        self.volume = volume
+        self.splitter = splitter
+        self.adapter = adapter
+        self.device = torch.device(device)
+        self.sw_device = torch.device(sw_device)
+        self.dtype = torch.promote_types(volume.dtype, torch.float32)  # half precision is for the network, not for sums
+        # Features that are stitched are decoded as those of one window
+        self.windows: list[Box] = [whole_box(splitter.shape)] if adapter.stitches else splitter.windows
+        # Without a margin every part is everywhere, so that with several windows all would be unfinished at once
+        self.parts_per_pass = parts_per_pass if len(self.windows) > 1 else None
         self.kept: dict[int, Any] = {}
 
-    def encode(self, window: Tensor, key: int | None) -> Any:
-        """Features of image and atlas image ``(C, *spatial)``; kept under ``key`` for the next time it is asked for."""
-        if key in self.kept:
-            return self.kept[key]
-        features = self.network.encode(window[None, : self.image_channels], window[None, self.image_channels :])
-        if key is not None:
-            self.kept[key] = features
+    def blended(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
+        """Yield each part with its blended logits, of the size of its box."""
+        size = self.parts_per_pass or max(len(parts), 1)
+        several = len(parts) > size
+        importance = self.splitter.importance.to(self.device, self.dtype)
+        for first in range(0, len(parts), size):
+            chosen = parts[first : first + size]
+            accumulator = LogitAccumulator([part.box for part in chosen], self.windows, importance)
+            for w in accumulator.window_order():
+                features = self._encode(w, keep=several)
+                numbers = accumulator.boxes_in(w)
+                for n, logits in self._decode(features, w, [chosen[i] for i in numbers]):
+                    blended = accumulator.aggregate(numbers[n], w, logits)
+                    if blended is not None:
+                        yield chosen[numbers[n]], blended
+                del features  # before those of the next window are computed
+
+    def _encode(self, w: int, keep: bool) -> Any:
+        """Compute the label-independent features of a window, or return those that an earlier pass has kept."""
+        if w in self.kept:
+            return self.kept[w]
+        if isinstance(self.adapter, EncodeOnceAdapter) and self.adapter.stitches:
+            shape = self._window_of(self.volume[-1:], w).shape[1:]
+            return stitched_features(self.volume[:-1], self.splitter, self.adapter, shape, self.sw_device)
+        features = self.adapter.encode(self._window_of(self.volume[:-1], w))
+        if keep and self.adapter.encodes:
+            self.kept[w] = features
         return features
 
-    def decode(
-        self, features: Any, masks: Sequence[Mask], boxes: Sequence[Box], room: float
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The number of each mask and its logits in its box."""
-        return self.network.decode_boxes(features, masks, boxes, halo=self.halo, room=room)
+    def _decode(self, features: Any, w: int, parts: Sequence[Part]) -> Iterator[tuple[int, Tensor]]:
+        """Decode parts where they meet the window; yield the number of each and its logits there."""
+        label_map = self._window_of(self.volume[-1:], w)[0]
+        found = label_boxes(label_map)
+        ids = {part.label: part.ids for part in parts}
+        mask_of = {label: union_mask(label_map, found, ids[label]) for label in ids}
+        boxes = [shift(shared_box(self.windows[w], part.box), self.windows[w]) for part in parts]
+        for n, logits in self.adapter.decode(features, [mask_of[part.label] for part in parts], boxes, self._room()):
+            if self.adapter.stitches and self.splitter.covered is not None:
+                logits = logits.masked_fill(~self.splitter.covered[parts[n].box].to(logits.device), NOWHERE)
+            yield n, logits.to(self.device, self.dtype)
+
+    def _window_of(self, channels: Tensor, w: int) -> Tensor:
+        """Crop channels ``(C, *spatial)`` to a window, on the network's device and padded to its stride."""
+        window = crop(channels, self.windows[w]).to(self.sw_device)
+        return pad_end(window[None], self.adapter.stride)[0] if self.adapter.stride > 1 else window
+
+    def _room(self) -> float:
+        """Voxels to decode at a time: on a CPU batches that fit its caches are the fastest, on a GPU few calls."""
+        share = 1 if self.sw_device.type != "cpu" else 2 if self.adapter.stitches else 8
+        return volume_of(self.splitter.windows[0]) / share
 
 
-class PlainDecoder:
-    """A network of one tensor: image, atlas image and one mask."""
+def stitched_features(
+    volume: Tensor, splitter: WindowSplitter, adapter: EncodeOnceAdapter, shape: Sequence[int], device: torch.device
+) -> Features:
+    """Encode all windows and blend their features to those of the whole volume.
 
-    stride = 1
-    splits = stitches = depends_on_box = False  # the whole window is computed whatever the box
+    Args:
+        volume: image and atlas image, ``(C, *spatial)``.
+        splitter: the windows over the volume.
+        adapter: one that ``stitches``.
+        shape: of the result, the volume's, padded to the network's stride.
+        device: where the network is.
 
-    def __init__(
-        self, network: Callable[..., Tensor], most: int, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        self.network, self.most, self.args, self.kwargs = network, most, args, kwargs
-
-    def encode(self, window: Tensor, key: int | None) -> Tensor:
-        """Nothing to encode."""
-        return window
-
-    def decode(
-        self, window: Tensor, masks: Sequence[Mask], boxes: Sequence[Box], room: float
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The number of each mask and its logits in its box, cut out of the window's."""
-        whole = tuple(slice(0, size) for size in window.shape[1:])
-        for first in range(0, len(masks), self.most):
-            chosen = masks[first : first + self.most]
-            stacked = Mask.inside(chosen, [whole] * len(chosen), window.dtype)
-            inputs = torch.cat([window[None].expand(len(chosen), *window.shape), stacked], dim=1)
-            logits = self.network(inputs, *self.args, **self.kwargs)
-            for i, one in enumerate(logits, start=first):
-                yield i, one[0][boxes[i]]
-
-
-AnyDecoder = Decoder | PlainDecoder
-
-
-def shared_box(window: Box, box: Box) -> Box:
-    """What a window and a box that meet share."""
-    shared = intersect(window, box)
-    assert shared is not None
-    return shared
+    Returns:
+        The features, in half precision where there are several windows.
+    """
+    if len(splitter.windows) == 1 and splitter.covered is None:
+        return adapter.encode(volume.to(device))
+    importance = splitter.importance.to(device, torch.float32)[..., None]
+    weights = importance.new_zeros(*shape, 1)
+    for window in splitter.windows:
+        weights[window] += importance
+    blended = None
+    for window in splitter.windows:
+        features = adapter.encode(crop(volume, window).to(device)).levels[0][0].movedim(0, -1)
+        features = features[whole_box(size_of(window))]  # without the padding
+        if blended is None:
+            blended = torch.zeros(*shape, features.shape[-1], dtype=torch.float16, device=device)
+        blended[window] += features * (importance / weights[window])
+    assert blended is not None
+    return Features((blended.movedim(-1, 0)[None],), tuple(splitter.shape))
 
 
 def union_mask(label_map: Tensor, found: Mapping[int, Box], ids: Sequence[int]) -> Mask:
-    """The mask of a union, from the boxes of the labels in the map."""
+    """The mask of a union of labels.
+
+    Args:
+        label_map: ``(*spatial)``.
+        found: the boxes of its labels, from :func:`monai_lcs.boxes.label_boxes`.
+        ids: the ids of the union; those that the map does not hold are ignored.
+
+    Example:
+        >>> from monai_lcs.boxes import label_boxes
+        >>> label_map = torch.tensor([[0, 17, 0, 53, 0]])
+        >>> union_mask(label_map, label_boxes(label_map), (17, 53)).values.int()
+        tensor([[1, 0, 1]], dtype=torch.int32)
+    """
     boxes = [found[i] for i in ids if i in found]
     box = union_box(boxes) if boxes else (slice(0, 0),) * label_map.ndim
     return Mask(label_mask(label_map[box], ids), box)
-
-
-def volume_of(box: Box) -> int:
-    """The number of voxels in a box."""
-    return math.prod(axis.stop - axis.start for axis in box)
-
-
-def _corners(boxes: Sequence[Box]) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops ``(N, dims)``."""
-    corners = np.array([[(axis.start, axis.stop) for axis in box] for box in boxes])
-    return corners[..., 0], corners[..., 1]
-
-
-def touching(boxes: Sequence[Box], windows: Sequence[Box]) -> np.ndarray:
-    """Whether each box meets each window, ``(boxes, windows)``."""
-    if not boxes:
-        return np.zeros((0, len(windows)), dtype=bool)
-    (start, stop), (first, end) = _corners(boxes), _corners(windows)
-    return np.all((start[:, None] < end) & (first < stop[:, None]), axis=-1)
-
-
-def window_order(windows: Sequence[Box], touches: np.ndarray, sizes: Sequence[int]) -> list[int]:
-    """The windows row by row, along the axes in the order that keeps the fewest voxels of boxes alive at a time."""
-
-    def live(order: list[int]) -> int:
-        met = touches[:, order]
-        begun = np.logical_or.accumulate(met, axis=1)
-        to_come = np.logical_or.accumulate(met[:, ::-1], axis=1)[:, ::-1]
-        return int(((begun & to_come) * np.asarray(sizes)[:, None]).sum(axis=0).max(initial=0))
-
-    dims = len(windows[0])
-    orders = (
-        sorted(range(len(windows)), key=lambda w: [windows[w][axis].start for axis in axes])
-        for axes in itertools.permutations(range(dims))
-    )
-    return min(orders, key=live)
-
-
-def check_sweep_input(inputs: Tensor, image_channels: int) -> None:
-    """Raise a ValueError unless the input is ``(B, image + atlas image + 1, *spatial)`` with a label map at its end."""
-    if inputs.ndim not in (4, 5) or inputs.shape[1] < image_channels + 1:
-        raise ValueError(
-            "The input must be (B, image + atlas image + atlas label map, *spatial) with 2 or 3 spatial axes,"
-            f" got shape {tuple(inputs.shape)} with `image_channels` {image_channels}."
-        )
-    label_map = inputs[:, -1]
-    largest = EXACT_INTEGERS.get(inputs.dtype)
-    if largest is not None and label_map.max() > largest:
-        raise ValueError(
-            f"{inputs.dtype} does not hold label ids above {largest} exactly, got {label_map.max().item():g}:"
-            " give the input in float32; the network may still compute in half precision under autocast."
-        )
-    if not torch.isfinite(label_map).all() or (label_map < 0).any() or (label_map != label_map.round()).any():
-        wrong = label_map[~torch.isfinite(label_map) | (label_map < 0) | (label_map != label_map.round())][0].item()
-        raise ValueError(f"The last channel must be the atlas label map, integers >= 0, got {wrong:g}.")

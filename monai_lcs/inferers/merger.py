@@ -1,0 +1,117 @@
+"""Merge the logits of all labels: into one label map, or into one volume for each label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_lcs.boxes import Box, refine, size_of, whole_box
+from monai_lcs.inferers.accumulator import NOWHERE
+
+__all__ = ["BestLabelMerger", "VolumeMerger", "logit_of", "upsample_logits"]
+
+
+def logit_of(probability: float) -> float:
+    """The logit of a probability in [0, 1).
+
+    Example:
+        >>> logit_of(0.5), logit_of(0)
+        (0.0, -inf)
+    """
+    return math.log(probability / (1 - probability)) if probability else -math.inf
+
+
+class BestLabelMerger:
+    """Keep the best logit and its label at every voxel; the result does not depend on the order of the labels.
+
+    The label with the largest logit wins. On a tie the smallest id wins. Voxels where no logit exceeds the threshold
+    are background. Logits are compared and not probabilities, because these round to 1 where logits still differ.
+
+    Args:
+        labels: the ids that may be merged.
+        shape: spatial shape of the result.
+        threshold: probability in [0, 1) that a label must exceed.
+        device: where the result is kept.
+        dtype: of the best logits.
+
+    Example:
+        >>> merger = BestLabelMerger(labels=[17, 53], shape=(4,))
+        >>> merger.aggregate(53, torch.tensor([2.0, 2.0, -1.0]), (slice(0, 3),))
+        >>> merger.aggregate(17, torch.tensor([2.0, -3.0, 1.0]), (slice(0, 3),))
+        >>> merger.finalize()
+        tensor([17, 53, 17,  0], dtype=torch.int32)
+    """
+
+    def __init__(
+        self,
+        labels: Iterable[int],
+        shape: Sequence[int],
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.labels = sorted(labels)
+        self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
+        fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
+        self.logit = torch.full(tuple(shape), logit_of(threshold), dtype=dtype, device=device)
+        self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
+
+    def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
+        """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
+        best, ranks = self.logit[box], self.ranks[box]
+        better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
+        ranks.masked_fill_(better, self.rank[label])
+        best.copy_(torch.maximum(best, logits))
+
+    def finalize(self) -> Tensor:
+        """Return the label map ``(*shape)``, int32."""
+        table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
+        return table[self.ranks.int()]
+
+
+class VolumeMerger:
+    """Put the boxes of each label together to a volume of logits; where its boxes overlap, the largest logit counts.
+
+    Args:
+        shape: spatial shape of a volume.
+
+    Example:
+        >>> merger = VolumeMerger(shape=(4,))
+        >>> merger.aggregate(17, torch.tensor([1.0, 2.0]), (slice(0, 2),))
+        >>> merger.aggregate(17, torch.tensor([5.0, 6.0]), (slice(1, 3),))
+        >>> merger.finalize(17)
+        tensor([ 1.0000e+00,  5.0000e+00,  6.0000e+00, -1.0000e+04])
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self.volumes: dict[int, Tensor] = {}
+
+    def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
+        """Merge the logits of a label in a box, ``(*size)``."""
+        if label not in self.volumes:
+            self.volumes[label] = logits.new_full(self.shape, NOWHERE)
+        volume = self.volumes[label]
+        volume[box] = torch.maximum(volume[box], logits)
+
+    def finalize(self, label: int) -> Tensor:
+        """Return the volume of a label ``(*shape)`` and forget it; outside its boxes the logit is ``NOWHERE``."""
+        return self.volumes.pop(label)
+
+
+def upsample_logits(logits: Tensor, factor: int) -> Tensor:
+    """Interpolate logits ``(*size)`` linearly, ``factor`` voxels where there was one; the first and the last stay.
+
+    Example:
+        >>> upsample_logits(torch.tensor([[0.0, 3.0]]), 3)
+        tensor([[0., 1., 2., 3.]])
+    """
+    if factor == 1:
+        return logits
+    mode = "bilinear" if logits.ndim == 2 else "trilinear"
+    size = size_of(refine(whole_box(logits.shape), factor))
+    return F.interpolate(logits[None, None], size=size, mode=mode, align_corners=True)[0, 0]
