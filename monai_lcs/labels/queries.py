@@ -71,13 +71,13 @@ def parse_request(request: Any, table: LabelTable, present: Iterable[int] | None
 
     A single part is understood as by :py:meth:`LabelTable.select`. A text that is a name as a whole is never split.
 
-    A label map holds one label in each voxel. So every requested label needs an id of its own. A label of the atlas
-    keeps its id. A union gets the smallest id of its members that no other requested label has; if there is none, the
-    first id above those of the table. Requested labels may overlap; who merges them decides which gets a voxel.
+    Every requested label needs an id of its own, since a label map holds one id in each voxel. A label of the atlas
+    keeps its id. A union gets the smallest id of its members that no other requested label has; if there is none, it
+    gets the first id above those of the table. Requested labels may overlap; the merger decides which one gets a voxel.
 
     Args:
         request: as in the table above.
-        table: the labels of the finder.
+        table: the labels of the atlas.
         present: ids that have voxels in the atlas; by default all of the table. Others are left out.
 
     Returns:
@@ -102,9 +102,7 @@ def parse_request(request: Any, table: LabelTable, present: Iterable[int] | None
         return [finder.single(id) for id in sorted(finder.present)]
     terms = list(dict.fromkeys(_terms(request, finder)))
     singles = {id for term in terms if not term.is_union for id in term.ids}
-    requested = [finder.single(id) for id in singles]
-    for union in (term for term in terms if term.is_union):
-        requested.append(RequestedLabel(_union_id(union, requested, table), union.name, union.ids))
+    requested = _add_unions([finder.single(id) for id in singles], (term for term in terms if term.is_union), table)
     return sorted(requested, key=lambda label: label.id)
 
 
@@ -116,7 +114,7 @@ def requested_table(requests: Iterable[RequestedLabel], table: LabelTable) -> La
 
     Args:
         requests: what :py:func:`parse_request` gives.
-        table: the labels of the finder.
+        table: the labels of the atlas.
 
     Example:
         >>> from monai_lcs.labels import Label
@@ -241,6 +239,14 @@ def _is_list(value: Any) -> bool:
     """Tell lists, tuples, sets, arrays and tensors from single ids and names."""
     is_single = isinstance(value, str | Mapping) or getattr(value, "ndim", 1) == 0
     return isinstance(value, Iterable) and not is_single
+
+
+def _add_unions(singles: Sequence[RequestedLabel], unions: Iterable[_Term], table: LabelTable) -> list[RequestedLabel]:
+    """Add unions to the requested labels, each with an id that those before it do not have."""
+    requested = list(singles)
+    for union in unions:
+        requested.append(RequestedLabel(_union_id(union, requested, table), union.name, union.ids))
+    return requested
 
 
 def _union_id(union: _Term, others: Sequence[RequestedLabel], table: LabelTable) -> int:
