@@ -1,6 +1,7 @@
 """The bundle from end to end, as a user runs it: train, evaluate and segment by overrides alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from nibabel.processing import resample_from_to
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from monai_lcs.bundle import further_atlases, trained_settings
-from monai_lcs.transforms import AlignAtlas
+from monai_lcs.atlas import Atlas, AtlasAligner
+from monai_lcs.bundle import further_atlases, settings_of
+from monai_lcs.pipeline import Settings
 
 # MONAI warns at every run that configs are code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -197,8 +199,8 @@ def test_settings_go_with_the_weights(study, trained, segmented, tmp_path):
 
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(SystemExit, match=r"model\.json must hold the settings of a training"):
-        trained_settings(str(tmp_path / "model.pt"), {"align": "affine"})
-    assert trained_settings(str(tmp_path / "other.pt"), {"align": "affine"}) == {"align": "affine"}
+        settings_of(str(tmp_path / "model.pt"))
+    assert settings_of(str(tmp_path / "other.pt")) == Settings()
 
 
 def test_training_learns(trained):
@@ -215,7 +217,7 @@ def test_resumes_where_it_stopped(study, tmp_path):
     first = weights(tmp_path / "resume_checkpoint_2.pt")
     assert first["trainer"]["iteration"] == 2 * 4
     # A model better than all that comes is kept.
-    first["best"]["_saved"] = [(1.0, "model.pt")]
+    first["best"]["score"] = 1.0
     torch.save(first, tmp_path / "resume_checkpoint_2.pt")
     best = (tmp_path / "model.pt").read_bytes()
 
@@ -537,7 +539,7 @@ def test_bad_files_do_not_stop_the_good_ones(study, trained, tmp_path, capsys):
 @pytest.fixture
 def copy(study, tmp_path, monkeypatch):
     """A copy of the study to damage; alignment would be the first of the long work."""
-    monkeypatch.setattr(AlignAtlas, "__call__", lambda *_: pytest.fail("long work has started"))
+    monkeypatch.setattr(AtlasAligner, "align", lambda *_: pytest.fail("long work has started"))
     return Path(shutil.copytree(study, tmp_path / "study"))
 
 
@@ -603,15 +605,29 @@ def stops(run_it, match):
     return str(stop.value)
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_case(copy, tmp_path, damage, job):
-    damage, match = DAMAGES[damage]
-    damage(copy)
-    if job == "train":
-        stops(lambda: train(copy, tmp_path), match)
-    else:
-        stops(lambda: evaluate(copy, tmp_path, **BASELINE), match)
+def test_bad_case(copy, tmp_path, damage):
+    """A training checks all files before the first alignment."""
+    change, match = DAMAGES[damage]
+    change(copy)
+    stops(lambda: train(copy, tmp_path), match)
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage != "no pairs"])
+def test_evaluation_scores_the_other_cases(study, tmp_path, capsys, damage):
+    change, match = DAMAGES[damage]
+    damaged = Path(shutil.copytree(study, tmp_path / "study"))
+    change(damaged)
+    with pytest.raises(SystemExit, match="1"):
+        evaluate(damaged, tmp_path / "out", **BASELINE)
+    assert re.search(match, capsys.readouterr().err)
+    dice = pd.read_csv(tmp_path / "out/dice.tsv", sep="\t")
+    assert sorted(set(dice["case"])) == [case for case in CASES if case != "sub-3"]
+
+
+def test_evaluation_of_nothing(copy, tmp_path):
+    unpair(copy)
+    stops(lambda: evaluate(copy, tmp_path, **BASELINE), DAMAGES["no pairs"][1])
 
 
 @pytest.mark.parametrize("job", ["train", "evaluate", "segment"])
@@ -768,7 +784,7 @@ def test_further_atlases_vote(study, trained, tmp_path, capsys):
     parser.read_config(config_files("inference"))
     parser.update({**overrides(study, atlases_dir=study, datalist=datalist)})
     found = parser.get_parsed_content("further_atlases")
-    assert sorted(Path(atlas["image"]).name for atlas in found) == ["sub-1.nii.gz", "sub-2.nii.gz"]
+    assert sorted(Path(atlas.files["image"]).name for atlas in found) == ["sub-1.nii.gz", "sub-2.nii.gz"]
 
 
 def test_atlases_with_other_labels_are_refused(study, tmp_path):
@@ -776,6 +792,6 @@ def test_atlases_with_other_labels_are_refused(study, tmp_path):
         image, labels = make_volume()
         save(image, tmp_path / f"images/{name}.nii.gz")
         save(np.where(labels > 0, labels + 5000, 0).astype(np.int16), tmp_path / f"labels/{name}.nii.gz")
-    atlas = str(study / "atlas/T1w.nii.gz"), str(study / "atlas/dseg.nii.gz")
+    atlas = Atlas.read(study / "atlas/T1w.nii.gz", study / "atlas/dseg.nii.gz")
     with pytest.raises(SystemExit, match=r"labels of .*\.nii\.gz are none of those of the atlas"):
-        further_atlases(str(tmp_path), None, None, *atlas)
+        further_atlases(str(tmp_path), None, (None, None), None, atlas)

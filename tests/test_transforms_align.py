@@ -94,7 +94,7 @@ class TestRegistration:
             MetaTensor(x.as_tensor(), affine=torch.from_numpy(np.linalg.inv(to_phantom)) @ x.affine) for x in atlas
         ]
         before = AlignAtlas("rigid", min_overlap=0)  # same call, no registration, for the Dice before
-        before._register = lambda *_: ("", sitk.Transform(3, sitk.sitkIdentity), 0.0, 1.0)  # type: ignore[method-assign]
+        before.aligner._register = lambda *_: ("", sitk.Transform(3, sitk.sitkIdentity), 0.0, 1.0)  # type: ignore[method-assign]
         align = AlignAtlas(mode)
         _, labels = align(image, *moved)
         after = mean_dice(labels, truth)

@@ -59,6 +59,9 @@ class Settings:
     fused: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("spacing", "channels", "norm"):  # JSON has lists, where equal settings must be equal
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         look_up_option(self.align, ALIGNMENTS)
         if len(self.spacing) != 3 or not all(mm > 0 for mm in self.spacing):
             raise ValueError(f"`spacing` must be three voxel sizes > 0 in mm, got {self.spacing}.")
@@ -127,8 +130,7 @@ def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:
         (4, 8)
     """
     shape = {name: getattr(settings, name) for name in ("channels", "conditioning", "norm", "prior_logit")}
-    norm = settings.norm if isinstance(settings.norm, str) or settings.norm is None else tuple(settings.norm)
-    arguments = {"spatial_dims": 3, "dropout": 0.0, **shape, "norm": norm, **options}
+    arguments = {"spatial_dims": 3, "dropout": 0.0, **shape, **options}
     return LabelConditionedUNet(**arguments)
 
 
