@@ -11,17 +11,19 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import save_nifti, voxels
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
+from monai_lcs.atlas import AtlasAligner
 from monai_lcs.label_app import atlas_store
 from monai_lcs.label_app.__main__ import main
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder, check_new_name
+from monai_lcs.label_app.corrections import TrainOptions, atlas_ids, train_on_corrections
 from monai_lcs.label_app.files import check_extension, check_item_name, check_size, result_type, write_label_map
-from monai_lcs.label_app.segmenter import DEFAULTS, Segmenter, Weights, make_network
-from monai_lcs.label_app.training import TrainOptions, atlas_ids, split_cases, train
-from monai_lcs.labels import Label, LabelTable
-from monai_lcs.labels.queries import RequestedLabel, parse_request
+from monai_lcs.label_app.segmenter import StudySegmenter, Weights
+from monai_lcs.labels import Label, LabelTable, RequestedLabel, parse_request
+from monai_lcs.pipeline import Settings, load_weights, make_network
+from monai_lcs.study.cases import split_by_name
 from monai_lcs.study.images import read_image
 from monai_lcs.transforms import AlignAtlas
 
@@ -293,36 +295,6 @@ def test_the_command_writes_the_app_and_says_how_to_start_it(tmp_path, capsys):
 # ---- segmentation ---------------------------------------------------------------------------------------------------
 
 
-def test_the_settings_are_those_of_the_bundle():
-    assert json.loads((BUNDLE / "configs/inference.json").read_text())["defaults"] == DEFAULTS
-
-
-@pytest.mark.filterwarnings("ignore:parsing config_file")
-@pytest.mark.parametrize("trained", [False, True])
-def test_the_answer_is_that_of_the_bundle(study, store, tmp_path, trained):
-    settings = {**DEFAULTS, **SETTINGS}
-    torch.manual_seed(0)
-    torch.save(make_network(settings).state_dict(), tmp_path / "model.pt")
-    (tmp_path / "model.json").write_text(json.dumps(settings))
-    baseline = {"inferer": {"_target_": "monai_lcs.inferers.AtlasLabelInferer"}}
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs/inference.json"), workflow_type="infer", logging_file=False,
-        bundle_root=str(BUNDLE), dataset_dir=str(study / "sub-0.nii.gz"), output_dir=str(tmp_path / "out"),
-        atlas_image=str(study / "atlas.nii.gz"), atlas_labels=str(study / "atlas/dseg.nii.gz"),
-        label_table=str(study / "atlas/dseg.tsv"), device="cpu",
-        **({"checkpoint": str(tmp_path / "model.pt")} if trained else {"checkpoint": "", **SETTINGS, **baseline}),
-    )  # fmt: skip
-    workflow.initialize()
-    workflow.run()
-    expected = voxels(tmp_path / "out/sub-0_dseg.nii.gz")
-    weights = Weights.find([tmp_path / "model.pt" if trained else None], SETTINGS)
-    asked = parse_request("all", TABLE)
-    found, said = Segmenter(store, tmp_path / "cache").segment(study / "sub-0.nii.gz", asked, weights)
-    assert said["network"] == trained
-    np.testing.assert_array_equal(found[0].numpy(), expected)
-    assert set(np.unique(expected)) == {0, 11, 16, 50}
-
-
 def test_the_bundle_takes_labels_and_atlas_as_options(study):
     """As MONAI Label's own app gives them to it."""
     parser = ConfigParser(json.loads((BUNDLE / "configs/inference.json").read_text()))
@@ -337,35 +309,40 @@ def test_the_bundle_takes_labels_and_atlas_as_options(study):
 def test_an_aligned_atlas_is_kept_and_carries_labels_painted_later(study, store, tmp_path, monkeypatch):
     weights = Weights.find([], SETTINGS)
     scan = study / "sub-1.nii.gz"
-    _, said = Segmenter(store, tmp_path / "cache").segment(scan, parse_request("all", TABLE), weights)
+    _, said = StudySegmenter(store, tmp_path / "cache").segment(scan, parse_request("all", TABLE), weights)
     assert said["aligned"] == "new"
     image, atlas, labels = (read_image(path) for path in (scan, store.image, store.current.labels))
-    _, carried = AlignAtlas("affine")(image, atlas, labels)
+    _, propagated = AlignAtlas("affine")(image, atlas, labels)
 
-    monkeypatch.setattr(AlignAtlas, "__call__", None)  # from here on no alignment
-    segmenter = Segmenter(store, tmp_path / "cache")
-    aligned, cached = segmenter.align(scan, weights.settings)
-    assert cached
-    np.testing.assert_array_equal(aligned.carry(voxels(store.current.labels)), carried)
+    monkeypatch.setattr(AtlasAligner, "align", None)  # from here on no registration
+    study_segmenter = StudySegmenter(store, tmp_path / "cache")  # as after a restart
+    segmenter = study_segmenter.segmenter(weights)
+    aligned = segmenter.align(segmenter.prepare(scan))
+    assert aligned.quality["aligned"] == "cached"
+    np.testing.assert_array_equal(aligned.label_map, propagated)
     version = store.paint(save(block(14, 14, 14), tmp_path / "p.nii.gz"), [{"name": "new", "idx": 1}])
-    found, _ = segmenter.segment(scan, parse_request("new", version.table), weights)
+    found, said = study_segmenter.segment(scan, parse_request("new", version.table), weights)
+    assert said["aligned"] == "cached"
     assert (found == 51).sum() > 20
 
 
 def test_the_atlas_has_its_own_labels(study, store, tmp_path):
-    segmenter = Segmenter(store, tmp_path / "cache")
-    asked = [RequestedLabel(11, "both", (11, 50))]
-    found, _ = segmenter.segment(study / "atlas.nii.gz", asked, Weights.find([], SETTINGS))
+    segmenter = StudySegmenter(store, tmp_path / "cache")
+    requests = [RequestedLabel(11, "both", (11, 50))]
     labels = voxels(study / "atlas/dseg.nii.gz")
-    np.testing.assert_array_equal(found[0] == 11, (labels == 11) | (labels == 50))
+    shutil.copy(study / "atlas.nii.gz", tmp_path / "copy.nii.gz")
+    for image in (study / "atlas.nii.gz", tmp_path / "copy.nii.gz"):
+        found, said = segmenter.segment(image, requests, Weights.find([], SETTINGS))
+        assert said["aligned"] == "atlas"
+        np.testing.assert_array_equal(found[0] == 11, (labels == 11) | (labels == 50))
 
 
 def test_weights(tmp_path):
     with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
         Weights.find([], {"colour": 1})
     (tmp_path / "model.pt").write_text("no weights")
-    with pytest.raises(ValueError, match="do not fit"):
-        Weights.find([tmp_path / "model.pt"], {}).load(make_network(DEFAULTS))
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_weights(Weights.find([tmp_path / "model.pt"], {}).path, make_network(Settings()))
     (tmp_path / "model.json").write_text("[")
     with pytest.raises(ValueError, match="must hold the settings"):
         Weights.find([tmp_path / "model.pt"], {})
@@ -382,19 +359,19 @@ def test_a_scan_trains_on_the_labels_it_has():
 
 def test_scans_stay_on_their_side():
     cases = [{"image": f"scan-{number}.nii.gz"} for number in range(40)]
-    few, many = split_cases(cases[:20])[1], split_cases(cases)[1]
+    few, many = split_by_name(cases[:20])[1], split_by_name(cases)[1]
     assert [case for case in many if case in cases[:20]] == few
     assert 4 <= len(many) <= 14
-    assert [len(part) for part in split_cases(cases[:2])] == [1, 1]
+    assert [len(part) for part in split_by_name(cases[:2])] == [1, 1]
     with pytest.raises(ValueError, match=r"two labeled scans or more, .* got 1"):
-        split_cases(cases[:1])
+        split_by_name(cases[:1])
 
 
 def test_training_keeps_the_best_network_of_all_runs(study, store, tmp_path):
     torch.manual_seed(0)
-    segmenter = Segmenter(store, tmp_path / "cache")
+    segmenter = StudySegmenter(store, tmp_path / "cache")
     settings = {**SETTINGS, "prior_logit": 0.0}
-    torch.save(make_network({**DEFAULTS, **settings}).state_dict(), tmp_path / "random.pt")
+    torch.save(make_network(Settings(**settings)).state_dict(), tmp_path / "random.pt")
     partial = [{"name": "Stem", "idx": 16}, {"name": "unknown", "idx": 11}]
     cases = [{"image": study / f"sub-{n}.nii.gz", "label": study / f"labels/sub-{n}.nii.gz"} for n in range(4)]
     cases = [
@@ -403,7 +380,9 @@ def test_training_keeps_the_best_network_of_all_runs(study, store, tmp_path):
     ]
     model = tmp_path / "model"
     arguments = {"max_epochs": 8, "labels_per_image": 3, "learning_rate": 0.01}
-    stats = train(segmenter, Weights.find([tmp_path / "random.pt"], settings), cases, model, TrainOptions(**arguments))
+    stats = train_on_corrections(
+        segmenter, Weights.find([tmp_path / "random.pt"], settings), cases, model, TrainOptions(**arguments)
+    )
     assert stats == json.loads((model / "train_stats.json").read_text())
     assert stats["best_metric"] > stats["eval"]["before"]
     assert json.loads((model / "model.json").read_text())["channels"] == [4, 8]
@@ -411,18 +390,18 @@ def test_training_keeps_the_best_network_of_all_runs(study, store, tmp_path):
     kept = (model / "model.pt").read_bytes()
     for pretrained in (True, False):  # both end worse
         bad = TrainOptions(max_epochs=1, labels_per_image=1, learning_rate=50.0, pretrained=pretrained)
-        again = train(segmenter, Weights.find([model / "model.pt"], {}), cases, model, bad)
+        again = train_on_corrections(segmenter, Weights.find([model / "model.pt"], {}), cases, model, bad)
         assert again["best_metric"] == pytest.approx(stats["best_metric"], abs=1e-3)
         assert again["eval"]["val_mean_dice"] < again["best_metric"]
         assert (model / "model.pt").read_bytes() == kept
 
 
 def test_training_that_cannot_be(study, store, tmp_path):
-    segmenter = Segmenter(store, tmp_path / "cache")
+    segmenter = StudySegmenter(store, tmp_path / "cache")
     weights = Weights.find([], SETTINGS)
     case = {"image": str(study / "sub-0.nii.gz"), "label": str(study / "labels/sub-0.nii.gz")}
     unknown = {**case, "label_info": [{"name": "unknown", "idx": 11}]}
     with pytest.raises(ValueError, match="two labeled scans"):
-        train(segmenter, weights, [case, unknown], tmp_path, TrainOptions())
+        train_on_corrections(segmenter, weights, [case, unknown], tmp_path, TrainOptions())
     with pytest.raises(ValueError, match="`max_epochs` must be > 0, got 0"):
         TrainOptions(max_epochs=0)
