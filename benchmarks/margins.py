@@ -1,12 +1,13 @@
-"""How far true labels lie from the aligned atlas mask: the measurement behind the default of ``margin_mm``.
+"""Measures how far true labels lie from the propagated ones, to choose the default of ``margin_mm``.
 
-``LabelSweepInferer`` decodes a label only in the bounding box of its aligned atlas mask, grown on each side by
+``LabelSweepInferer`` decodes a label only in the bounding box of its propagated label, grown on each side by
 ``margin_mm``. For several margins this prints how much of the true labels such boxes hold, and how much they cost:
 
     python benchmarks/margins.py DATA [--atlas 1000] [--cases 1001 1002] [--margins 5 10 15 20] [--out pairs.tsv]
 
 DATA holds images/ID.nii.gz and labels/ID.nii.gz. Without ``--cases``, the cases are those of the sections training and
-validation of benchmarks/splits/malc2012.json. All is at 2 mm and aligned as the bundle does. Each margin is a row:
+validation of benchmarks/splits/malc2012.json. Scans are resampled and aligned with the package's default settings,
+at 2 mm. Each margin is a row:
 
 - ``mean %``, ``1st percentile %``: share of a label's true voxels in its box, over all pairs of a case and a label,
 - ``worst %``, ``worst pair``: the lowest share, and its case and label,
@@ -20,23 +21,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
+from monai.data import MetaTensor
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_lcs.boxes import Box, crop, grow_box, label_boxes
-from monai_lcs.grids import voxel_size
-from monai_lcs.transforms import AddAtlasd, AlignAtlasd
+from monai_lcs import Atlas, Settings
+from monai_lcs.boxes import Box, crop, grow_box, label_boxes, volume_of
+from monai_lcs.inferers.margin import margin_voxels
+from monai_lcs.pipeline import Preprocessing
+from monai_lcs.study.checks import read_label_map
 
 SPLIT = Path(__file__).parent / "splits" / "malc2012.json"
-SPACING_MM = (2.0, 2.0, 2.0)
 
 
 def default_cases() -> list[str]:
@@ -45,28 +45,20 @@ def default_cases() -> list[str]:
     return [Path(item["image"]).name.split(".")[0] for key in ("training", "validation") for item in split[key]]
 
 
-def files(data: Path, case: str) -> dict[str, str]:
+def files(data: Path, case: str) -> tuple[Path, Path]:
     """Image and label map of a case."""
-    return {"image": str(data / "images" / f"{case}.nii.gz"), "label": str(data / "labels" / f"{case}.nii.gz")}
+    return data / "images" / f"{case}.nii.gz", data / "labels" / f"{case}.nii.gz"
 
 
-def preprocessing(atlas: Mapping[str, str], align: str) -> Compose:
-    """The bundle's steps that decide where a label's box lies, applied to the true labels as well."""
-    keys = ("image", "label", "atlas_image", "atlas_label")
-    return Compose(
-        [
-            AddAtlasd(atlas["image"], atlas["label"]),
-            LoadImaged(keys, ensure_channel_first=True),
-            Orientationd(keys, axcodes="RAS", labels=None),
-            Spacingd(keys, pixdim=SPACING_MM, mode=("bilinear", "nearest", "bilinear", "nearest")),
-            AlignAtlasd("image", mode=align),
-        ]
-    )
+def propagate_and_read(preprocessing: Preprocessing, image: Path, labels: Path) -> tuple[MetaTensor, MetaTensor]:
+    """The propagated and the true labels of a case, both ``(1, *spatial)`` on the network's grid, not cropped."""
+    aligned = preprocessing.align(preprocessing.prepare(image))
+    return aligned.label_map, preprocessing.on_network_grid(read_label_map(labels), "nearest")
 
 
 def grow_boxes(boxes: Mapping[int, Box], margin_mm: float, image: Tensor) -> dict[int, Box]:
     """The boxes grown by a margin within an image ``(1, *spatial)``, rounded up to voxels as the inferer does."""
-    margin = [math.ceil(margin_mm / mm - 1e-6) for mm in voxel_size(image[None])]
+    margin = margin_voxels(margin_mm, image[None])
     return {label: grow_box(box, margin, image.shape[1:]) for label, box in boxes.items()}
 
 
@@ -82,21 +74,22 @@ def shares(true: Tensor, boxes: Mapping[int, Box]) -> dict[int, float]:
     return {i: float((crop(true, boxes[i]) == i).sum()) / n for i, n in voxels.items() if i in boxes}
 
 
-def box_volumes(boxes: Iterable[Box], shape: Sequence[int]) -> float:
-    """Volume of all boxes together, in volumes of an image of ``shape``."""
-    return sum(math.prod(axis.stop - axis.start for axis in box) for box in boxes) / math.prod(shape)
+def box_volumes(boxes: Iterable[Box], image: Tensor) -> float:
+    """Volume of all boxes together, in volumes of the image."""
+    return sum(map(volume_of, boxes)) / image.numel()
 
 
-def measure(sample: Mapping[str, Any], case: str, margins: Sequence[float]) -> tuple[list[dict], list[dict]]:
-    """Rows of one aligned case: for each margin and label its share, and for each margin the decoded volumes."""
+def measure(
+    propagated: MetaTensor, true: MetaTensor, case: str, margins: Sequence[float]
+) -> tuple[list[dict], list[dict]]:
+    """Rows of one case: for each margin and label its share, and for each margin the decoded volumes."""
     pairs, decoded = [], []
-    true = sample["label"][0].as_tensor().int()
-    found = label_boxes(sample["atlas_label"][0].as_tensor())
+    found = label_boxes(propagated[0].as_tensor())
     for margin in margins:
-        boxes = grow_boxes(found, margin, sample["image"])
-        inside = shares(true, boxes)
+        boxes = grow_boxes(found, margin, propagated)
+        inside = shares(true[0].as_tensor().int(), boxes)
         pairs += [{"margin_mm": margin, "case": case, "label": i, "share": share} for i, share in inside.items()]
-        decoded.append({"margin_mm": margin, "case": case, "volumes": box_volumes(boxes.values(), true.shape)})
+        decoded.append({"margin_mm": margin, "case": case, "volumes": box_volumes(boxes.values(), propagated)})
     return pairs, decoded
 
 
@@ -121,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure how much of the true labels the boxes of a margin hold.")
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with images/ID.nii.gz and labels/ID.nii.gz")
     parser.add_argument("--atlas", default="1000", help="id of the atlas")
-    parser.add_argument("--align", default="deformable", help="mode of AlignAtlas (default: %(default)s)")
+    parser.add_argument("--align", default=Settings().align, help="how the atlas is aligned (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", default=default_cases(), help="ids; training and validation by default")
     parser.add_argument("--margins", nargs="+", type=float, default=[5.0, 10.0, 15.0, 20.0], help="in mm")
     parser.add_argument("--out", type=Path, metavar="FILE.tsv", help="write the share of each case and label here")
@@ -131,10 +124,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Align the atlas to each case, measure, print the table."""
     args = parse_arguments()
-    transform = preprocessing(files(args.data, args.atlas), args.align)
+    preprocessing = Preprocessing(Atlas.read(*files(args.data, args.atlas)), Settings(align=args.align))
     pairs, decoded = [], []
     for case in tqdm(args.cases, desc="cases"):
-        more_pairs, more_decoded = measure(transform(files(args.data, case)), case, args.margins)
+        propagated, true = propagate_and_read(preprocessing, *files(args.data, case))
+        more_pairs, more_decoded = measure(propagated, true, case, args.margins)
         pairs += more_pairs
         decoded += more_decoded
     table = pd.DataFrame(pairs)
