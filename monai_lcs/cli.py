@@ -45,23 +45,39 @@ def segment(options: argparse.Namespace) -> int:
 
     cases = find_images(options.scans)
     check_writable(options.out)
-    there = [case["case"] for case in cases if (Path(options.out) / f"{case['case']}_dseg.nii.gz").exists()]
-    if there and not options.overwrite:
-        raise ValueError(f"{options.out} has results of {', '.join(there[:3])}: choose another -o, or add --overwrite.")
+    _check_new(options, [case["case"] for case in cases])
     weights = None if options.weights == "none" else options.weights or shipped_weights()
     segmenter = Segmenter.load(weights, _atlas(options), options.device, cache=options.cache)
     requests = segmenter.request(options.labels)
-    failed = []
-    for case in tqdm(cases, "Cases", unit="case"):
-        try:
-            result = segmenter.segment(case["image"], requests, case["case"])
-            result.save(options.out, overwrite=options.overwrite, picture=not options.no_picture)
-        except (ValueError, OSError) as error:
-            failed.append(f"{error}")
+
+    def segment_and_save(case: dict[str, Any]) -> None:
+        result = segmenter.segment(case["image"], requests, case["case"])
+        result.save(options.out, overwrite=options.overwrite, picture=not options.no_picture)
+
+    failed = _for_each(cases, segment_and_save)
     print(f"{len(cases) - len(failed)} of {len(cases)} scans are in {options.out}: label maps, volumes, pictures.")
     if failed:
         print(f"{len(failed)} of {len(cases)} scans failed:", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check_new(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """No result replaces another unless that is asked for."""
+    there = [name for name in names if (Path(options.out) / f"{name}_dseg.nii.gz").exists()]
+    if there and not options.overwrite:
+        raise ValueError(f"{options.out} has results of {', '.join(there[:3])}: choose another -o, or add --overwrite.")
+
+
+def _for_each(cases: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], None]) -> list[str]:
+    """Do something with each case; a bad one does not stop the others. Returns what is wrong with the bad ones."""
+    failed = []
+    for case in tqdm(cases, "Cases", unit="case"):
+        try:
+            do(case)
+        except (ValueError, OSError) as error:
+            message = str(error)
+            failed.append(message if case["image"] in message else f"{case['image']}: {message}")
+    return failed
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -333,29 +335,58 @@ def train(
     Raises:
         ValueError: when files cannot be used, or a key is none of ``train.json``.
         OSError: when nothing can be written to ``out``.
+        ImportError: when a package for training is missing.
     """
-    workflow_class, _ = optional_import("monai.bundle", name="ConfigWorkflow")
-    config = bundle_folder() / "configs" / "train.json"
-    given: dict[str, Any] = {"bundle_root": str(bundle_folder()), "atlas": atlas, "ckpt_dir": str(out)}
-    given |= {"output_dir": str(out), "dataset_dir": None if study is None else str(study)}
-    given |= (settings or Settings()).to_dict()
-    given.pop("fused")  # whether further atlases vote is said by giving some
+    _require_packages()
+    given = {"atlas": atlas, **_recipe(study, out, settings or Settings()), **overrides}
     if cases is not None:
         given["train_cases"], given["val_cases"] = (list(part) for part in cases)
-    given |= overrides
+    with _plain_errors():
+        _run_bundle(bundle_folder() / "configs" / "train.json", given, handlers)
+    return Path(out) / "model.pt"
+
+
+def _recipe(study: PathLike | None, out: PathLike, settings: Settings) -> dict[str, Any]:
+    """What of the bundle's ``train.json`` differs from run to run."""
+    values = settings.to_dict()
+    values.pop("fused")  # whether further atlases vote is said by giving some
+    folders = {"ckpt_dir": str(out), "output_dir": str(out), "dataset_dir": None if study is None else str(study)}
+    return {"bundle_root": str(bundle_folder()), **folders, **values}
+
+
+def _run_bundle(config: Path, given: Mapping[str, Any], handlers: Iterable[Callable[..., Any]]) -> None:
+    """Run a config with other values for some of its keys."""
     unknown = sorted(set(given) - set(json.loads(config.read_text())))
     if unknown:
         raise ValueError(f"There are no training options {unknown}: see the keys of {config}.")
+    workflow_class, _ = optional_import("monai.bundle", name="ConfigWorkflow")
+    workflow = workflow_class(str(config), logging_file=False, workflow_type="train", **given)
+    workflow.initialize()
+    parts = [workflow.parser.get_parsed_content(n) for n in ("train#trainer", "validate#evaluator", "best_model")]
+    for handler in handlers:
+        handler(*parts)
+    workflow.run()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Give a caller the errors that the config parser wraps, and nothing that a training fixes for the whole process."""
     try:
-        workflow = workflow_class(str(config), logging_file=False, workflow_type="train", **given)
-        workflow.initialize()
-        names = ("train#trainer", "validate#evaluator", "best_model")
-        parts = [workflow.parser.get_parsed_content(name) for name in names]
-        for handler in handlers:
-            handler(*parts)
-        workflow.run()
+        yield
     except SystemExit as stop:  # how the bundle's functions say what a user can mend
         raise ValueError(str(stop).removeprefix("Error: ")) from stop
+    except RuntimeError as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, ValueError | OSError):
+            raise ValueError(str(root)) from error
+        raise
     finally:
-        set_determinism(None)  # what the training fixed for the whole process
-    return Path(out) / "model.pt"
+        set_determinism(None)
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("ignite", "tensorboard") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"Training needs the packages {', '.join(missing)}: pip install 'monai-lcs[bundle]'.")
