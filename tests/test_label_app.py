@@ -23,6 +23,7 @@ from helpers import voxels
 
 from monai_lcs.labels import LabelTable
 from monai_lcs.metrics import label_dice
+from monai_lcs.pipeline import Settings, make_network
 
 pytest.importorskip("monailabel", reason="needs MONAI Label: make test-label")
 psutil = pytest.importorskip("psutil")  # comes with it
@@ -454,12 +455,10 @@ def wait_for_training(client):
 
 def test_training(server, data, tmp_path):
     """Two epochs from weights that know nothing; then a run that can only get worse."""
-    from monai_lcs.label_app.segmenter import DEFAULTS, make_network
-
-    settings = {**DEFAULTS, **SETTINGS}
+    settings = Settings(**SETTINGS)
     torch.manual_seed(0)
     torch.save(make_network(settings).state_dict(), tmp_path / "random.pt")
-    (tmp_path / "random.json").write_text(json.dumps(settings))
+    settings.write(tmp_path / "random.json")
     client = server.restart(*server.conf, "--conf", "checkpoint", str(tmp_path / "random.pt")).client(tmp_path)
     assert "random.pt" in client.info()["models"]["lcs"]["description"]
     for scan in ("sub-01", "sub-02", "sub-03"):

@@ -1,5 +1,4 @@
-"""The MONAI Label app: labels on request, new labels painted on the atlas, training on corrections.
+"""The MONAI Label app: it finds requested labels, takes new labels painted on the atlas, and trains on corrections.
 
-``python -m monai_lcs.label_app DIR`` writes the app. What needs MONAI Label is in :mod:`monai_lcs.label_app.server`;
-the rest works without it.
+``python -m monai_lcs.label_app DIR`` writes the app. Only :mod:`monai_lcs.label_app.server` needs MONAI Label.
 """

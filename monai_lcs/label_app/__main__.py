@@ -1,4 +1,4 @@
-"""``python -m monai_lcs.label_app DIR``: write the app and say how the server is started."""
+"""``python -m monai_lcs.label_app DIR``: writes the app and says how to start the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ from monai_lcs.label_app.server.app import LabelConditionedApp  # noqa: F401
 
 
 def server_command(app_dir: Path, options: argparse.Namespace) -> list[str]:
-    """The command that starts the server."""
+    """Give the command that starts the server, word by word.
+
+    Args:
+        app_dir: the folder of the app.
+        options: the options of :func:`main`.
+
+    Example:
+        >>> names = ("atlas_image", "atlas_labels", "label_table", "checkpoint")
+        >>> options = argparse.Namespace(studies="scans", host="127.0.0.1", port=8000, **dict.fromkeys(names))
+        >>> server_command(Path("app"), options)[1:8]
+        ['-m', 'monailabel.main', 'start_server', '--app', 'app', '--studies', 'scans']
+    """
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app_dir)]
     command += ["--studies", str(options.studies), "--host", options.host, "--port", str(options.port)]
     command += ["--uvicorn_app", "monai_lcs.label_app.server.asgi:app"]
@@ -31,13 +42,27 @@ def server_command(app_dir: Path, options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the MONAI Label app into a folder and print the line that starts the server."""
-    parser = argparse.ArgumentParser(prog="python -m monai_lcs.label_app", description=main.__doc__)
+    """Write the MONAI Label app into a folder and print the line that starts the server.
+
+    Args:
+        arguments: the words of the command line; those of the process by default.
+
+    Raises:
+        SystemExit: if the folder cannot be written to.
+
+    Example:
+        >>> folder = getfixture("tmp_path") / "app"
+        >>> main([str(folder), "--studies", "scans"])  # doctest: +ELLIPSIS
+        /... -m monailabel.main start_server --app ...
+        >>> (folder / "main.py").is_file()
+        True
+    """
+    parser = argparse.ArgumentParser(prog="python -m monai_lcs.label_app", description="Write the MONAI Label app.")
     parser.add_argument("folder", metavar="DIR", help="folder for the app; it must be writable")
     parser.add_argument("--studies", default="STUDY", help="folder of the scans")
-    parser.add_argument("--atlas_image", help="the atlas, needed for a new study only: image,")
-    parser.add_argument("--atlas_labels", help="label map")
-    parser.add_argument("--label_table", help="and names of the labels")
+    parser.add_argument("--atlas_image", help="image of the atlas, needed for a new study only")
+    parser.add_argument("--atlas_labels", help="label map of the atlas")
+    parser.add_argument("--label_table", help="label table of the atlas")
     parser.add_argument("--checkpoint", help="weights to begin with")
     parser.add_argument("--host", default="127.0.0.1", help="who may connect; 0.0.0.0 for other machines")
     parser.add_argument("--port", default=8000, type=int)

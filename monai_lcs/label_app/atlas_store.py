@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,74 +17,86 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
-from monai_lcs.labels import Label, LabelTable, is_integer
-from monai_lcs.labels.groups import present_labels
+from monai_lcs.label_app.segments import LabelInfo, painted_labels
+from monai_lcs.labels import Label, LabelTable, present_labels
 from monai_lcs.labels.label_map import as_label_array
-from monai_lcs.labels.limits import MAX_FLOAT32_ID
-from monai_lcs.labels.queries import label_names
-from monai_lcs.study.checks import check_case
-from monai_lcs.study.images import read_image
+from monai_lcs.study.checks import check_same_grid, read_label_map, read_scan
 
-__all__ = ["AtlasStore", "AtlasVersion", "LabelInfo", "atlas_folder", "check_new_name"]
-
-LabelInfo = Sequence[Mapping[str, Any]]
-"""What the values of a painted label map are: ``[{"name": "Left-Hippocampus", "idx": 1, "color": [220, 216, 20]}]``."""
+__all__ = ["AtlasStore", "AtlasVersion", "atlas_folder"]
 
 
 def atlas_folder(studies: PathLike) -> Path:
-    """Where a study keeps the versions of its atlas."""
+    """The folder in which a study keeps the versions of its atlas.
+
+    Example:
+        >>> atlas_folder("study").as_posix()
+        'study/lcs/atlas'
+    """
     return Path(studies) / "lcs" / "atlas"
 
 
 @dataclass(frozen=True)
 class AtlasVersion:
-    """One state of the atlas labels.
+    """One version of the atlas labels.
 
     Args:
-        folder: holds ``dseg.nii.gz``, ``dseg.tsv`` and ``version.json``; its name is the number.
+        folder: holds ``dseg.nii.gz``, ``dseg.tsv`` and ``version.json``. Its name is the number.
+
+    Example:
+        >>> version = AtlasVersion(Path("study/lcs/atlas/0002"))
+        >>> version.number, version.labels.name
+        (2, 'dseg.nii.gz')
     """
 
     folder: Path
 
     @property
     def number(self) -> int:
-        """1 for the atlas as it came."""
+        """The number of the version, 1 for the atlas as it came."""
         return int(self.folder.name)
 
     @property
     def labels(self) -> Path:
-        """The label map file."""
+        """The file of the label map."""
         return self.folder / "dseg.nii.gz"
 
     @cached_property
     def table(self) -> LabelTable:
-        """Names and colors of the labels."""
+        """The names and colors of the labels."""
         return LabelTable(LabelTable.read(self.folder / "dseg.tsv"))  # messages for clients do not name the file
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """``change`` in words, ``time``, ``previous`` (version, ``None`` for the first), ``image`` (of the atlas)."""
-        return json.loads((self.folder / "version.json").read_text())
+        """What ``version.json`` holds.
 
-    @cached_property
-    def present(self) -> tuple[int, ...]:
-        """The ids that have voxels and a name, ascending."""
-        return tuple(id for id in present_labels(read_image(self.labels)) if id in self.table)
+        ``change`` says in words what changed, ``time`` when, ``previous`` is the number of the version before (``None``
+        for the first), and ``image`` is the atlas image's path, relative to the folder of all versions.
+        """
+        return json.loads((self.folder / "version.json").read_text())
 
 
 class AtlasStore:
-    """The versions of an atlas; the one with the highest number is current.
+    """The versions of a study's atlas; the one with the highest number is current.
 
-    A version appears complete or not at all, and is never changed afterwards. Several processes may read while one
-    writes.
+    A version appears complete or not at all and never changes afterwards. Several processes may read while one writes.
 
     Args:
-        folder: of the versions, see :func:`atlas_folder`; :meth:`create` makes it.
+        folder: holds the versions, see :func:`atlas_folder`; :meth:`create` makes it.
 
     Raises:
-        FileNotFoundError: when there is no atlas.
+        FileNotFoundError: if there is no atlas.
+
+    Example:
+        >>> folder, ids = getfixture("tmp_path"), np.eye(4, dtype=np.uint8)[..., None].repeat(4, -1)
+        >>> for name in ("T1w.nii.gz", "dseg.nii.gz"):
+        ...     nib.save(nib.Nifti1Image(ids, np.eye(4)), folder / name)
+        >>> store = AtlasStore.create(atlas_folder(folder), folder / "T1w.nii.gz", folder / "dseg.nii.gz")
+        >>> version = store.paint(folder / "dseg.nii.gz", [{"name": "Left-Cyst", "idx": 1}])
+        >>> version.number, version.table.names, store.undo().about["change"]
+        (2, ('label-1', 'Left-Cyst'), 'back to version 1')
     """
 
     def __init__(self, folder: PathLike) -> None:
@@ -101,20 +113,19 @@ class AtlasStore:
 
         Args:
             folder: where the versions go.
-            image: the atlas image, which stays where it is.
-            labels: its label map.
-            table: names of the labels; made up from the ids by default.
+            image: the file of the atlas image, which stays where it is.
+            labels: the file of its label map. Labels that the table does not name are left out.
+            table: the names of the labels. By default they are named after their ids.
 
         Raises:
-            FileExistsError: when there is an atlas already.
-            ValueError: when the files cannot be used, see :func:`monai_lcs.study.checks.check_case`, or no label has a
-                name. Labels without a name are left out.
+            FileExistsError: if there is an atlas already.
+            ValueError: if a file cannot be used, the two grids differ, or the table names no label of the label map.
         """
         folder = Path(folder)
         if _numbers(folder):
             raise FileExistsError(f"There is an atlas in {folder} already.")
-        check_case({"atlas_image": str(image), "atlas_label": str(labels)})
-        label_map = read_image(labels)
+        label_map = read_label_map(labels)
+        check_same_grid(read_scan(image), label_map, str(image), str(labels))
         present = present_labels(label_map)
         table = LabelTable.from_ids(present) if table is None else table
         if not set(present) & set(table.ids):
@@ -123,18 +134,18 @@ class AtlasStore:
         named = np.where(np.isin(voxels, table.ids), voxels, 0)
         about = {"change": "the atlas as it came", "previous": None, "image": _relative(image, folder)}
         folder.mkdir(parents=True, exist_ok=True)
-        _write_version(folder, 1, named, convert_to_numpy(label_map.affine), table, about)
+        _write_version(folder, 1, named, label_map, table, about)
         return cls(folder)
 
     def numbers(self) -> list[int]:
-        """The versions there are, ascending."""
+        """The numbers of all versions, ascending."""
         return _numbers(self.folder)
 
     def version(self, number: int) -> AtlasVersion:
-        """One version.
+        """Find the version of a number.
 
         Raises:
-            ValueError: when there is none of this number.
+            ValueError: if there is none.
         """
         if number not in self.numbers():
             raise ValueError(f"The atlas has no version {number}, only {self.numbers()}.")
@@ -147,153 +158,79 @@ class AtlasStore:
 
     @property
     def image(self) -> Path:
-        """The atlas image file."""
+        """The file of the atlas image."""
         return (self.folder / self.current.about["image"]).resolve()
 
     def paint(self, painted: PathLike, label_info: LabelInfo | None = None) -> AtlasVersion:
-        """Add labels to the atlas, or change the extent of labels it has.
+        """Add labels to the atlas, or change where its labels are.
 
-        A segment with voxels takes the place of the label of its name and wins over other labels where it lies on
-        them. Segments without voxels, and labels that are not among the segments, change nothing.
+        A segment with voxels replaces the label of its name. It wins over other labels where it lies on them. Segments
+        without voxels change nothing, nor do labels that are not among the segments.
 
         Args:
-            painted: label map file on the grid of the atlas image.
-            label_info: names of its values and, for new labels, perhaps a ``color``, three integers from 0 to 255 or
-                numbers from 0 to 1. Without it the values are ids of the atlas.
+            painted: the file of the painted label map, on the grid of the atlas image.
+            label_info: the names of its values. A new label may have a ``color``: three integers from 0 to 255, or
+                numbers from 0 to 1. Without names the values are ids of the atlas.
 
         Returns:
-            The new version; the current one where nothing changed.
+            The new version, or the current one if nothing changed.
 
         Raises:
-            ValueError: when the file is no label map on the atlas's grid, a value has no name, two values have the
-                same, or a name cannot be used (see :func:`check_new_name`).
+            ValueError: if the file is no label map on the atlas's grid, or as
+                :func:`monai_lcs.label_app.segments.painted_labels`.
         """
         before = self.current
-        check_case({"atlas_image": str(self.image), "atlas_label": str(painted)})
-        values = as_label_array(read_image(painted))[0]
-        found = [int(value) for value in np.unique(values) if value]
-        labels = _labels_of_values(found, label_info or (), before.table)
-        source = read_image(before.labels)
-        old = as_label_array(source)[0]
-        new = np.where(np.isin(old, [label.id for label in labels.values()]), 0, old)
-        for value, label in labels.items():
-            new[values == value] = label.id
-        added = [label for label in labels.values() if label.id not in before.table]
-        changed = [label.name for label in labels.values() if not np.array_equal(new == label.id, old == label.id)]
+        old, values = read_label_map(before.labels), read_label_map(painted)
+        check_same_grid(old, values, str(self.image), str(painted))
+        labels = painted_labels(present_labels(values), label_info or (), before.table)
+        old_ids = as_label_array(old)[0]
+        new_ids = _repaint(old_ids, as_label_array(values)[0], labels)
+        changed = [label for label in labels.values() if not np.array_equal(new_ids == label.id, old_ids == label.id)]
         if not changed:
             return before
-        about = {
-            "change": "painted " + ", ".join(changed),
-            "previous": before.number,
-            "image": _relative(self.image, self.folder),
-        }
-        table = LabelTable([*before.table, *added])
-        return self._append(new, convert_to_numpy(source.affine), table, about)
+        added = [label for label in labels.values() if label.id not in before.table]
+        change = "painted " + ", ".join(label.name for label in changed)
+        about = {"change": change, "previous": before.number, "image": _relative(self.image, self.folder)}
+        return self._append(new_ids, old, LabelTable([*before.table, *added]), about)
 
     def restore(self, number: int) -> AtlasVersion:
-        """Make an earlier version current again, as a new version, so that this can be undone too.
+        """Make an earlier version current again. It is written as a new version, so that this can be undone too.
 
         Raises:
-            ValueError: when there is none of this number.
+            ValueError: if there is no version of this number.
         """
         old = self.version(number)
         about = {**old.about, "change": f"back to version {number}", "image": _relative(self.image, self.folder)}
-        source = read_image(old.labels)
-        return self._append(as_label_array(source)[0], convert_to_numpy(source.affine), old.table, about)
+        label_map = read_label_map(old.labels)
+        return self._append(as_label_array(label_map)[0], label_map, old.table, about)
 
     def undo(self) -> AtlasVersion:
-        """Take back the last change; called again, the one before.
+        """Take back the last change; the next call takes back the change before it.
 
         Raises:
-            ValueError: when the atlas is as it came.
+            ValueError: if the atlas is as it came.
         """
         previous = self.current.about["previous"]
         if previous is None:
             raise ValueError("There is nothing to undo: the atlas is as it came.")
         return self.restore(previous)
 
-    def _append(self, labels: np.ndarray, affine: np.ndarray, table: LabelTable, about: dict[str, Any]) -> AtlasVersion:
+    def _append(self, ids: np.ndarray, grid: MetaTensor, table: LabelTable, about: dict[str, Any]) -> AtlasVersion:
         number = self.numbers()[-1] + 1
-        _write_version(self.folder, number, labels, affine, table, about)
+        _write_version(self.folder, number, ids, grid, table, about)
         return self.version(number)
 
 
-def check_new_name(name: Any, table: LabelTable) -> str:
-    """The name of a label to add, without white space around it.
-
-    Raises:
-        ValueError: when it is empty, long, not text, or could be taken for a request of other labels: digits, a list,
-            a pattern, "all", or the name of another label but for upper and lower case.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"A label needs a name, got {name!r}.")
-    name = name.strip()
-    if len(name) > 100 or not name.isprintable():
-        raise ValueError(f"A label's name must be at most 100 printable characters, got {name[:120]!r}.")
-    if set(name) & set(',;*?[]{}"/\\<>|') or " + " in name or ".." in name:
-        raise ValueError(
-            f'A label\'s name must not hold any of , ; * ? [ ] {{ }} " / \\ < > | " + " "..", got {name!r}.'
-        )
-    if name.isdecimal() or name.lower() in ("all", "background", "n/a"):
-        raise ValueError(f"A label must not be called {name!r}, which asks for other labels.")
-    same = [known for known in _known_names(table) if known.lower() == name.lower()]
-    if same:
-        raise ValueError(f"The atlas has a label {same[0]!r}: write {name!r} like it, or choose another name.")
-    return name
-
-
-def _known_names(table: LabelTable) -> set[str]:
-    return {text for label in table for text in (label.name, label.parent) if text}
-
-
-def _labels_of_values(values: Iterable[int], label_info: LabelInfo, table: LabelTable) -> dict[int, Label]:
-    """The label of each value of a painted map; those that the table lacks get the next free ids."""
-    named = {int(info["idx"]): info for info in label_info if is_integer(info.get("idx")) and info.get("name")}
-    id_of = {name: id for id, name in label_names(table).items()}
-    labels: dict[int, Label] = {}
-    free = max(table.ids, default=0) + 1
-    for value in values:
-        info = named.get(value)
-        if info is None and (label_info or value not in table):
-            known = "no name in `label_info`" if label_info else "not an id of the atlas"
-            raise ValueError(
-                f'The painted value {value} is {known}: send label_info [{{"name": ..., "idx": {value}}}].'
-            )
-        if info is not None and info["name"] == "background":
-            continue
-        if info is None or info["name"] in id_of:
-            labels[value] = table[value if info is None else id_of[info["name"]]]
-            continue
-        labels[value] = _new_label(free, info, table)
-        free += 1
-    names = [label.name for label in labels.values()]
-    ids = [label.id for label in labels.values()]
-    if len(set(ids)) < len(ids) or len({name.lower() for name in names}) < len(set(ids)):
-        raise ValueError(f"Each segment must have a name of its own, got {sorted(names)}.")
-    return labels
-
-
-def _new_label(id: int, info: Mapping[str, Any], table: LabelTable) -> Label:
-    if id > MAX_FLOAT32_ID:
-        raise ValueError(
-            f"The atlas has no room for another label: its highest id is {id - 1}, {MAX_FLOAT32_ID} at most."
-        )
-    name = check_new_name(info["name"], table)
-    label = LabelTable.from_channel_def({str(id): name})[id]  # tells the hemisphere by the name
-    return replace(label, color=_color(info["color"])) if info.get("color") else label
-
-
-def _color(color: Any) -> tuple[int, int, int]:
-    try:
-        red, green, blue = (float(part) for part in color)
-    except (TypeError, ValueError):
-        raise ValueError(f"A color must be three numbers, got {color!r}.") from None
-    scale = 255 if max(red, green, blue) <= 1 and any(part % 1 for part in (red, green, blue)) else 1
-    return round(red * scale), round(green * scale), round(blue * scale)
+def _repaint(old_ids: np.ndarray, values: np.ndarray, labels: Mapping[int, Label]) -> np.ndarray:
+    """Take the painted labels off the old label map, and put them where their values are."""
+    ids = np.where(np.isin(old_ids, [label.id for label in labels.values()]), 0, old_ids)
+    for value, label in labels.items():
+        ids[values == value] = label.id
+    return ids
 
 
 def _relative(image: PathLike, folder: Path) -> str:
-    """The atlas image as seen from the versions, so that a study can be moved."""
+    """The path of the atlas image as seen from the versions: a study may be moved."""
     return os.path.relpath(Path(image).resolve(), folder.resolve())
 
 
@@ -303,13 +240,13 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _write_version(
-    folder: Path, number: int, labels: np.ndarray, affine: np.ndarray, table: LabelTable, about: dict[str, Any]
+    folder: Path, number: int, ids: np.ndarray, grid: MetaTensor, table: LabelTable, about: dict[str, Any]
 ) -> None:
-    """Fill a folder under another name and rename it."""
+    """Fill a folder under another name, then rename it; ``ids`` are ``(*spatial)``, with the affine of ``grid``."""
     temporary = folder / f".{uuid.uuid4().hex}"
     try:
         temporary.mkdir()
-        image = nib.Nifti1Image(labels.astype(table.dtype), affine, dtype=table.dtype)
+        image = nib.Nifti1Image(ids.astype(table.dtype), convert_to_numpy(grid.affine), dtype=table.dtype)
         nib.save(image, temporary / "dseg.nii.gz")
         table.write(temporary / "dseg.tsv")
         time = datetime.now().isoformat(timespec="seconds")
@@ -320,8 +257,13 @@ def _write_version(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """List the versions of a study's atlas, take back the last change, or go back to a version."""
-    parser = argparse.ArgumentParser(prog="python -m monai_lcs.label_app.atlas_store", description=main.__doc__)
+    """List the versions of a study's atlas, take back the last change, or go back to a version.
+
+    Args:
+        arguments: the words of the command line; those of the process by default.
+    """
+    about = "List the versions of a study's atlas, take back the last change, or go back to a version."
+    parser = argparse.ArgumentParser(prog="python -m monai_lcs.label_app.atlas_store", description=about)
     parser.add_argument("studies", help="the study folder")
     parser.add_argument("--undo", action="store_true", help="take back the last change")
     parser.add_argument("--restore", type=int, metavar="N", help="go back to version N")

@@ -1,4 +1,4 @@
-"""Label maps as files in the formats that viewers ask for, and uploads checked before they are kept."""
+"""Writes label maps in the formats that viewers request, and checks uploads before they are kept."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 def check_extension(name: PathLike) -> str:
-    """The ending of a file name among :data:`EXTENSIONS`.
+    """Find which of :data:`EXTENSIONS` a file name ends in.
 
     Raises:
-        ValueError: when it has none of them.
+        ValueError: if it ends in none of them.
+
+    Example:
+        >>> check_extension("Scan.NII.GZ")
+        '.nii.gz'
     """
     for extension in EXTENSIONS:
         if str(name).lower().endswith(extension):
@@ -35,10 +39,18 @@ def check_extension(name: PathLike) -> str:
 
 
 def check_item_name(name: str, what: str = "image id") -> str:
-    """A name that is safe as the name of a file.
+    """Check that a name is safe as the name of a file, and return it.
+
+    Args:
+        name: the name.
+        what: what the message calls it.
 
     Raises:
-        ValueError: when it holds a folder, begins with a dot, is long or holds what cannot be printed.
+        ValueError: if the name holds a folder, begins with a dot, is too long or cannot be printed.
+
+    Example:
+        >>> check_item_name("sub-01_T1w")
+        'sub-01_T1w'
     """
     if (
         not re.fullmatch(r"[^\W_][\w .@=+-]*", name)
@@ -54,11 +66,24 @@ def check_item_name(name: str, what: str = "image id") -> str:
 
 
 def check_size(path: PathLike, most_voxels: float) -> None:
-    """Refuse, by its header alone, a file that would not fit into memory.
+    """Refuse a file that would not fit into memory. Only its header is read.
+
+    Args:
+        path: the image file.
+        most_voxels: the most voxels allowed; the components of a voxel count one by one.
 
     Raises:
-        ValueError: when the header cannot be read.
-        OverflowError: when there are more voxels than allowed.
+        ValueError: if the header cannot be read.
+        OverflowError: if there are more voxels than allowed.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "scan.nii.gz"
+        >>> nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.uint8), np.eye(4)), path)
+        >>> check_size(path, 8000)
+        >>> check_size(path, 7999)
+        Traceback (most recent call last):
+        ...
+        OverflowError: The image has 8000 voxels, (20, 20, 20): at most 7999 are allowed.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -73,10 +98,16 @@ def check_size(path: PathLike, most_voxels: float) -> None:
 
 
 def result_type(asked: str | None, highest: int) -> np.dtype[Any]:
-    """The type of a result: that asked for, or the next that holds its ids: Slicer asks for one byte whatever they are.
+    """Find the integer type of a result: the requested one, or a larger one if that cannot hold the ids.
+
+    3D Slicer requests one byte a voxel, whatever the ids are.
+
+    Args:
+        asked: the requested type; by default the smallest that holds the ids.
+        highest: the highest id.
 
     Raises:
-        ValueError: for what is no unsigned integer type.
+        ValueError: if the requested type is none of uint8, uint16 and uint32.
 
     Example:
         >>> result_type("uint8", 84), result_type("uint8", 2035), result_type(None, 84)
@@ -93,15 +124,24 @@ def result_type(asked: str | None, highest: int) -> np.dtype[Any]:
 
 
 def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype[Any], compress: bool = True) -> None:
-    """Write integers ``(1, *spatial)`` with the grid of their affine; the format is that of the ending.
+    """Write a label map on the grid of its affine, in the format of the file's ending.
 
-    NIfTI files also keep qform and sform of the file that the metadata come from.
+    A NIfTI file also gets the qform and sform of the file that the metadata come from.
 
     Args:
-        label_map: ids that the type holds.
+        label_map: ids ``(1, *spatial)``, which the type holds.
         path: the file, see :data:`EXTENSIONS`.
         dtype: uint8, uint16 or uint32, see :func:`result_type`.
-        compress: for NRRD and MetaImage.
+        compress: whether to compress NRRD and MetaImage files.
+
+    Raises:
+        ValueError: if the file has none of the endings.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "dseg.nrrd"
+        >>> write_label_map(MetaTensor(np.full((1, 4, 5, 6), 300)), path, np.dtype(np.uint16))
+        >>> sitk.ReadImage(str(path)).GetPixelIDTypeAsString()
+        '16-bit unsigned integer'
     """
     if check_extension(path) in (".nii", ".nii.gz"):
         affine = convert_to_numpy(label_map.affine)

@@ -1,4 +1,4 @@
-"""The pipeline for one study: its atlas changes as labels are painted, its weights as it is trained."""
+"""The pipeline for one study: its atlas changes as labels are painted, its weights change as it is trained."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 
 from monai_lcs.atlas import AlignmentCache, Atlas
 from monai_lcs.grids import on_grid_of
-from monai_lcs.label_app.atlas_store import AtlasStore, AtlasVersion
-from monai_lcs.labels import RequestedLabel
+from monai_lcs.label_app.atlas_store import AtlasStore
+from monai_lcs.labels import RequestedLabel, parse_request
 from monai_lcs.metrics import label_dice
 from monai_lcs.pipeline import Segmenter, Settings
 from monai_lcs.pipeline.segmenter import select_requested
@@ -25,11 +25,15 @@ __all__ = ["StudySegmenter", "Weights"]
 
 @dataclass(frozen=True)
 class Weights:
-    """A trained network's file and how it must be used.
+    """The file of a trained network, and the settings it must be used with.
 
     Args:
-        path: the file; ``None`` for no network: labels are propagated by alignment.
-        settings: what it was trained with.
+        path: the file; ``None`` for no network: labels are then propagated by alignment.
+        settings: what the network was trained with.
+
+    Example:
+        >>> Weights(None, Settings()).key
+        ('', 0)
     """
 
     path: Path | None
@@ -37,15 +41,15 @@ class Weights:
 
     @classmethod
     def find(cls, paths: Sequence[PathLike | None], settings: Mapping[str, Any]) -> Weights:
-        """The first of some files that exists, with the settings kept beside it.
+        """Find the first of some files that exists, and read the settings that are kept beside it.
 
         Args:
             paths: where weights may be.
-            settings: what differs from the defaults of :class:`monai_lcs.pipeline.Settings` where a file comes without
+            settings: what replaces the defaults of :class:`monai_lcs.pipeline.Settings` if a file comes without
                 settings.
 
         Raises:
-            ValueError: for settings that do not exist, or cannot be read.
+            ValueError: if there are no such settings, or they cannot be read.
 
         Example:
             >>> Weights.find([None, "no/model.pt"], {"align": "affine"}).settings.align
@@ -56,56 +60,67 @@ class Weights:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Differs as soon as the file does."""
+        """Two values that differ as soon as the file does."""
         return ("", 0) if self.path is None else (str(self.path), self.path.stat().st_mtime_ns)
 
 
 class StudySegmenter:
-    """Segments the scans of one study by the atlas and the weights as they are now.
+    """Segments the scans of one study with the atlas and the weights as they are now.
 
-    Several threads may share it. A label map painted on the atlas needs no new alignment.
+    Several threads may share it. A label that was painted on the atlas needs no new alignment.
 
     Args:
         store: the versions of the atlas.
-        cache_dir: folder for alignments; may be emptied at any time.
-        min_overlap: alignment with a lower overlap of foregrounds has failed.
-        threshold: background where no label's probability exceeds it.
-        upsample: how many times finer than the network's grid outlines are before they meet the scan's.
+        cache_dir: folder for alignments; it may be emptied at any time.
+        **options: ``min_overlap``, ``threshold`` and ``upsample``, see :class:`monai_lcs.pipeline.Segmenter`.
+
+    Example:
+        >>> import nibabel as nib, numpy as np
+        >>> folder, ids = getfixture("tmp_path"), np.eye(4, dtype=np.uint8)[..., None].repeat(4, -1)
+        >>> for name in ("T1w.nii.gz", "dseg.nii.gz"):
+        ...     nib.save(nib.Nifti1Image(ids, np.eye(4)), folder / name)
+        >>> store = AtlasStore.create(folder / "atlas", folder / "T1w.nii.gz", folder / "dseg.nii.gz")
+        >>> study = StudySegmenter(store, folder / "cache")
+        >>> label_map, facts = study.segment(folder / "T1w.nii.gz", study.request("all"), Weights.find([], {}))
+        >>> int(label_map.sum()), facts["aligned"]
+        (16, 'atlas')
     """
 
-    def __init__(
-        self,
-        store: AtlasStore,
-        cache_dir: PathLike,
-        min_overlap: float = 0.5,
-        threshold: float = 0.5,
-        upsample: int = 2,
-    ) -> None:
+    def __init__(self, store: AtlasStore, cache_dir: PathLike, **options: Any) -> None:
         self.store = store
         self.cache = AlignmentCache(cache_dir)
-        self.options = {"min_overlap": min_overlap, "threshold": threshold, "upsample": upsample}
+        self.options = options
         self._lock = threading.RLock()
-        self._atlases: dict[int, Atlas] = {}
-        self._segmenters: dict[str, Segmenter] = {}
+        self._atlas: tuple[int, Atlas] | None = None
+        self._segmenter: tuple[str, Segmenter] | None = None
+
+    def request(self, labels: Any = None) -> list[RequestedLabel]:
+        """Find the labels that a client requests, see :func:`monai_lcs.labels.parse_request`.
+
+        Raises:
+            ValueError: if a label is unknown.
+        """
+        atlas = self.atlas()
+        return parse_request(labels, atlas.table, atlas.ids)
 
     def segment(
         self, image: PathLike, requests: Sequence[RequestedLabel], weights: Weights, device: str = "cpu"
     ) -> tuple[MetaTensor, dict[str, Any]]:
-        """Find labels in a scan; the atlas image itself gets the labels as they are in the atlas.
+        """Find labels in a scan. The atlas image itself gets the labels that it has in the atlas.
 
         Args:
             image: the scan's file.
-            requests: the requested labels, see :func:`monai_lcs.labels.parse_request`.
+            requests: the requested labels, from :meth:`request`.
             weights: the network.
-            device: where it runs.
+            device: where the network runs.
 
         Returns:
-            The label map ``(1, *spatial)`` int32 on the scan's grid, with the metadata of the file; and what is worth
-            saying of it: ``overlap`` of the aligned foregrounds, ``network`` (whether one was used), ``aligned``
-            (``"atlas"``, ``"cached"`` or ``"new"``).
+            The label map ``(1, *spatial)``, int32, on the scan's grid and with the metadata of its file. And the facts
+            that a client is told: ``overlap``, the Dice of the aligned foregrounds, ``network``, whether one was used,
+            and ``aligned``, one of ``"atlas"``, ``"cached"`` and ``"new"``.
 
         Raises:
-            ValueError: when the scan cannot be read or the atlas not be aligned to it.
+            ValueError: if the scan cannot be read or the atlas not be aligned to it.
         """
         scan = read_scan(image)
         segmenter = self.segmenter(weights, device)
@@ -116,9 +131,13 @@ class StudySegmenter:
         return result.label_map, {name: result.quality[name] for name in ("overlap", "network", "aligned")}
 
     def certainty(self, image: PathLike, weights: Weights, device: str = "cpu") -> float:
-        """How sure the labels of a scan are, 0 to 1: mean Dice of the answers for the scan and for its mirror image.
+        """Estimate how certain the labels of a scan are, 0 to 1.
 
-        Without a network, the overlap of the foregrounds of the scan and the aligned atlas.
+        It is the mean Dice of the labels found in the scan and of those found in its mirror image. Without a network,
+        it is the overlap of the foregrounds of the scan and the aligned atlas.
+
+        Raises:
+            ValueError: if the scan cannot be read or the atlas not be aligned to it.
         """
         segmenter = self.segmenter(weights, device)
         scan = segmenter.prepare(image)
@@ -130,27 +149,26 @@ class StudySegmenter:
         dice = label_dice(second, first, segmenter.atlas.ids)
         return float(dice.nanmean()) if dice.isfinite().any() else 0.0
 
-    def atlas(self, version: AtlasVersion | None = None) -> Atlas:
-        """A version of the atlas, the current one by default; the image is read once, the last label map kept."""
-        version = version or self.store.current
+    def atlas(self) -> Atlas:
+        """Give the current version of the atlas. The image is read once, each label map once."""
+        version = self.store.current
         with self._lock:
-            if version.number not in self._atlases:
+            if self._atlas is None or self._atlas[0] != version.number:
                 label_map: Any = read_label_map(version.labels).int()
-                known = next(iter(self._atlases.values()), None)
-                image = read_scan(self.store.image) if known is None else known.image
-                atlas = Atlas(image, label_map, version.table)
-                if known is not None:
-                    atlas.__dict__["fingerprint"] = known.fingerprint
-                self._atlases = {version.number: atlas}
-            return self._atlases[version.number]
+                image = read_scan(self.store.image) if self._atlas is None else self._atlas[1].image
+                self._atlas = version.number, Atlas(image, label_map, version.table)
+            return self._atlas[1]
 
     def segmenter(self, weights: Weights, device: str = "cpu") -> Segmenter:
-        """The pipeline with the current atlas and these weights; made anew as soon as one of them changes."""
+        """Give the pipeline with the current atlas and these weights. It is made anew as soon as one of them changes.
+
+        Raises:
+            ValueError: if the weights cannot be read or do not fit their settings.
+        """
         with self._lock:
-            key = repr((self.store.current.number, weights.key, weights.settings, device))
-            if key not in self._segmenters:
-                segmenter = Segmenter.load(
-                    weights.path, self.atlas(), device, weights.settings, cache=self.cache, **self.options
-                )
-                self._segmenters = {key: segmenter}
-            return self._segmenters[key]
+            key = repr((self.store.current.number, weights, weights.key, device))
+            if self._segmenter is None or self._segmenter[0] != key:
+                atlas, settings = self.atlas(), weights.settings
+                segmenter = Segmenter.load(weights.path, atlas, device, settings, cache=self.cache, **self.options)
+                self._segmenter = key, segmenter
+            return self._segmenter[1]

@@ -1,1 +1,1 @@
-"""What needs MONAI Label: ``pip install 'monai_lcs[label]'``."""
+"""The parts that need MONAI Label, see ``docs/monai_label.md`` for how it is installed."""

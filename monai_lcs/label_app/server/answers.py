@@ -1,4 +1,4 @@
-"""From errors to answers that a client understands, and uploads that leave nothing behind."""
+"""Turns errors into answers that a client understands, and removes uploads that were not used."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ __all__ = ["NotFound", "as_answer", "is_upload"]
 
 
 class NotFound(ValueError):
-    """There is nothing of the name asked for."""
+    """The study has nothing of the name that a client sent.
+
+    Example:
+        >>> STATUS[NotFound]
+        404
+    """
 
 
 STATUS = {NotFound: 404, FileExistsError: 409, OverflowError: 413}
 
 
 def is_upload(path: Any) -> bool:
-    """Whether a path is a file that a request brought, right in the folder for temporary files."""
+    """Tell whether a path is that of a file that a request brought: it is directly in the folder for temporary files.
+
+    Example:
+        >>> is_upload(f"{tempfile.gettempdir()}/tmp1.nii.gz"), is_upload("/data/study/sub-01.nii.gz"), is_upload(None)
+        (True, False, False)
+    """
     if not path or not isinstance(path, str | os.PathLike):
         return False
     return Path(path).resolve().parent == Path(tempfile.gettempdir()).resolve()
@@ -30,12 +40,23 @@ def is_upload(path: Any) -> bool:
 
 @contextmanager
 def as_answer(*uploads: Any) -> Iterator[None]:
-    """Answer 400 with one sentence for what the client can mend (404, 409 and 413 likewise); uploads are removed then.
+    """Turn an error that the client can mend into an answer with one sentence, and remove the uploads after any error.
 
-    MONAI Label removes the file that came with a request only after an answer without an error.
+    The status is 404 for :class:`NotFound`, 409 for ``FileExistsError``, 413 for ``OverflowError``, and 400 for other
+    ``ValueError``. MONAI Label itself removes the file of a request only after an answer without an error.
 
     Args:
-        uploads: files that the request may have brought; others are left alone.
+        uploads: paths of files that the request may have brought. Files elsewhere stay, see :func:`is_upload`.
+
+    Raises:
+        HTTPException: instead of the errors above; others pass.
+
+    Example:
+        >>> with as_answer():
+        ...     raise NotFound("There is no image 'sub-99' in the study.")
+        Traceback (most recent call last):
+        ...
+        fastapi.exceptions.HTTPException: 404: There is no image 'sub-99' in the study.
     """
     brought = [str(path) for path in uploads if is_upload(path)]
     try:

@@ -1,4 +1,4 @@
-"""The app as MONAI Label finds it: what it is made of, and who may ask for what."""
+"""The app that MONAI Label runs: it puts the parts together and refuses files that are not of the study."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.app import MONAILabelApp
 
 from monai_lcs import __version__
-from monai_lcs.bundle import check_fused
 from monai_lcs.label_app.atlas_store import AtlasStore, atlas_folder
 from monai_lcs.label_app.files import check_extension
 from monai_lcs.label_app.segmenter import StudySegmenter, Weights
@@ -27,9 +27,10 @@ __all__ = ["LabelConditionedApp"]
 
 logger = logging.getLogger(__name__)
 
+SEGMENTER_OPTIONS: dict[str, Callable[[str], Any]] = {"min_overlap": float, "threshold": float, "upsample": int}
 OPTIONS = (
     *("atlas_image", "atlas_labels", "label_table", "checkpoint", "settings"),
-    *("min_overlap", "threshold", "upsample", "most_voxels", "most_megabytes"),
+    *(*SEGMENTER_OPTIONS, "most_voxels", "most_megabytes"),
 )
 
 
@@ -37,15 +38,21 @@ class LabelConditionedApp(MONAILabelApp):
     """Label conditioned segmentation for the scans of a folder.
 
     Args:
-        app_dir: where the app was written; keeps aligned atlases and what is being uploaded.
-        studies: folder of the scans; what is worth keeping goes to its subfolders ``labels`` and ``lcs``.
-        conf: options, all strings: ``atlas_image``, ``atlas_labels`` and ``label_table``, files, needed for a new
-            study; ``checkpoint``, weights to begin with; ``settings``, a JSON object of what differs from
-            :class:`monai_lcs.pipeline.Settings` for weights without settings and for new networks;
-            ``min_overlap``, ``threshold`` and ``upsample``, see :class:`StudySegmenter`; ``most_voxels`` of an upload.
+        app_dir: the folder that the app was written to. It keeps alignments, and uploads for as long as they are used.
+        studies: the folder of the scans. Labels, atlas versions and trained weights go to its subfolders ``labels`` and
+            ``lcs``.
+        conf: the options, all texts:
+
+            - ``atlas_image``, ``atlas_labels`` and ``label_table``: the files of the atlas, needed for a new study;
+            - ``checkpoint``: weights to begin with;
+            - ``settings``: a JSON object of what differs from the defaults of :class:`monai_lcs.pipeline.Settings`, for
+              weights that come without settings and for new networks;
+            - ``min_overlap``, ``threshold`` and ``upsample``: see :class:`monai_lcs.pipeline.Segmenter`;
+            - ``most_voxels``: the most voxels of an uploaded file;
+            - ``most_megabytes``: the most megabytes of a request, see :mod:`monai_lcs.label_app.server.asgi`.
 
     Raises:
-        ValueError: for an option that does not exist or files that cannot be used.
+        ValueError: if there is no such option, or a file cannot be used.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -57,20 +64,16 @@ class LabelConditionedApp(MONAILabelApp):
         self.lcs_dir = Path(studies) / "lcs"
         self.most_voxels = float(conf.get("most_voxels", 3e8))
         self.atlas = _open_atlas(Path(studies), conf)
-        self.segmenter = StudySegmenter(
-            self.atlas,
-            Path(app_dir) / "cache",
-            min_overlap=float(conf.get("min_overlap", 0.5)),
-            threshold=float(conf.get("threshold", 0.5)),
-            upsample=int(conf.get("upsample", 2)),
-        )
+        options = {name: read(conf[name]) for name, read in SEGMENTER_OPTIONS.items() if name in conf}
+        self.segmenter = StudySegmenter(self.atlas, Path(app_dir) / "cache", **options)
         self.settings = json.loads(conf.get("settings", "{}"))
         self.checkpoint = conf.get("checkpoint")
         if self.checkpoint and not Path(self.checkpoint).is_file():
             raise ValueError(f"There is no checkpoint {self.checkpoint}.")
         weights = self.weights()
-        check_fused(str(weights.path or ""), weights.settings.fused, [])
-        logger.info(f"Weights: {weights.path or 'none, labels are carried over by alignment until you train'}")
+        logger.info(f"Weights: {weights.path or 'none, labels are propagated by alignment until you train'}")
+        if weights.path and weights.settings.fused:
+            logger.warning(f"{weights.path} was trained with further atlases, without them it may be less accurate.")
         super().__init__(
             app_dir,
             studies,
@@ -81,30 +84,30 @@ class LabelConditionedApp(MONAILabelApp):
         )
 
     def weights(self) -> Weights:
-        """Those trained on this study, else those that the server was started with, else none."""
+        """Give the weights trained on this study; before that those that the server was started with, if any."""
         return Weights.find([self.lcs_dir / "model" / "model.pt", self.checkpoint], self.settings)
 
     def init_datastore(self) -> LCSDatastore:
-        """The study folder, with the atlas."""
+        """Open the study folder, with the atlas as one of its images."""
         datastore = LCSDatastore(self.studies, self.most_voxels)
         datastore.attach(self.atlas)
         return datastore
 
     def init_infers(self) -> dict[str, PromptInferTask]:
-        """``lcs`` for lists of labels, ``lcs_click`` for the segment at hand."""
+        """Make ``lcs`` for requested labels, and ``lcs_click`` for the segment that the user edits."""
         arguments = (self.segmenter, self.weights, self.most_voxels)
         return {"lcs": PromptInferTask(*arguments), "lcs_click": ClickInferTask(*arguments)}
 
     def init_trainers(self) -> dict[str, LCSTrainTask]:
-        """``lcs``."""
+        """Make the training task ``lcs``."""
         return {"lcs": LCSTrainTask(self.segmenter, self.weights, self.lcs_dir / "model")}
 
     def init_strategies(self) -> dict[str, Any]:
-        """What to work on next."""
+        """Make the strategies that choose the next image."""
         return {"least_certain": LeastCertain(self.segmenter, self.weights), "paint_atlas": PaintAtlas()}
 
     def on_init_complete(self) -> None:
-        """Give uploads a folder of their own, empty at every start."""
+        """Give uploads a folder of their own, which is emptied at every start."""
         uploads = Path(self.app_dir) / "uploads"
         shutil.rmtree(uploads, ignore_errors=True)
         uploads.mkdir(parents=True)
@@ -112,7 +115,7 @@ class LabelConditionedApp(MONAILabelApp):
         super().on_init_complete()
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Segment an image of the study, or one that came with the request; no other file of this machine."""
+        """Segment an image of the study or one that came with the request, but no other file of this machine."""
         image = str(request.get("image") or "")
         with as_answer(image, request.get("label")):
             if request.get("model") not in self._infers:
@@ -126,7 +129,7 @@ class LabelConditionedApp(MONAILabelApp):
         return bool(sessions) and Path(sessions.store_path).resolve() in Path(image).resolve().parents
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Choose an image."""
+        """Choose the image to work on next."""
         with as_answer():
             if request.get("strategy") not in self._strategies:
                 known = ", ".join(self._strategies)
@@ -134,7 +137,7 @@ class LabelConditionedApp(MONAILabelApp):
             return super().next_sample(request)
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
-        """Tell who painted on the atlas what it has become."""
+        """Tell a client that painted on the atlas what has changed."""
         if image_id != self.datastore().atlas_id:
             return {}
         version = self.atlas.current
@@ -142,7 +145,7 @@ class LabelConditionedApp(MONAILabelApp):
 
 
 def _open_atlas(studies: Path, conf: dict[str, str]) -> AtlasStore:
-    """The atlas of a study; that of the options becomes it where there is none."""
+    """Open the atlas of a study. A study without one gets the atlas that the options name."""
     folder = atlas_folder(studies)
     given = [conf.get(name) for name in ("atlas_image", "atlas_labels")]
     try:

@@ -1,4 +1,4 @@
-"""What uvicorn runs: MONAI Label's server behind a limit for the size of requests."""
+"""The application that uvicorn runs: MONAI Label's server behind a limit for the size of requests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class SizeLimit:
-    """Answers 413 to requests that are too big, and keeps nothing of them.
+    """Answers 413 to requests that are too large, and keeps nothing of them.
 
     Args:
-        inner: the application.
+        inner: the application that answers all other requests.
         most_bytes: gives the limit.
     """
 
@@ -38,7 +38,7 @@ class SizeLimit:
         detail = f"The request is larger than {most / 1e6:.0f} MB (--conf most_megabytes)."
         headers = dict(scope["headers"])
         if int(headers.get(b"content-length", b"0")) > most:
-            while (await receive()).get("more_body"):  # else the client sees a broken connection, not the answer
+            while (await receive()).get("more_body"):  # otherwise the client sees a broken connection, not the answer
                 pass
             await JSONResponse({"detail": detail}, 413)(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""The study folder: scans, their labels and the atlas, checked on the way in and written whole or not at all."""
+"""The study folder: scans, their labels and the atlas. Files are checked first, and written complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monai_lcs.files import write_atomically
 from monai_lcs.label_app.atlas_store import AtlasStore
 from monai_lcs.label_app.files import EXTENSIONS, check_extension, check_item_name, check_size
 from monai_lcs.label_app.server.answers import NotFound, as_answer
-from monai_lcs.labels.queries import label_names
+from monai_lcs.labels import label_names
 from monai_lcs.study.cases import case_name
 from monai_lcs.study.checks import check_case
 
@@ -29,14 +29,14 @@ FINAL = DefaultLabelTag.FINAL.value
 class LCSDatastore(LocalDatastore):
     """A study folder whose atlas is one of its images.
 
-    What a client sends is checked: names that leave the folder, files that are no images, labels on another grid and
-    images that would replace others get a 4xx answer. A label saved on the atlas changes the atlas, see
+    It checks what a client sends. Names that lead out of the folder, files that are no images, labels on another grid
+    and images that would replace others get a 4xx answer. A label that is saved on the atlas changes the atlas, see
     :meth:`monai_lcs.label_app.atlas_store.AtlasStore.paint`; deleting it takes the last change back. The folder is
-    looked through when something is asked for, not watched.
+    looked through at each request, not watched.
 
     Args:
         studies: the folder.
-        most_voxels: of an uploaded file.
+        most_voxels: the most voxels of an uploaded file.
     """
 
     def __init__(self, studies: str, most_voxels: float = 3e8) -> None:
@@ -46,38 +46,38 @@ class LCSDatastore(LocalDatastore):
 
     @property
     def atlas_id(self) -> str | None:
-        """The image id of the atlas."""
+        """The image id of the atlas, ``None`` before :meth:`attach`."""
         return None if self.atlas is None else case_name(self.atlas.image)
 
     def attach(self, atlas: AtlasStore) -> None:
-        """Make the atlas an item: its image is in the folder, its labels are the item's final label."""
+        """Make the atlas an image of the study, whose final label is the current version of the atlas labels."""
         self.atlas = atlas
         self.refresh()
         self._keep_atlas_label()
 
     def scans(self) -> list[str]:
-        """All images but the atlas."""
+        """List all images but the atlas."""
         return [image for image in self.list_images() if image != self.atlas_id]
 
     def unlabeled_scans(self) -> list[str]:
-        """Those without a final label."""
+        """List the scans without a final label."""
         return [image for image in self.scans() if not self._datastore.label(image, FINAL)]
 
     # ---- what MONAI Label calls -------------------------------------------------------------------------------------
 
     def list_images(self) -> list[str]:
-        """All image ids, also of files put into the folder since."""
+        """List all image ids, also of files that were put into the folder since."""
         self.refresh()
         return super().list_images()
 
     def get_image_uri(self, image_id: str) -> str:
-        """The file of an image, ``""`` where there is none."""
+        """Find the file of an image; ``""`` if there is none."""
         if image_id not in self._datastore.objects:
             self.refresh()
         return super().get_image_uri(image_id)
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """Labeled scans, the atlas left out: ``image``, ``label`` and ``label_info``, what the label's values are."""
+        """List the files of the labeled scans, ``image`` and ``label``, and ``label_info``; the atlas is left out."""
         found = []
         for image_id in self.scans():
             if self._datastore.label(image_id, FINAL):
@@ -87,7 +87,7 @@ class LCSDatastore(LocalDatastore):
         return found
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Keep an uploaded image; the same one sent again changes nothing."""
+        """Keep an uploaded image. The same image sent once more changes nothing."""
         with as_answer(image_filename):
             extension = check_extension(image_filename)
             image_id = case_name(check_item_name(image_id or case_name(image_filename)))
@@ -106,7 +106,7 @@ class LCSDatastore(LocalDatastore):
         return image_id
 
     def remove_image(self, image_id: str) -> None:
-        """Remove an image with its labels; the atlas stays."""
+        """Remove an image with its labels; the atlas cannot be removed."""
         with as_answer():
             self._check_known(image_id)
             if image_id == self.atlas_id:
@@ -114,7 +114,7 @@ class LCSDatastore(LocalDatastore):
         super().remove_image(image_id)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep the label of an image; the final label of the atlas is what is painted on it."""
+        """Keep the label of an image. A final label of the atlas is painted on it instead."""
         with as_answer(label_filename):
             self._check_known(image_id)
             extension = check_extension(label_filename)
@@ -131,7 +131,7 @@ class LCSDatastore(LocalDatastore):
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Remove a label; of the atlas the last change."""
+        """Remove a label. The final label of the atlas stays; its last change is taken back."""
         with as_answer():
             self._check_known(label_id)
             if label_id == self.atlas_id and label_tag == FINAL:
@@ -168,11 +168,11 @@ class LCSDatastore(LocalDatastore):
             self._update_datastore_file(lock=False)
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        """Files that end in one of the patterns, but for those being written."""
+        """Files that end in one of the patterns, without those that are being written."""
         return {name: file for name, file in super()._list_files(path, patterns).items() if not name.startswith(".")}
 
     def _update_datastore_file(self, lock: bool = True) -> None:
-        """Write the list of images whole: a server killed in between must find it readable."""
+        """Write the list of images completely or not at all: a server that is killed meanwhile must still find it."""
         if lock:
             with FileLock(self._lock_file):
                 return self._update_datastore_file(lock=False)
@@ -184,10 +184,10 @@ class LCSDatastore(LocalDatastore):
 
 
 def _segments(label_info: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The segments that a client named.
+    """The segments that a client names.
 
     Raises:
-        ValueError: when they are not a list of objects.
+        ValueError: if they are not a list of objects.
     """
     segments = (label_info or {}).get("label_info") or []
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):

@@ -1,4 +1,4 @@
-"""Which image to work on next."""
+"""Strategies that choose the image to work on next."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ __all__ = ["LeastCertain", "PaintAtlas"]
 
 logger = logging.getLogger(__name__)
 
-AT_A_TIME = 3  # scans looked at for one request: each costs an alignment the first time, and two answers of the network
+AT_A_TIME = 3
+"""Scans that are looked at for one request: each costs an alignment the first time, and two runs of the network."""
 
 
 class LeastCertain(Strategy):
-    """The unlabeled scan whose labels are least certain, see :meth:`StudySegmenter.certainty`.
+    """Chooses the unlabeled scan whose labels are least certain, see :meth:`StudySegmenter.certainty`.
 
-    Looks at a few scans that it does not know yet for each request and keeps what it found until atlas or weights
-    change, so that with many scans the choice gets better from one request to the next.
+    Each request looks at a few scans more. What they showed is kept until the atlas or the weights change. So in a
+    study of many scans the choice gets better from one request to the next.
 
     Args:
-        segmenter: of the study.
+        segmenter: the segmenter of the study.
         weights: gives the weights to use now.
     """
 
@@ -37,14 +38,14 @@ class LeastCertain(Strategy):
         self._known: dict[tuple[Any, ...], dict[str, float]] = {}
 
     def __call__(self, request: Mapping[str, Any], datastore: LCSDatastore) -> dict[str, Any]:
-        """Give ``{"id": ..., "certainty": ...}``, nothing where every scan is labeled."""
+        """Return ``{"id": ..., "certainty": ...}``, or an empty dictionary if every scan is labeled."""
         weights, device = self.weights(), str(name_to_device(request.get("device")))
         known = self._known.setdefault((weights.key, self.segmenter.store.current.number), {})
         scans = datastore.unlabeled_scans()
         for scan in [scan for scan in scans if scan not in known][:AT_A_TIME]:
             try:
                 known[scan] = self.segmenter.certainty(datastore.get_image_uri(scan), weights, device)
-            except ValueError as error:  # worth a look: the atlas does not fit it
+            except ValueError as error:  # a scan that the atlas does not fit is worth a look
                 logger.warning(f"{scan}: {error}")
                 known[scan] = 0.0
         found = [scan for scan in scans if scan in known]
@@ -55,11 +56,11 @@ class LeastCertain(Strategy):
 
 
 class PaintAtlas(Strategy):
-    """The atlas, to add labels to it or to change them."""
+    """Chooses the atlas, to add labels to it or to change them."""
 
     def __init__(self) -> None:
         super().__init__("The atlas: a label painted on it can be asked for on every scan")
 
     def __call__(self, request: Mapping[str, Any], datastore: LCSDatastore) -> dict[str, Any]:
-        """Give ``{"id": ...}``."""
+        """Return ``{"id": ...}``."""
         return {"id": datastore.atlas_id}

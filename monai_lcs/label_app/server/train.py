@@ -1,4 +1,4 @@
-"""The training task: what a client may set, and MONAI Label's statistics."""
+"""The training task: the options that a client may set, and the statistics that MONAI Label shows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class LCSTrainTask(TrainTask):
     """Trains on the scans with a final label, see :func:`monai_lcs.label_app.corrections.train_on_corrections`.
 
     Args:
-        segmenter: of the study.
+        segmenter: the segmenter of the study.
         weights: gives the weights to use now.
-        model_dir: for the network and its statistics.
+        model_dir: the folder for the network and its statistics.
     """
 
     def __init__(self, segmenter: StudySegmenter, weights: Callable[[], Weights], model_dir: Path) -> None:
@@ -34,7 +34,7 @@ class LCSTrainTask(TrainTask):
         self.model_dir = model_dir
 
     def config(self) -> dict[str, Any]:
-        """What a client may set, with defaults; of lists the first."""
+        """Give the options that a client may set, with their defaults; of a list the first value is the default."""
         return {
             "max_epochs": TrainOptions.max_epochs,
             "learning_rate": TrainOptions.learning_rate,
@@ -46,12 +46,12 @@ class LCSTrainTask(TrainTask):
         }
 
     def stats(self) -> dict[str, Any]:
-        """Those of the last run."""
+        """Give the statistics of the last training; empty before the first."""
         path = self.model_dir / "train_stats.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def __call__(self, request: Mapping[str, Any], datastore: LCSDatastore) -> dict[str, Any]:
-        """Train; returns the statistics."""
+        """Train on the labeled scans of the study, and return the statistics."""
         asked = {**self.config(), **request}
         options = TrainOptions(
             max_epochs=int(asked["max_epochs"]),
