@@ -201,7 +201,8 @@ class Preprocessing(Transform):
 
     def on_network_grid(self, volume: MetaTensor, mode: str = "bilinear") -> MetaTensor:
         """``(1, *spatial)`` turned to RAS and resampled, float32."""
-        turned = Orientation(axcodes="RAS", labels=None)(volume)
+        # A copy: where nothing is to be turned, MONAI would change the affine of the volume it was given
+        turned = Orientation(axcodes="RAS", labels=None)(volume.clone())
         resampled: Any = Spacing(pixdim=self.settings.spacing, mode=mode)(turned)
         return resampled
 

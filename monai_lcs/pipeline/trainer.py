@@ -370,7 +370,7 @@ def _run_bundle(config: Path, given: Mapping[str, Any], handlers: Iterable[Calla
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Give a caller the errors that the config parser wraps, and nothing that a training fixes for the whole process."""
+    """Give a caller the errors that the parser wraps, and back what a training fixes for the whole process."""
     try:
         yield
     except SystemExit as stop:  # how the bundle's functions say what a user can mend

@@ -1,0 +1,323 @@
+"""The pipeline as a user calls it: API and command, on made files."""
+
+import json
+import re
+import threading
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import save_nifti, voxels
+from monai.data import MetaTensor
+
+import monai_lcs as lcs
+from monai_lcs import cli
+from monai_lcs.atlas import AlignmentCache, AtlasAligner, fingerprint
+from monai_lcs.pipeline import PreparedDataset, Preprocessing, make_network
+from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
+
+MM = 4.0
+SHAPE = (24, 26, 22)
+AFFINE = np.array([[MM, 0, 0, -48], [0, MM, 0, -52], [0, 0, MM, -44], [0, 0, 0, 1]])
+BLOBS = {
+    11: ((-16, 10, 4), (10, 14, 10), 0.9),
+    50: ((16, 8, 6), (9, 12, 12), 0.7),
+    16: ((0, -14, -16), (11, 10, 13), 0.5),
+}
+NAMES = {11: "Left-Caudate", 50: "Right-Caudate", 16: "Brain-Stem"}
+SETTINGS = {"align": "none", "spacing": [MM] * 3, "channels": [4, 8], "margin_mm": 8.0}
+
+
+def volume(shift=(0, 0, 0)):
+    """A head with three blobs, moved by some mm."""
+    xyz = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1) @ AFFINE[:3, :3] + AFFINE[:3, 3] - shift
+    image = 20.0 * ((xyz / (40, 46, 38)) ** 2).sum(-1).__lt__(1)
+    labels = np.zeros(SHAPE, np.int16)
+    for label, (center, radii, grey) in BLOBS.items():
+        inside = (((xyz - center) / radii) ** 2).sum(-1) < 1
+        image[inside], labels[inside] = 100 * grey, label
+    return image.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    for i in range(5):
+        image, labels = volume((i - 2, 0, 2 - i))
+        save_nifti(image, folder / f"images/sub-{i}.nii.gz", AFFINE)
+        save_nifti(labels, folder / f"labels/sub-{i}.nii.gz", AFFINE)
+    image, labels = volume()
+    save_nifti(image, folder / "atlas/T1w.nii.gz", AFFINE)
+    save_nifti(labels, folder / "atlas/dseg.nii.gz", AFFINE)
+    rows = [f"{id}\t{name}" for id, name in NAMES.items()]
+    (folder / "atlas/dseg.tsv").write_text("\n".join(["index\tname", *rows, ""]))
+    torch.manual_seed(0)
+    (folder / "model").mkdir()
+    settings = lcs.Settings.from_dict(SETTINGS)
+    torch.save(make_network(settings).state_dict(), folder / "model/model.pt")
+    settings.write(folder / "model/model.json")
+    return folder
+
+
+@pytest.fixture
+def atlas(study):
+    return lcs.Atlas.read(*(study / f"atlas/{name}" for name in ("T1w.nii.gz", "dseg.nii.gz", "dseg.tsv")))
+
+
+@pytest.fixture
+def words(study):
+    return ["--atlas", *(str(study / f"atlas/{name}") for name in ("T1w.nii.gz", "dseg.nii.gz", "dseg.tsv"))]
+
+
+# ---- the API --------------------------------------------------------------------------------------------------------
+
+
+def test_as_the_readme_has_it(study, atlas, tmp_path):
+    segmenter = lcs.Segmenter.load(study / "model/model.pt", atlas, device="cpu")
+    result = segmenter(study / "images/sub-0.nii.gz", labels=["Left-*", "Left-Caudate + Right-Caudate", 16])
+    assert result.label_map.shape == (1, *SHAPE)
+    np.testing.assert_array_equal(result.label_map.affine, AFFINE)
+    assert list(result.volumes["name"]) == ["Left-Caudate", "Brain-Stem", "Left-Caudate + Right-Caudate"]
+    assert result.quality["overlap"] > 0.8
+    paths = result.save(tmp_path)
+    np.testing.assert_array_equal(voxels(paths["dseg"]), result.label_map[0])
+
+
+def test_a_scan_in_any_form(study, atlas):
+    segmenter = lcs.Segmenter.load(study / "model/model.pt", atlas)
+    path = study / "images/sub-1.nii.gz"
+    image = nib.load(path)
+    array = np.asarray(image.dataobj)
+    expected = segmenter(path).label_map
+    assert (expected > 0).any()
+    for scan in (str(path), image, (array, AFFINE), MetaTensor(torch.tensor(array)[None], affine=torch.tensor(AFFINE))):
+        torch.testing.assert_close(segmenter(scan).label_map.as_tensor(), expected.as_tensor())
+    with pytest.raises(ValueError, match="without an affine nothing says which side is left"):
+        segmenter(array)
+    with pytest.raises(ValueError, match="has 1 NaN or Inf voxels"):
+        segmenter((np.where(np.arange(array.size).reshape(array.shape) == 5, np.nan, array), AFFINE))
+
+
+def test_the_steps_are_the_whole(study, atlas):
+    segmenter = lcs.Segmenter.load(study / "model/model.pt", atlas)
+    scan = segmenter.prepare(study / "images/sub-2.nii.gz")
+    aligned = segmenter.align(scan)
+    prediction = segmenter.predict(scan, aligned, segmenter.request(["*-Caudate"]))
+    label_map = segmenter.to_native(prediction, scan)
+    torch.testing.assert_close(label_map, segmenter(study / "images/sub-2.nii.gz", "*-Caudate").label_map)
+    assert set(label_map.unique().tolist()) <= {0, 11, 50}
+
+
+@pytest.mark.parametrize("spacing", [2.0, 3.0, 4.0])
+def test_the_scan_is_not_changed(study, atlas, spacing):
+    """Its grid is that of the result, also where the network's grid differs by spacing alone."""
+    settings = lcs.Settings.from_dict({**SETTINGS, "spacing": [spacing] * 3})
+    segmenter = lcs.Segmenter(atlas, settings=settings)
+    scan = MetaTensor(torch.tensor(voxels(study / "images/sub-0.nii.gz"))[None], affine=torch.tensor(AFFINE))
+    for _ in range(2):
+        result = segmenter(scan)
+        for volume in (scan, atlas.image, atlas.label_map, result.label_map, result.image):
+            np.testing.assert_array_equal(volume.affine, AFFINE)
+            assert tuple(volume.shape) == (1, *SHAPE)
+
+
+def test_threads_share_a_segmenter(study, atlas):
+    segmenter = lcs.Segmenter.load(study / "model/model.pt", atlas)
+    paths = [study / f"images/sub-{i}.nii.gz" for i in range(5)]
+    expected = [segmenter(path).label_map for path in paths]
+    found = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: segmenter(paths[i])})) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i].label_map, expected[i]) for i in range(5))
+
+
+def test_unknown_names_of_the_package():
+    with pytest.raises(AttributeError, match="no attribute 'Atlass'"):
+        lcs.Atlass  # noqa: B018
+
+
+# ---- the atlas and its alignments -----------------------------------------------------------------------------------
+
+
+def test_an_atlas_that_cannot_be_used(study, tmp_path):
+    image, labels = study / "atlas/T1w.nii.gz", study / "atlas/dseg.nii.gz"
+    table = tmp_path / "other.tsv"
+    table.write_text("index\tname\n7\tSeven\n")
+    with pytest.raises(ValueError, match=r"dseg\.nii\.gz has no label of .*other\.tsv: the table has \[7\]"):
+        lcs.Atlas.read(image, labels, table)
+    moved = save_nifti(voxels(labels), tmp_path / "moved.nii.gz", AFFINE + np.eye(4, k=3) * 9)
+    with pytest.raises(ValueError, match="must have the same grid"):
+        lcs.Atlas.read(image, moved)
+    assert lcs.Atlas.read(image, labels).table.names == ("label-11", "label-16", "label-50")
+
+
+def test_a_scan_that_is_the_atlas_is_known_by_its_content(study, atlas, tmp_path):
+    copy = save_nifti(voxels(study / "atlas/T1w.nii.gz"), tmp_path / "copy.nii.gz", AFFINE)
+    assert atlas.is_image(lcs.Atlas.read(copy, study / "atlas/dseg.nii.gz").image)
+    other = lcs.Atlas.read(study / "images/sub-0.nii.gz", study / "labels/sub-0.nii.gz")
+    assert not atlas.is_image(other.image)
+    unknown = MetaTensor(atlas.image.as_tensor(), affine=atlas.image.affine)  # no file in its metadata
+    assert atlas.is_image(unknown)
+    assert fingerprint(unknown) != fingerprint(MetaTensor(unknown.as_tensor(), affine=2 * unknown.affine))
+
+
+@pytest.mark.parametrize("mode", ["rigid", "deformable"])
+def test_alignments_on_disk_are_those_computed(study, atlas, tmp_path, monkeypatch, mode):
+    settings = lcs.Settings.from_dict({**SETTINGS, "align": mode})
+    scan = study / "images/sub-0.nii.gz"
+    first = lcs.Segmenter(atlas, settings=settings, cache=tmp_path)
+    new = first.align(first.prepare(scan))
+    assert new.quality["aligned"] == "new"
+
+    monkeypatch.setattr(AtlasAligner, "align", lambda *_: pytest.fail("aligned again"))
+    second = lcs.Segmenter(atlas, settings=settings, cache=tmp_path)
+    known = second.align(second.prepare(scan))
+    assert known.quality["aligned"] == "cached"
+    assert torch.equal(known.image, new.image)
+    assert torch.equal(known.label_map, new.label_map)
+    swapped = atlas.with_labels(atlas.label_map.as_tensor() * 2, lcs.LabelTable.from_ids([22, 32, 100]))
+    third = lcs.Segmenter(swapped, settings=settings, cache=tmp_path)  # the same image with other labels
+    assert torch.equal(third.align(third.prepare(scan)).label_map, new.label_map * 2)
+    with pytest.raises(BaseException, match="aligned again"):
+        second.align(second.prepare(study / "images/sub-1.nii.gz"))
+
+
+def test_the_cache_forgets_the_oldest(study, atlas):
+    cache = AlignmentCache(in_memory=2)
+    preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS), cache=cache)
+    known = []
+    for i in (0, 1, 0, 2, 0, 1):
+        scan = preprocessing.prepare(study / f"images/sub-{i}.nii.gz")
+        known.append(preprocessing.align(scan).quality["aligned"])
+    assert known == ["new", "new", "cached", "new", "cached", "new"]
+
+
+def test_a_copy_of_the_atlas_does_not_vote(study, atlas, tmp_path):
+    """A subject is no atlas of itself, also under another name."""
+    copies = [tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"]
+    for path, name in zip(copies, ("images", "labels"), strict=True):
+        save_nifti(voxels(study / f"{name}/sub-0.nii.gz"), path, AFFINE)
+    settings = lcs.Settings.from_dict({**SETTINGS, "align": "rigid"})
+    further = [lcs.Atlas.read(*copies, atlas.table)]
+    segmenter = lcs.Segmenter(atlas, settings=settings, further_atlases=further)
+    assert segmenter.align(segmenter.prepare(study / "images/sub-0.nii.gz")).agreement is None
+    assert segmenter.align(segmenter.prepare(study / "images/sub-3.nii.gz")).agreement is not None
+    with pytest.raises(ValueError, match="must be aligned"):
+        lcs.Segmenter(atlas, settings=lcs.Settings.from_dict(SETTINGS), further_atlases=further)
+
+
+# ---- settings and training ------------------------------------------------------------------------------------------
+
+
+def test_settings_are_read_as_they_were_written(tmp_path):
+    settings = lcs.Settings.from_dict(SETTINGS)
+    settings.write(tmp_path / "model.json")
+    assert lcs.Settings.of_weights(tmp_path / "model.pt") == settings
+    assert lcs.Settings.from_dict(json.loads((tmp_path / "model.json").read_text())) == settings
+    with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
+        lcs.Settings.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="three voxel sizes > 0"):
+        lcs.Settings(spacing=(1, 0, 1))
+
+
+def test_prepared_cases_that_cannot_be_aligned(study, atlas, tmp_path, capsys):
+    image, labels = volume()
+    bad = {"image": save_nifti(image[2:], tmp_path / "a.nii.gz", AFFINE)}
+    bad["label"] = save_nifti(labels[2:], tmp_path / "b.nii.gz", AFFINE)
+    good = {name: str(study / f"{name}s/sub-1.nii.gz") for name in ("image", "label")}
+    preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS), target="network")
+    dataset = PreparedDataset([good, bad], preprocessing, progress=False)
+    assert len(dataset) == 1
+    assert "Left out: 1 of 2 cases cannot be used" in capsys.readouterr().err
+    for cases, strict in (([good, bad], True), ([bad], False)):
+        with pytest.raises(ValueError, match="With mode='none' the atlas must be on the image's grid"):
+            PreparedDataset(cases, preprocessing, strict=strict, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_train(study, atlas, tmp_path):
+    settings = lcs.Settings.from_dict(SETTINGS)
+    fast = {"epochs": 2, "val_interval": 1, "labels_per_image": 3, "device": "cpu"}
+    weights = lcs.train(study, atlas, tmp_path, settings=settings, learning_rate=0.01, **fast)
+    assert lcs.Settings.of_weights(weights) == settings
+    assert (lcs.Segmenter.load(weights, atlas)(study / "images/sub-0.nii.gz").label_map > 0).any()
+
+    kept = weights.read_bytes()  # what is better stays, also when it is used to begin with
+    again = {**fast, "learning_rate": 50.0, "keep_better": True, "present": str(weights), "pretrained": str(weights)}
+    lcs.train(study, atlas, tmp_path, settings=settings, **again)
+    assert weights.read_bytes() == kept
+    with pytest.raises(ValueError, match=r"no training options \['epoch'\]"):
+        lcs.train(study, atlas, tmp_path, epoch=1)
+    with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
+        lcs.train("nowhere", atlas, tmp_path)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_segment_and_evaluate(study, words, tmp_path, capsys):
+    scans = [str(study / f"images/sub-{i}.nii.gz") for i in range(2)]
+    run = ["segment", *scans, "-o", str(tmp_path / "out"), *words, "--weights", str(study / "model/model.pt")]
+    assert cli.main(run) == 0
+    assert f"2 of 2 scans are in {tmp_path / 'out'}" in capsys.readouterr().out
+    assert cli.main(run) == 1
+    assert "results of sub-0, sub-1: choose another -o, or add --overwrite" in capsys.readouterr().err
+    assert cli.main([*run, "--overwrite", "--labels", "Left-*", "--no-picture"]) == 0
+    assert set(np.unique(voxels(tmp_path / "out/sub-0_dseg.nii.gz"))) <= {0, 11}
+
+    truths = tmp_path / "truths"
+    for i in range(2):
+        save_nifti(voxels(study / f"labels/sub-{i}.nii.gz"), truths / f"sub-{i}.nii.gz", AFFINE)
+    assert cli.main(["evaluate", str(tmp_path / "out"), str(truths), "-o", str(tmp_path / "dice.tsv")]) == 0
+    dice = pd.read_csv(tmp_path / "dice.tsv", sep="\t")
+    pred, true = (voxels(path) == 11 for path in (tmp_path / "out/sub-0_dseg.nii.gz", truths / "sub-0.nii.gz"))
+    assert dice[(dice.case == "sub-0") & (dice.id == 11)].dice.item() == pytest.approx(
+        2 * (pred & true).sum() / (pred.sum() + true.sum()), abs=1e-4
+    )
+
+
+def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
+    run = ["segment", str(study / "atlas/T1w.nii.gz"), "-o", str(tmp_path), *words, "--weights", "none"]
+    assert cli.main([*run, "--no-picture"]) == 0
+    scores = score_label_maps(pair_label_maps(tmp_path / "T1w_dseg.nii.gz", study / "atlas/dseg.nii.gz"))
+    assert scores.dice.min() > 0.5  # at 2 mm and back
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "no.nii.gz", "--labels", "Left-Caudat"], "'Left-Caudat' names no label .* 'Left-Caudate'"),
+        (["segment", "no.nii.gz"], r"1 of 1 scans failed:\n  .*no.nii.gz does not exist"),
+        (["segment", "no.nii.gz", "--weights", "no.pt"], "There are no weights in no.pt"),
+        (["train", "nowhere"], "There is no folder .*nowhere"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*arguments, *words]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert "Traceback" not in error
+
+
+def test_labels_command(study, tmp_path, capsys):
+    assert cli.main(["labels", str(study / "atlas/dseg.tsv"), "--to", str(tmp_path / "lut.txt")]) == 0
+    assert lcs.LabelTable.read(tmp_path / "lut.txt").names == tuple(NAMES[id] for id in sorted(NAMES))
+    capsys.readouterr()
+    assert cli.main(["labels", str(study / "atlas/dseg.nii.gz")]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("11\tlabel-11")
+    assert cli.main(["labels", str(tmp_path / "none.tsv")]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["labels"])
+
+
+def test_folders_that_do_not_match(study, tmp_path):
+    for name in ("a", "b"):
+        save_nifti(volume()[1], tmp_path / f"{name}/{name}.nii.gz", AFFINE)
+    with pytest.raises(ValueError, match="must hold the same cases, these are in only one: a, b"):
+        pair_label_maps(tmp_path / "a", tmp_path / "b")
