@@ -279,16 +279,73 @@ def test_up_convolution_is_nearest_and_convolution(dims):
     assert torch.allclose(up(x), expected(), atol=1e-6)
 
 
-def test_convolution_of_one_small_volume():
-    x, weight, bias = torch.rand(1, 4, 5, 6, 7), torch.rand(3, 4, 3, 3, 3), torch.rand(3)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("batch", "channels", "width", "spatial", "bias"),
+    [
+        (1, 4, 3, (5, 6, 7), True),
+        (1, 1, 8, (1, 4, 3), True),
+        (1, 16, 16, (2, 9, 8), False),
+        (1, 8, 1, (8, 8, 8), True),
+        (1, 128, 64, (7, 9, 7), True),
+        (1, 80, 4, (16, 17, 2), True),  # more than 20480: not the slow path
+        (2, 4, 3, (5, 6, 7), True),
+        (2, 16, 16, (4, 4, 4), False),
+    ],
+)
+def test_convolution_of_small_volumes(batch, channels, width, spatial, bias, dtype, memory_format):
+    x = torch.randn(batch, channels, *spatial, dtype=dtype).to(memory_format=memory_format)
+    weight = torch.randn(width, channels, 3, 3, 3, dtype=dtype).to(memory_format=memory_format)
+    weighting = torch.randn(batch, width, *spatial, dtype=dtype)
+    tensors = (x, weight, torch.randn(width, dtype=dtype)) if bias else (x, weight)
     gradients = []
-    for function in (convolve, lambda x, w, b: F.conv3d(x.expand(2, -1, -1, -1, -1), w, b, padding=1)[:1]):
-        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    for function in (convolve, lambda *tensors: F.conv3d(*tensors, padding=1)):
+        leaves = [t.clone().requires_grad_() for t in tensors]
         out = function(*leaves)
-        out.square().sum().backward()
+        (out * weighting).sum().backward()
         gradients.append([out, *(t.grad for t in leaves)])
     for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4)
+        assert ours.shape == theirs.shape
+        assert ours.dtype == dtype
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    with torch.no_grad():
+        assert torch.allclose(convolve(*tensors), gradients[0][0])
+
+
+def test_convolution_gives_only_the_gradients_asked_for():
+    x, weight, bias = torch.rand(1, 2, 5, 6, 7), torch.rand(3, 2, 3, 3, 3), torch.rand(3)
+    for asked in ((True, False, False), (False, True, False), (False, False, True)):
+        leaves = [t.clone().requires_grad_(needed) for t, needed in zip((x, weight, bias), asked, strict=True)]
+        convolve(*leaves).square().sum().backward()
+        assert [t.grad is not None for t in leaves] == list(asked)
+    assert not convolve(x, weight, bias).requires_grad
+
+
+def test_convolution_has_second_derivatives():
+    x, weight = torch.rand(1, 2, 5, 4, 3), torch.rand(2, 2, 3, 3, 3)
+    second = []
+    for function in (convolve, lambda x, w: F.conv3d(x, w, padding=1)):
+        leaf = weight.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(x, leaf).pow(3).sum(), leaf, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), leaf)[0])
+    assert torch.allclose(*second, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_convolution_can_be_traced_and_exported():
+    class Convolve(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(2, 3, 3)
+
+        def forward(self, x):
+            return convolve(x, self.conv.weight, self.conv.bias)
+
+    module, x, other = Convolve(), torch.rand(1, 2, 5, 6, 7), torch.rand(1, 2, 5, 6, 7)
+    traced, exported = torch.jit.trace(module, x), torch.export.export(module, (x,)).module()
+    assert torch.allclose(traced(other), module(other), atol=1e-6)
+    assert torch.allclose(exported(other), module(other), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["batch", ("instance", {"affine": True})])

@@ -19,6 +19,53 @@ CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+class OneVolumeConvolution(torch.autograd.Function):
+    """A 3x3x3 convolution of one small volume by the oneDNN kernels, forward and backward; see :func:`convolve`.
+
+    In the backward PyTorch chooses the kernel again, and for a single volume the slow one. The two halves of the
+    volume, with the plane that each sees of the other, are a batch of two: the same gradients to rounding.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve ``(1, C, *spatial)`` to ``(1, width, *spatial)``."""
+        return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        """Keep what the gradients are made of."""
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.bias_sizes = None if bias is None else bias.shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients by the volume, the weight and the bias, where they are asked for."""
+        x, weight = ctx.saved_tensors
+        depth = x.shape[2]
+        half = -(-depth // 2)
+        x = F.pad(x, (0, 0, 0, 0, 1, 1 + 2 * half - depth))
+        gradient = F.pad(gradient, (0, 0, 0, 0, 0, 2 * half - depth))
+        by_x, by_weight, by_bias = torch.ops.aten.convolution_backward(
+            torch.cat([gradient[:, :, :half], gradient[:, :, half:]]),
+            torch.cat([x[:, :, : half + 2], x[:, :, half:]]),
+            weight,
+            ctx.bias_sizes,
+            [1] * 3,
+            [0, 1, 1],  # the planes before and after are there already
+            [1] * 3,
+            False,
+            [0] * 3,
+            1,
+            [*ctx.needs_input_grad[:2], ctx.bias_sizes is not None and ctx.needs_input_grad[2]],
+        )
+        if by_x is not None:  # what the halves share gets its gradient from both
+            first, second = by_x[:1], by_x[1:]
+            by_x = F.pad(first, (0, 0, 0, 0, 0, half)) + F.pad(second, (0, 0, 0, 0, half, 0))
+            by_x = by_x[:, :, 1 : depth + 1]
+        return by_x, by_weight, by_bias
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A 3x3 or 3x3x3 convolution that keeps the size.
 
@@ -28,10 +75,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     small = x.device.type == "cpu" and x.ndim == 5 and len(x) == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= 20480
     if (
         small
-        and x.dtype == torch.float32
+        and x.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
     ):
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
+            return OneVolumeConvolution.apply(x, weight, bias)
         return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
     return CONVOLVE[x.ndim - 2](x, weight, bias, padding=1)
 
