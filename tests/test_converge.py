@@ -1,0 +1,121 @@
+"""What benchmarks/converge.py decides by itself: its loss, its stop rule, its way from 1 mm to 3 mm and back."""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import converge
+import converge_scans
+
+GRID = (8, 9, 10)
+SIZE = tuple(3 * n for n in GRID)
+WHOLE = tuple(slice(0, n) for n in GRID)
+
+
+@pytest.fixture
+def scan(monkeypatch):
+    """Slabs of one label each, in a box that reaches beyond the scan at some ends and not at others."""
+    monkeypatch.setattr(converge_scans, "GRID", GRID)
+    monkeypatch.setattr(converge_scans, "SIZE", SIZE)
+    labels = torch.tensor([0, 1, 1, 1, 2, 2, 3, 3.0]).view(-1, 1, 1).expand(2, *GRID)
+    fine = F.interpolate(labels[None], scale_factor=3)[0]
+    truth = F.pad(fine[0, 2:, :, 1:-2], (0, 0, 4, 0, 0, 1)).to(torch.uint8)
+    torch.manual_seed(0)
+    return converge_scans.Scan("scan", torch.rand(2, *SIZE), fine, truth, corner=(-2, 4, -1))
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_loss_equals_plain_autograd(with_prior, monkeypatch):
+    monkeypatch.setattr(converge, "CHUNK", 100)
+    torch.manual_seed(0)
+    voxels, width, count = 250, 5, 7
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((voxels, width), (count, width), count)]
+    target = torch.randint(0, count - 1, (voxels,))  # the last is absent
+    prior = torch.randint(0, count, (voxels,)) if with_prior else None
+    ours = converge.MultiChannelLoss.apply(*leaves, target, prior)
+
+    logits = F.linear(*leaves)
+    if prior is not None:
+        logits = logits + converge.PRIOR * F.one_hot(prior, count)
+    p, true = logits.softmax(1), F.one_hot(target, count)
+    dice = (2 * (p * true).sum(0) + 1) / (p.square().sum(0) + true.sum(0) + 1)
+    plain = 1 - dice[1:].mean() + F.cross_entropy(logits, target)
+
+    assert torch.allclose(ours, plain)
+    for a, b in zip(torch.autograd.grad(3 * ours, leaves), torch.autograd.grad(3 * plain, leaves), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def progress(dices, **more):
+    """A training whose validations, every 500 steps, gave these."""
+    curve = [{"step": 500.0 * i, "validation_dice": dice} for i, dice in enumerate(dices, start=1)]
+    return converge.Progress(step=500 * len(dices), curve=curve, **more)
+
+
+def test_stop_rule():
+    rising = [0.1, 0.2, 0.3, 0.4, 0.5, 0.51]  # 0.4 after two thirds of the steps
+    assert not progress(rising).converged(0)
+    assert progress([*rising, 0.5, 0.4, 0.51]).converged(0)  # 0.51 before
+    assert progress([0.5, 0.6, 0.604]).converged(0)
+    assert not progress([0.5, 0.6, 0.606]).converged(0)
+    assert not progress([0.0] * 6).converged(10_000)  # too early
+    assert not progress([0.5] * 4, dropped_at=2000).converged(0)  # nor right after the drop
+    assert progress([0.5] * 5, dropped_at=2000).converged(0)
+
+
+def test_scan_to_the_grid_and_back(scan):
+    images, labels = converge_scans.plain(scan)
+    assert images.shape == labels.shape == (2, *GRID)
+    assert torch.equal(labels[0], scan.labels[0, 1::3, 1::3, 1::3].long())
+    one_hot = ((k, (labels[0] == k).float(), WHOLE) for k in range(4))
+    assert torch.equal(converge_scans.score(one_hot, scan, 0.0, 3), torch.ones(3))
+    nothing = converge_scans.carried([], scan, 0.5)
+    assert nothing.shape == scan.truth.shape
+    assert not nothing.any()
+
+
+def test_boxes_say_the_same_as_whole_volumes(scan):
+    values, box = torch.rand(4, 4, 4), (slice(0, 4), slice(3, 7), slice(6, 10))
+    whole = torch.zeros(GRID)
+    whole[box] = values
+    carried = [converge_scans.carried([a], scan, 0.3) for a in ((1, values, box), (1, whole, WHOLE))]
+    assert carried[0].any()
+    assert torch.equal(*carried)
+
+
+def test_deformation(scan, monkeypatch):
+    swapped = torch.tensor([0, 2, 1, 3])
+    first, again = (converge_scans.deformed(scan, swapped, np.random.default_rng([0, 1])) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for name in ("ROTATION", "SCALING", "ELASTIC_MM", "GAMMA", "NOISE"):
+        monkeypatch.setattr(converge_scans, name, 0)
+    images, labels = converge_scans.plain(scan)
+    flipped = images.flip(1), swapped[labels.flip(1)]
+    seen = set()
+    for seed in range(8):
+        draw = converge_scans.deformed(scan, swapped, np.random.default_rng(seed))
+        is_flipped = torch.equal(draw[1], flipped[1])
+        seen.add(is_flipped)
+        for ours, expected in zip(draw, flipped if is_flipped else (images, labels), strict=True):
+            assert torch.allclose(ours, expected, atol=1e-4)
+    assert seen == {False, True}
+
+
+def test_rotation_is_one():
+    matrix = converge_scans._rotation(np.array([0.1, -0.2, 0.3]))
+    assert np.allclose(matrix @ matrix.T, np.eye(3))
+    assert np.linalg.det(matrix) == pytest.approx(1)
+
+
+def test_chunks_are_all_voxels():
+    parts = converge._chunks(2 * converge.CHUNK + 3)
+    assert parts[0].start == 0
+    assert parts[-1].stop == 2 * converge.CHUNK + 3
+    assert all(a.stop == b.start for a, b in pairwise(parts))
