@@ -1,0 +1,122 @@
+"""The table and the curves of docs/convergence.md, from what benchmarks/converge.py wrote.
+
+    python benchmarks/converge_table.py OUT
+
+writes OUT/convergence.md, OUT/convergence.tsv (every curve) and OUT/convergence.svg. Trainings that the stop rule has
+not ended are in the curves, and in the table without a Dice of the test scans.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+BASELINE = "multi-channel"
+DRAWS = 10_000
+INTERVAL = (2.5, 97.5)
+
+
+def read_curves(out: Path) -> pd.DataFrame:
+    """All curves, with the columns contender and seed before their own."""
+    curves = []
+    for path in sorted(out.glob("*-seed*/curve.tsv")):
+        name, _, seed = path.parent.name.rpartition("-seed")
+        curve = pd.read_csv(path, sep="\t", na_values="n/a")
+        curve.insert(0, "contender", name)
+        curve.insert(1, "seed", int(seed))
+        curves.append(curve)
+    return pd.concat(curves, ignore_index=True)
+
+
+def read_dice(out: Path) -> dict[str, np.ndarray]:
+    """For each contender that is done the Dice ``(scans, labels)``, the mean over its seeds."""
+    found: dict[str, list[np.ndarray]] = {}
+    for path in sorted(out.glob("*/done.json")):
+        dice = pd.read_csv(path.with_name("dice.tsv"), sep="\t", na_values="n/a")
+        name = path.parent.name.rpartition("-seed")[0] or path.parent.name
+        found.setdefault(name, []).append(dice.pivot(index="scan", columns="id", values="dice").to_numpy())
+    return {name: np.mean(of_seeds, axis=0) for name, of_seeds in found.items()}
+
+
+def interval(difference: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """The 95% interval of the mean of ``(scans, labels)``, scans and labels drawn with replacement.
+
+    A label that a scan lacks is NaN and left out.
+    """
+    scans, labels = difference.shape
+    means = [
+        np.nanmean(difference[np.ix_(rng.integers(scans, size=scans), rng.integers(labels, size=labels))])
+        for _ in range(DRAWS)
+    ]
+    low, high = np.percentile(means, INTERVAL)
+    return float(low), float(high)
+
+
+def table(out: Path, curves: pd.DataFrame) -> pd.DataFrame:
+    """A row for each contender; the difference is to the baseline, paired."""
+    dice, rng = read_dice(out), np.random.default_rng(0)
+    rows = []
+    for name in sorted({*dice, *curves.contender}):
+        own = curves[curves.contender == name]
+        folders = [out / f"{name}-seed{seed}" for seed in sorted(own.seed.unique())]
+        done = [json.loads((f / "done.json").read_text()) for f in folders if (f / "done.json").is_file()]
+        best = own.groupby("seed").validation_dice.max()
+        last = own.groupby("seed")[["step", "label_samples", "core_seconds"]].max()
+        row = {
+            "contender": name,
+            "seeds": len(folders) or "",
+            "steps": " ".join(f"{step:.0f}" for step in last.step),
+            "label samples": " ".join(f"{n:,.0f}" for n in last.label_samples),
+            "core-hours": " ".join(f"{seconds / 3600:.1f}" for seconds in last.core_seconds),
+            "best validation": " ".join(f"{value:.3f}" for value in best),
+            "test": "unconverged",
+            f"minus {BASELINE}": "",
+        }
+        if name in dice and len(done) == len(folders):
+            row["test"] = f"{np.nanmean(dice[name]):.3f}"
+            if BASELINE in dice and name != BASELINE:
+                difference = dice[name] - dice[BASELINE]
+                low, high = interval(difference, rng)
+                row[f"minus {BASELINE}"] = f"{np.nanmean(difference):+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw(curves: pd.DataFrame, path: Path) -> None:
+    """Validation Dice against label samples and against core-hours; a dot is where the learning rate dropped."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    validated = curves.dropna(subset="validation_dice")
+    colors = {name: f"C{i}" for i, name in enumerate(sorted(validated.contender.unique()))}
+    for (name, seed), own in validated.groupby(["contender", "seed"]):
+        dropped = own[own.learning_rate < own.learning_rate.iloc[0]].head(1)
+        label = name if seed == validated[validated.contender == name].seed.min() else None
+        for axis, x in zip(axes, (own.label_samples, own.core_seconds / 3600), strict=True):
+            axis.plot(x, own.validation_dice, color=colors[name], linewidth=1, label=label)
+            axis.plot(x[dropped.index], dropped.validation_dice, "o", color=colors[name], markersize=4)
+    axes[0].set(xscale="log", xlabel="label samples", ylabel="Dice of the validation scan")
+    axes[1].set(xlabel="core-hours")
+    axes[0].legend(frameon=False)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Write the table and the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the results")
+    args = parser.parse_args()
+    plt.switch_backend("Agg")
+    curves = read_curves(args.out)
+    curves.to_csv(args.out / "convergence.tsv", sep="\t", index=False, na_rep="n/a")
+    text = table(args.out, curves).to_markdown(index=False, disable_numparse=True)
+    (args.out / "convergence.md").write_text(text + "\n")
+    draw(curves, args.out / "convergence.svg")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
