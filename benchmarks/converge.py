@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_lcs.blocks import Mask
 from monai_lcs.boxes import Box, grow_box, label_boxes
-from monai_lcs.files import write_atomically, write_tsv
+from monai_lcs.files import write_atomically
 from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.networks.crops import Mask
+from monai_lcs.results.tsv import write_tsv
 
 VALIDATE_EVERY = 500  # steps
 REPORT_EVERY = 100
