@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, ScaleIntensityRangePercentiles
 from torch import Tensor
 
-from monai_lcs.boxes import Box, grow_box, label_boxes, place, scale, shift, union_box
+from monai_lcs.boxes import Box, grow_box, label_boxes, pad, scale, shift, union_box
 from monai_lcs.files import write_atomically
 from monai_lcs.metrics import label_dice
 from monai_lcs.transforms import AlignAtlas
@@ -188,7 +188,7 @@ def carried(answers: Iterable[tuple[int, Tensor, Box]], scan: Scan, threshold: f
     for channel, values, box in answers:
         around = grow_box(box, (1, 1, 1), GRID)  # interpolation goes to 0 there
         size = [axis.stop - axis.start for axis in around]
-        values = place(values, shift(box, around), size, 0)
+        values = pad(values, shift(box, around), size, 0)
         values = F.interpolate(values[None, None], scale_factor=MM, mode="trilinear", align_corners=False)[0, 0]
         fine = scale(around, MM)
         channels[fine].masked_fill_(values > best[fine], channel)

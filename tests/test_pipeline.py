@@ -1,5 +1,6 @@
 """The pipeline as a user calls it: API and command, on made files."""
 
+import itertools
 import json
 import re
 import threading
@@ -15,7 +16,7 @@ from monai.data import MetaTensor
 import monai_lcs as lcs
 from monai_lcs import cli
 from monai_lcs.atlas import AlignmentCache, AtlasAligner, fingerprint
-from monai_lcs.pipeline import PreparedDataset, Preprocessing, make_network
+from monai_lcs.pipeline import PreparedDataset, Preprocessing, make_network, to_native
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
 
 MM = 4.0
@@ -221,7 +222,7 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     assert lcs.Settings.from_dict(json.loads((tmp_path / "model.json").read_text())) == settings
     with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
         lcs.Settings.from_dict({"colour": 1})
-    with pytest.raises(ValueError, match="three voxel sizes > 0"):
+    with pytest.raises(ValueError, match="three voxel sizes in mm from 0.1"):
         lcs.Settings(spacing=(1, 0, 1))
 
 
@@ -321,3 +322,78 @@ def test_folders_that_do_not_match(study, tmp_path):
         save_nifti(volume()[1], tmp_path / f"{name}/{name}.nii.gz", AFFINE)
     with pytest.raises(ValueError, match="must hold the same cases, these are in only one: a, b"):
         pair_label_maps(tmp_path / "a", tmp_path / "b")
+
+
+# ---- the way back to the scan ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mm", [1.0, 2.0, 3.0, 4.0])
+def test_ties_are_broken_in_the_patients_frame(mm):
+    """A scan whose voxels lie halfway between those of the result gets the same labels in all 48 orientations."""
+    rng = np.random.default_rng(0)
+    labels = torch.tensor(rng.integers(0, 9, (1, 7, 8, 6)))
+    labels = MetaTensor(labels, affine=torch.diag(torch.tensor([4.0, 4, 4, 1])).double())
+    shape = tuple(int(size * 4 / mm) for size in (6, 7, 5))
+    affine = np.diag([mm, mm, mm, 1.0])
+    affine[:3, 3] = [2.0, 2.0, 2.0]  # halfway between two voxels of the result
+    straight = nib.Nifti1Image(np.zeros(shape, np.float32), affine)
+    expected = None
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product((1, -1), repeat=3):
+            turn = np.array(list(zip(order, flips, strict=True)))
+            turned = straight.as_reoriented(turn)
+            source = MetaTensor(torch.zeros(1, *turned.shape), affine=torch.tensor(turned.affine))
+            result = to_native(labels, source)
+            np.testing.assert_array_equal(result.affine, turned.affine)
+            back = nib.Nifti1Image(result[0].numpy().astype(np.int16), turned.affine)
+            back = np.asarray(nib.as_closest_canonical(back).dataobj)
+            expected = back if expected is None else expected
+            np.testing.assert_array_equal(back, expected)
+    assert len(np.unique(expected)) > 5
+
+
+def test_the_middle_goes_to_the_right(atlas):
+    labels = MetaTensor(torch.tensor([[[[1]], [[2]]]]), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])).double())
+    for affine in (np.diag([2.0, 2, 2, 1]), np.diag([-2.0, 2, 2, 1])):
+        affine[0, 3] = 1.0  # between the two
+        source = MetaTensor(torch.zeros(1, 1, 1, 1), affine=torch.tensor(affine))
+        assert to_native(labels, source).item() == 2
+
+
+# ---- weights and settings that make no sense ------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_finite(study, atlas, tmp_path):
+    state = torch.load(study / "model/model.pt", weights_only=True)
+    name = next(iter(state))
+    state[name].view(-1)[0] = torch.nan
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text((study / "model/model.json").read_text())
+    with pytest.raises(ValueError, match=rf"model\.pt are NaN or infinite, {name} first"):
+        lcs.Segmenter.load(tmp_path / "model.pt", atlas)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spacing": [2, 2, float("nan")]}, "`spacing` must be three voxel sizes"),
+        ({"spacing": [0.001] * 3}, "`spacing` must be three voxel sizes"),
+        ({"spacing": "222"}, "`spacing` must be three voxel sizes"),
+        ({"channels": [8]}, "`channels` must be two or more widths"),
+        ({"channels": [8, 16.5]}, "`channels` must be two or more widths"),
+        ({"margin_mm": float("nan")}, "`margin_mm` must be >= 0 or None, got nan"),
+        ({"margin_mm": -1}, "`margin_mm` must be >= 0 or None, got -1"),
+        ({"prior_logit": float("inf")}, "`prior_logit` must be a number, got inf"),
+        ({"halo": -1}, "`halo` must be"),
+        ({"align": "afine"}, "affine"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, settings, message):
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        lcs.Settings.of_weights(tmp_path / "model.pt")
+
+
+def test_scripting_says_what_to_use_instead():
+    with pytest.raises(RuntimeError, match=r"use torch\.jit\.trace"):
+        torch.jit.script(make_network(lcs.Settings(channels=(4, 8))))

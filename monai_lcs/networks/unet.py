@@ -187,6 +187,17 @@ class LabelConditionedUNet(nn.Module):
             out_channels.append(decoder_block.out_channels)
         return out_channels
 
+    def __prepare_scriptable__(self) -> None:
+        """Called by ``torch.jit.script``.
+
+        Raises:
+            RuntimeError: always, with what to use instead.
+        """
+        raise RuntimeError(
+            "LabelConditionedUNet cannot be compiled by torch.jit.script: use torch.jit.trace(net, example_inputs),"
+            " torch.export.export, or monai.bundle ckpt_export with --use_trace True --input_shape '[1,3,96,96,96]'."
+        )
+
     def forward(
         self, x: Tensor, boxes: Sequence[Sequence[Box | None]] | None = None, halo: int | str = "exact"
     ) -> Tensor:

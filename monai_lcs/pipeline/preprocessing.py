@@ -23,9 +23,10 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import TransformBackends, look_up_option
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner, fuse_atlases
-from monai_lcs.grids import on_grid_of
+from monai_lcs.grids import affine_of, on_grid_of
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.study.checks import check_same_grid, check_scan, read_label_map, read_scan
 
@@ -35,6 +36,9 @@ NETWORK_KEYS = ("image", "atlas_image", "atlas_label")
 """What the network sees, in the order of its channels."""
 
 TARGETS = (None, "network", "scan")
+TIE_MM = 1e-3
+"""A voxel halfway between two others takes the one on the right, in front, above, whatever the axes of its file."""
+
 EVERYWHERE = 10_000  # voxels of margin: more than any image has
 
 
@@ -285,10 +289,24 @@ def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> 
     Returns:
         ``(1, *source_spatial)`` with exactly the affine of ``source``, and its metadata.
     """
-    plain = MetaTensor(volume.as_tensor().cpu().float(), affine=volume.affine)
-    resampled: Any = ResampleToMatch(mode=mode, padding_mode="zeros")(plain, source)
-    voxels = resampled.as_tensor()
+    affine = volume.affine.clone()
+    if mode == "nearest":
+        affine[:3, 3] -= TIE_MM
+    plain = MetaTensor(volume.as_tensor().cpu().float(), affine=affine)
+    orientation = io_orientation(affine_of(source))
+    upright = source_in_ras(source, orientation)
+    resampled: Any = ResampleToMatch(mode=mode, padding_mode="zeros")(plain, upright)
+    as_in_file = ornt_transform(axcodes2ornt("RAS"), orientation)
+    voxels = torch.as_tensor(apply_orientation(resampled[0].numpy(), as_in_file).copy())[None]
     return on_grid_of(source, voxels.int() if mode == "nearest" else voxels, source.meta)
+
+
+def source_in_ras(source: MetaTensor, orientation: np.ndarray) -> MetaTensor:
+    """An empty volume on the scan's grid, its axes in the order and the directions closest to RAS."""
+    shape = source.shape[1:]
+    affine = affine_of(source) @ inv_ornt_aff(orientation, shape)
+    sizes = [shape[axis] for axis in np.argsort(orientation[:, 0])]
+    return MetaTensor(torch.zeros(1).expand(1, *sizes), affine=torch.as_tensor(affine))
 
 
 class ToNatived(MapTransform):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from monai.utils import look_up_option
 from monai_lcs.atlas import ALIGNMENTS
 from monai_lcs.files import write_atomically
 from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
-from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.labels import is_integer
+from monai_lcs.networks import LabelConditionedUNet, check_halo
 
 __all__ = ["Settings", "make_network", "on_device"]
+
+MIN_MM, MAX_MM = 0.1, 20.0  # voxel sizes at which a network could work; beyond them memory or anatomy ends
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Settings:
         fused: whether further atlases voted in training.
 
     Raises:
-        ValueError: for an unknown ``align``, or a voxel size that is not positive.
+        ValueError: for an unknown ``align`` and for numbers that make no sense: NaN, negative, not as many as needed.
 
     Example:
         >>> Settings(align="affine").to_dict()["align"], Settings.from_dict({"align": "affine"}).align
@@ -63,8 +67,17 @@ class Settings:
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         look_up_option(self.align, ALIGNMENTS)
-        if len(self.spacing) != 3 or not all(mm > 0 for mm in self.spacing):
-            raise ValueError(f"`spacing` must be three voxel sizes > 0 in mm, got {self.spacing}.")
+        if not _numbers(self.spacing, 3) or not all(MIN_MM <= mm <= MAX_MM for mm in self.spacing):
+            raise ValueError(
+                f"`spacing` must be three voxel sizes in mm from {MIN_MM} to {MAX_MM}, got {self.spacing!r}."
+            )
+        if not _numbers(self.channels) or len(self.channels) < 2 or not all(is_integer(n) for n in self.channels):
+            raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
+        if self.margin_mm is not None and not (_numbers([self.margin_mm]) and self.margin_mm >= 0):
+            raise ValueError(f"`margin_mm` must be >= 0 or None, got {self.margin_mm!r}.")
+        if not _numbers([self.prior_logit]):
+            raise ValueError(f"`prior_logit` must be a number, got {self.prior_logit!r}.")
+        check_halo(self.halo)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -116,6 +129,13 @@ class Settings:
     def label_boxes(self) -> LabelBoxInferer:
         """The inferer to train with."""
         return LabelBoxInferer(margin_mm=self.margin_mm, halo=self.halo)
+
+
+def _numbers(values: Any, count: int | None = None) -> bool:
+    """Whether something is a list of finite numbers."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or (count is not None and len(values) != count):
+        return False
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
 
 
 def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:

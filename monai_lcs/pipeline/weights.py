@@ -63,6 +63,9 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
             f"The weights in {path} are another network's, {wrong[0]} has the shape {found.get(wrong[0])} instead of"
             f" {expected.get(wrong[0])}: give the --channels, --conditioning and --norm it was trained with."
         )
+    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"The weights in {path} are NaN or infinite, {broken[0]} first: their training failed.")
     bare.load_state_dict(state)
 
 
