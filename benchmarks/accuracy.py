@@ -1,10 +1,11 @@
-"""Accuracy on real scans: every row of the tables in docs/benchmarks.md, by name.
+"""Measures the accuracy on real scans: every row of the tables in docs/benchmarks.md, by name.
 
     python benchmarks/accuracy.py OUT --data DATA --rows "best LCS" "deformable registration"
 
-A row is a training of the bundle (where it has one) and an evaluation of it on the test scans, both by overrides. What
-is done is not done again, an interrupted training goes on: run the same command once more. OUT/accuracy.md and .tsv
-hold the table of all rows that are done, OUT/ROW/eval/dice.tsv the Dice of each label in each scan.
+A row trains the bundle (where it needs a training) and evaluates it on the test scans, both by overrides. Rows that are
+done are not done again, and an interrupted training goes on: run the same command once more. OUT/accuracy.md and .tsv
+hold the table of all rows that are done, OUT/ROW/eval/dice.tsv the Dice of each label in each scan. All rows share the
+alignments in OUT/cache.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from monai_lcs import Atlas, shipped_weights
+from monai_lcs.pipeline import bundle_folder
+
 HERE = Path(__file__).resolve().parent
-BUNDLE = HERE.parent / "bundles/whole_brain_lcs_segmentation"
 ATLAS_LABELS = "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}"
 MULTI_CHANNEL = "{'_target_': 'multi_channel.MultiChannelInferer', 'labels': '@label_ids', 'upsample': '@upsample'}"
 NARROW = ("--channels", "[8,16,32,64]")  # the width of every network
@@ -33,8 +36,9 @@ BEST = (*DEFORMABLE, "--labels_per_image", "16")
 FINER = ("--spacing", "[1.5,1.5,1.5]")  # than in training; chosen on the validation scan
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
-CARRIED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
+PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
 LEFT_OUT = 5  # every fifth label is never trained in the row "a fifth left out"
+FIRST_GYRUS = 100  # the smallest id of a gyrus in labels.csv
 LOBES = {  # the first word after the side, as labels.csv abbreviates the gyri
     "frontal": "AOrG FO FRP GRe IFG IOrG LOrG MFC MFG MOrG MPrG MSFG OFC OpIFG OrIFG POrG PrG SCA SFG SMC TrIFG CO",
     "parietal": "AnG MPoG PCu PO PoG SMG SPL",
@@ -54,16 +58,16 @@ class Row:
     evaluate: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
     coarse: str | None = None  # which labels are trained: see coarse_labels
-    fused: bool = False  # the training scans vote as atlases as well
+    fused: bool = False  # the training scans vote beside the atlas
     mni: bool = False  # the atlas is the average brain that comes with pip packages, not a scan of the study
-    weights: Path | None = None  # instead of a training
+    weights: Path | None = None  # used instead of a training
     study: str = "malc2012"  # or "hippocampus"
 
 
 ROWS = {
-    "affine alignment": Row(evaluate=(*CARRIED, "--align", "affine")),
-    "deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable")),
-    "deformable registration, 9 atlases": Row(evaluate=(*CARRIED, "--align", "deformable"), fused=True),
+    "affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine")),
+    "deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable")),
+    "deformable registration, 9 atlases": Row(evaluate=(*PROPAGATED, "--align", "deformable"), fused=True),
     "multi-channel U-Net": Row(
         epochs=100,
         evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
@@ -77,11 +81,11 @@ ROWS = {
     "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
     "gyri merged into lobes": Row(epochs=40, train=BEST, evaluate=FINER, coarse="lobes", fused=True),
     "a fifth left out": Row(epochs=40, train=BEST, evaluate=FINER, coarse="left out", fused=True),
-    "MNI atlas, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), mni=True),
-    "MNI atlas, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), mni=True),
-    "MNI atlas, shipped weights": Row(train=DEFORMABLE, evaluate=FINER, weights=BUNDLE / "models/model.pt", mni=True),
-    "hippocampus, affine alignment": Row(evaluate=(*CARRIED, "--align", "affine"), study="hippocampus"),
-    "hippocampus, deformable registration": Row(evaluate=(*CARRIED, "--align", "deformable"), study="hippocampus"),
+    "MNI atlas, affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine"), mni=True),
+    "MNI atlas, deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable"), mni=True),
+    "MNI atlas, shipped weights": Row(evaluate=FINER, weights=shipped_weights(), mni=True),
+    "hippocampus, affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine"), study="hippocampus"),
+    "hippocampus, deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable"), study="hippocampus"),
     "hippocampus, LCS": Row(epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus"),
     "hippocampus, trained as one label": Row(
         epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus", coarse="one"
@@ -95,28 +99,44 @@ def coarse_labels(kind: str, table: pd.DataFrame) -> dict[str, list[int]]:
     Args:
         kind: ``"sides"``: left and right of each structure together; ``"lobes"``: the gyri of a lobe and a side
             together; ``"left out"``: four labels of five, each by itself; ``"one"``: all together.
-        table: ids and names, the present labels of labels.csv.
+        table: ids and names of the labels that the atlas has.
     """
     if kind == "one":
         return {"all": table.id.tolist()}
     if kind == "left out":
-        kept = [i for i in range(len(table)) if i % LEFT_OUT != LEFT_OUT - 1]
-        return {table.name[i]: [int(table.id[i])] for i in kept}
-    lobe_of = {gyrus: lobe for lobe, gyri in LOBES.items() for gyrus in gyri.split()}
+        kept = table.drop(index=table.index[LEFT_OUT - 1 :: LEFT_OUT])
+        return {name: [int(label)] for label, name in zip(kept.id, kept.name, strict=True)}
+    name_of = structure_of if kind == "sides" else lobe_of
     groups: dict[str, list[int]] = {}
     for label, name in zip(table.id, table.name, strict=True):
-        side, _, structure = name.partition(" ") if name.startswith(("Left", "Right")) else ("", "", name)
-        gyrus = structure.split()[0]
-        lobe = lobe_of.get(gyrus) if label >= 100 else None
-        group = structure.strip() if kind == "sides" else f"{side} {lobe or structure}".strip()
-        groups.setdefault(group, []).append(int(label))
+        groups.setdefault(name_of(int(label), name), []).append(int(label))
     return groups
 
 
+def split_side(name: str) -> tuple[str, str]:
+    """``"Left"``, ``"Right"`` or nothing, and the rest of a label's name."""
+    side, _, structure = name.partition(" ") if name.startswith(("Left", "Right")) else ("", "", name)
+    return side, structure
+
+
+def structure_of(label: int, name: str) -> str:
+    """The name of a label without its side."""
+    return split_side(name)[1].strip()
+
+
+def lobe_of(label: int, name: str) -> str:
+    """The side and lobe of a gyrus; the name of any other label."""
+    side, structure = split_side(name)
+    gyrus = structure.split()[0]
+    lobe = next((lobe for lobe, gyri in LOBES.items() if gyrus in gyri.split()), structure)
+    return f"{side} {lobe if label >= FIRST_GYRUS else structure}".strip()
+
+
 def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:
-    """``python -m monai.bundle run``; what it prints goes to the end of ``log``."""
-    paths = [str(BUNDLE / "configs" / c) if (BUNDLE / "configs" / c).exists() else str(HERE / c) for c in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(BUNDLE), "--config_file", str(paths)]
+    """Run ``python -m monai.bundle run``; what it prints goes to the end of ``log``."""
+    bundle = bundle_folder()
+    paths = [str(folder / c) for c in configs for folder in (bundle / "configs", HERE) if (folder / c).is_file()]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle), "--config_file", str(paths)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     with log.open("a") as file:
         done = subprocess.run([*command, *overrides], stdout=file, stderr=subprocess.STDOUT, env=environment)
@@ -140,39 +160,6 @@ def mni_atlas(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def cached(row: Row, out: Path) -> list[str]:
-    """Keep what is aligned on disk, for the rows that align in the same way.
-
-    Nothing notices a change of the code or of the bundle's defaults: take a new folder after one.
-    """
-    folder = out / "cache" / alignment(row, row.train)
-    return [
-        *("--train#dataset", kept("@train_cases", "@train#preprocessing", folder / "train")),
-        *("--validate#dataset", kept("@val_cases", "@validate#preprocessing", folder / "validate")),
-    ]
-
-
-def alignment(row: Row, overrides: Sequence[str]) -> str:
-    """Name of the folder for what is aligned with these settings of the row."""
-    settings = dict(zip(overrides[::2], overrides[1::2], strict=True))
-    parts = (settings.get(f"--{key}", "default") for key in ("align", "margin_mm", "spacing"))
-    name = "_".join([row.study, *parts, "MNI" if row.mni else "scan", "fused" if row.fused else "alone"])
-    return re.sub(r"[^\w.]+", "-", name)
-
-
-def kept(cases: str, transform: str, folder: Path) -> str:
-    """Override of a dataset that keeps on disk what is not random."""
-    dataset = {
-        "_target_": "monai.data.PersistentDataset",
-        "data": cases,
-        "transform": transform,
-        "cache_dir": str(folder),
-        "track_meta": True,  # boxes grow by mm, so the voxel size must be kept
-        "weights_only": False,
-    }
-    return str(dataset)
-
-
 def do(name: str, args: argparse.Namespace) -> None:
     """Train and evaluate a row, or what is left to do of it."""
     folder = folder_of(name, args.out)
@@ -185,17 +172,18 @@ def do(name: str, args: argparse.Namespace) -> None:
 
 
 def folder_of(name: str, out: Path) -> Path:
-    """Where the model, the log and the results of a row are."""
+    """The folder of a row's model, log and results."""
     return out / name.replace(",", "").replace(" ", "_")
 
 
 def study_of(row: Row, args: argparse.Namespace, split: Path | None = None) -> list[str]:
-    """Overrides that say which scans, labels and atlases; ``split`` instead of the study's own datalist."""
+    """Overrides that name scans, labels and atlases; ``split`` is used instead of the study's own datalist."""
     data, atlas_file, own_split = args.data.resolve() / row.study, ATLASES[row.study], HERE / f"splits/{row.study}.json"
     atlas = mni_atlas(args.out / "mni") if row.mni else (data / "images" / atlas_file, data / "labels" / atlas_file)
     overrides = ["--dataset_dir", str(data), "--datalist", str(split or own_split)]
     overrides += ["--label_table", str(label_table(data)), "--device", args.device]
     overrides += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1])]
+    overrides += ["--cache_dir", str(args.out.resolve() / "cache")]
     if row.fused:
         overrides += ["--atlases_dir", str(data), "--atlases_datalist", str(own_split)]
     return overrides
@@ -208,7 +196,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
     if last >= row.epochs:
         return
-    overrides = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train, *cached(row, args.out)]
+    overrides = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train]
     if row.coarse:
         overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
@@ -232,7 +220,7 @@ def segment(name: str, args: argparse.Namespace, result: Path, split: Path | Non
 
 
 def log_of(name: str, out: Path) -> Path:
-    """What the runs of a row print."""
+    """The file that keeps what the runs of a row print."""
     return folder_of(name, out) / "log.txt"
 
 
@@ -240,9 +228,8 @@ def inference(name: str, args: argparse.Namespace, result: Path, split: Path | N
     """Overrides of a row's inference."""
     row = ROWS[name]
     checkpoint = folder_of(name, args.out) / "model/model.pt" if row.epochs else row.weights or ""
-    aligned = args.out / "cache" / alignment(row, row.train + row.evaluate) / "test"
     overrides = ["--checkpoint", str(checkpoint), "--output_dir", str(result), *row.evaluate]
-    return [*study_of(row, args, split), *overrides, "--dataset", kept("@cases", "@preprocessing", aligned)]
+    return [*study_of(row, args, split), *overrides]
 
 
 def label_table(data: Path) -> Path:
@@ -253,45 +240,46 @@ def label_table(data: Path) -> Path:
 
 def label_names(data: Path) -> pd.DataFrame:
     """Columns id and name of the labels that the atlas of the study has."""
-    from monai_lcs.bundle import ask_labels, read_table
-
-    atlas = str(data / "labels" / ATLASES[data.name])
-    table = read_table(str(label_table(data)), atlas)
-    ids = ask_labels(table, None, atlas)
-    return pd.DataFrame({"id": ids, "name": [table[label].name for label in ids]})
+    file = ATLASES[data.name]
+    atlas = Atlas.read(data / "images" / file, data / "labels" / file, label_table(data))
+    return pd.DataFrame({"id": atlas.ids, "name": [atlas.table[label].name for label in atlas.ids]})
 
 
 def summary(args: argparse.Namespace) -> pd.DataFrame:
-    """All rows that are done."""
+    """The table of all rows that are done."""
     left_out = label_names(args.data / "malc2012").id[LEFT_OUT - 1 :: LEFT_OUT]
-    lines = []
-    for name, row in ROWS.items():
-        folder = folder_of(name, args.out)
-        if not (folder / "eval/dice.tsv").is_file():
-            continue
-        dice = pd.read_csv(folder / "eval/dice.tsv", sep="\t", na_values="n/a")
-        everywhere = dice.groupby("id").dice.count() == dice.case.nunique()  # labels that all subjects have
-        dice = dice[dice.id.isin(everywhere.index[everywhere])]
-        cases = dice.groupby("case").dice.mean()
-        log = (folder / "log.txt").read_text()
-        split = json.loads((HERE / f"splits/{row.study}.json").read_text())
-        unseen = dice.id.isin(left_out) if row.study == "malc2012" else dice.id.isna()
-        seconds = folder / "seconds.txt"
-        lines.append(
-            {
-                "row": name,
-                "Dice": cases.mean(),
-                "worst scan": cases.min(),
-                "best scan": cases.max(),
-                "four fifths": dice[~unseen].dice.mean(),
-                "other fifth": dice[unseen].dice.mean(),
-                "labels": dice.id.nunique(),
-                "steps": row.epochs * len(split["training"]) or "",
-                "minutes": sum(map(float, seconds.read_text().split())) / 60 if seconds.is_file() else "",
-                "best validation": max(map(float, re.findall(r"val_mean_dice=([0-9.]+)", log)), default=""),
-            }
-        )
-    return pd.DataFrame(lines)
+    done = [name for name in ROWS if (folder_of(name, args.out) / "eval/dice.tsv").is_file()]
+    return pd.DataFrame([{"row": name, **scores(name, args, left_out), **effort(name, args)} for name in done])
+
+
+def scores(name: str, args: argparse.Namespace, left_out: pd.Series) -> dict[str, float]:
+    """The Dice of a row over the labels that all test scans have; ``left_out`` are the ids of the other fifth."""
+    dice = pd.read_csv(folder_of(name, args.out) / "eval/dice.tsv", sep="\t", na_values="n/a")
+    everywhere = dice.groupby("id").dice.count() == dice.case.nunique()
+    dice = dice[dice.id.isin(everywhere.index[everywhere])]
+    cases = dice.groupby("case").dice.mean()
+    unseen = dice.id.isin(left_out) if ROWS[name].study == "malc2012" else dice.id.isna()
+    return {
+        "Dice": cases.mean(),
+        "worst scan": cases.min(),
+        "best scan": cases.max(),
+        "four fifths": dice[~unseen].dice.mean(),
+        "other fifth": dice[unseen].dice.mean(),
+        "labels": dice.id.nunique(),
+    }
+
+
+def effort(name: str, args: argparse.Namespace) -> dict[str, float | str]:
+    """Steps, minutes and best validation of a row's training; empty texts where it has none."""
+    row, folder = ROWS[name], folder_of(name, args.out)
+    split = json.loads((HERE / f"splits/{row.study}.json").read_text())
+    seconds = folder / "seconds.txt"
+    validations = re.findall(r"val_mean_dice=([0-9.]+)", (folder / "log.txt").read_text())
+    return {
+        "steps": row.epochs * len(split["training"]) or "",
+        "minutes": sum(map(float, seconds.read_text().split())) / 60 if seconds.is_file() else "",
+        "best validation": max(map(float, validations), default=""),
+    }
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Seconds, memory and agreement of label conditioned inference beside its rivals, by the number of labels.
+"""Measures seconds, memory and agreement of label conditioned inference and its rivals, by the number of labels.
 
     python benchmarks/inference.py OUT [--data MALC2012] [--counts 1 10 133 1000]
 
-One volume of 160x208x160 voxels at 1 mm is segmented by each contender in turn, each in a fresh process, with random
-weights (time and memory do not depend on them) or those of ``--weights``. The volume is a scan of ``--data`` with the
-affinely aligned atlas, else a phantom of blobs. Numbers of labels are made by cutting or merging labels: the
-foreground stays the same. OUT gets ``inference.tsv``, ``inference.md`` (what is printed) and ``inference.svg``.
+Each contender segments one volume of 160x208x160 voxels at 1 mm, in a fresh process, with random weights (time and
+memory do not depend on them) or those of ``--weights``. The volume is a scan of ``--data`` with the affinely aligned
+atlas, else a phantom of blobs. Labels are cut or merged until there are as many as asked for: the foreground stays the
+same. OUT gets ``inference.tsv``, ``inference.md`` (what is printed) and ``inference.svg``.
 
 - naive: the whole network once per label through MONAI's SlidingWindowInferer, measured on 4 of 133 labels and scaled
 - multi-channel: the same backbone with one channel per label, SlidingWindowInferer and argmax
@@ -27,7 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,33 +38,30 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import (
-    Compose,
-    LoadImaged,
-    Orientationd,
-    ResizeWithPadOrCropd,
-    ScaleIntensityRangePercentilesd,
-    Spacingd,
-)
+from monai.transforms import ResizeWithPadOrCrop
 from monai.utils import set_determinism
 from tqdm import tqdm
 
-from monai_lcs.boxes import grow_box, label_boxes, split_box, unshift
+from monai_lcs import Atlas, Settings
 from monai_lcs.inferers import LabelSweepInferer
-from monai_lcs.networks import LabelConditionedUNet
-from monai_lcs.transforms import AddAtlasd, AlignAtlasd
+from monai_lcs.inferers.margin import label_parts, margin_voxels
+from monai_lcs.pipeline import Preprocessing, load_weights, make_network, on_device
+from monai_lcs.pipeline.preprocessing import NETWORK_KEYS
 
 LABELS = 133  # of the 138 that every scan of malc2012 has, the largest
 NAIVE_LABELS = 4  # measured, then scaled
 AT_MOST = {"sweep, halo 1": LABELS, "sweep, exact halo": LABELS}  # with more labels they take many minutes
-INSTANCE = ("instance", {"affine": True})
-SWEEPS = {  # conditioning, norm, halo
-    "sweep, shared decoder": ("shared", INSTANCE, "exact"),
-    "sweep, halo 0": ("bottleneck", "batch", 0),
-    "sweep, halo 1": ("bottleneck", "batch", 1),
-    "sweep, exact halo": ("bottleneck", "batch", "exact"),
+BY_LABEL = ("bottleneck", "multiscale")  # networks that decode label by label, as the naive sweep needs
+PAPER = {"conditioning": "bottleneck", "norm": "batch", "prior_logit": 0.0}
+SWEEPS = {  # what differs from the package's settings
+    "sweep, shared decoder": {"conditioning": "shared", "prior_logit": 0.0, "halo": "exact"},
+    "sweep, halo 0": {**PAPER, "halo": 0},
+    "sweep, halo 1": {**PAPER, "halo": 1},
+    "sweep, exact halo": {**PAPER, "halo": "exact"},
 }
 CONTENDERS = ("naive", "multi-channel", *SWEEPS)
+
+Row = dict[str, Any]
 
 
 def make_volume(data: Path | None, case: str, atlas: str, spacing: float) -> np.ndarray:
@@ -69,23 +69,19 @@ def make_volume(data: Path | None, case: str, atlas: str, spacing: float) -> np.
     shape = [round(size / spacing) for size in (160, 208, 160)]
     if data is None:
         return phantom(shape)
-    keys = ["image", "atlas_image", "atlas_label"]
-    transform = Compose(
-        [
-            AddAtlasd(str(data / f"images/{atlas}.nii.gz"), str(data / f"labels/{atlas}.nii.gz")),
-            LoadImaged(keys, ensure_channel_first=True),
-            Orientationd("image", axcodes="RAS", labels=None),
-            Spacingd("image", pixdim=[spacing] * 3),
-            AlignAtlasd("image", mode="affine"),
-            ScaleIntensityRangePercentilesd(keys[:2], 0.5, 99.5, 0.0, 1.0, clip=True),
-            ResizeWithPadOrCropd(keys, shape),
-        ]
-    )
-    sample = transform({"image": str(data / f"images/{case}.nii.gz")})
-    volume = np.concatenate([np.asarray(sample[key], dtype=np.float32) for key in keys])
+    settings = Settings(align="affine", spacing=[spacing] * 3, margin_mm=None)
+    preprocessing = Preprocessing(Atlas.read(*files(data, atlas)), settings)
+    sample = preprocessing({"image": files(data, case)[0]})
+    fit = ResizeWithPadOrCrop(shape)
+    volume = np.concatenate([np.asarray(fit(sample[key]), dtype=np.float32) for key in NETWORK_KEYS])
     ids, counts = np.unique(volume[2][volume[2] > 0], return_counts=True)
     volume[2] = np.where(np.isin(volume[2], ids[np.argsort(counts)[-LABELS:]]), volume[2], 0)
     return volume
+
+
+def files(data: Path, case: str) -> tuple[Path, Path]:
+    """Image and label map of a case."""
+    return data / f"images/{case}.nii.gz", data / f"labels/{case}.nii.gz"
 
 
 def phantom(shape: list[int]) -> np.ndarray:
@@ -121,23 +117,27 @@ def recut(label_map: np.ndarray, count: int) -> np.ndarray:
     return cut
 
 
-def network(conditioning: str | None, norm, args: argparse.Namespace, out_channels: int = 1) -> LabelConditionedUNet:
-    """The contender's network, ready to segment."""
+def settings_of(contender: str, args: argparse.Namespace) -> Settings:
+    """The settings of a contender: the paper's or, with ``--weights``, theirs; the shared decoder's are its own."""
+    given: dict[str, Any] = SWEEPS.get(contender, PAPER)
+    if args.weights and given["conditioning"] in BY_LABEL:
+        return replace(Settings.of_weights(args.weights), margin_mm=args.margin_mm, halo=given.get("halo", 0))
+    widths = [args.width * 2**level for level in range(5)]
+    return Settings(**{"channels": widths, "margin_mm": args.margin_mm, **given})
+
+
+def network(settings: Settings, args: argparse.Namespace, **options: Any) -> torch.nn.Module:
+    """A contender's network, ready to segment."""
     set_determinism(0)
-    channels = [args.width * 2**i for i in range(5)]
-    trained = args.weights is not None and conditioning == "bottleneck"
-    prior_logit = json.loads(Path(args.weights).with_suffix(".json").read_text())["prior_logit"] if trained else 0.0
-    net = LabelConditionedUNet(3, 1, 1, channels, conditioning, out_channels, norm=norm, prior_logit=prior_logit)
-    if trained:
-        state = torch.load(args.weights, map_location="cpu", weights_only=True)
-        net.load_state_dict(state.get("model", state))
-    memory_format = torch.channels_last_3d if args.device == "cpu" else torch.preserve_format
-    return net.to(args.device, memory_format=memory_format).eval()
+    net = make_network(settings, **options)
+    if args.weights and settings.conditioning in BY_LABEL:
+        load_weights(args.weights, net)
+    return on_device(net, args.device).eval()
 
 
 def naive(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int, dict[str, np.ndarray]]:
     """Seconds for all labels, scaled, and the logits of those that were measured."""
-    net = network("bottleneck", "batch", args)
+    net = network(settings_of("naive", args), args)
     window = SlidingWindowInferer(args.roi, sw_batch_size=1, overlap=args.overlap)
     ids = present(volume)
     chosen = ids[:: max(len(ids) // NAIVE_LABELS, 1)][:NAIVE_LABELS]
@@ -152,7 +152,7 @@ def naive(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int, d
 
 def multi_channel(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int]:
     """Seconds and bytes for one channel per label."""
-    net = network(None, "batch", args, out_channels=args.count)
+    net = network(replace(settings_of("multi-channel", args), conditioning=None), args, out_channels=args.count)
     window = SlidingWindowInferer(args.roi, sw_batch_size=1, overlap=args.overlap)
     reset_peak(args.device)
     start = time.perf_counter()
@@ -162,43 +162,42 @@ def multi_channel(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float
 
 def sweep(volume: torch.Tensor, args: argparse.Namespace) -> tuple[float, int, np.ndarray]:
     """Seconds and bytes of the sweep over all labels, and the label map."""
-    conditioning, norm, halo = SWEEPS[args.contender]
-    net = network(conditioning, norm, args)
-    inferer = LabelSweepInferer(None, args.roi, args.overlap, margin_mm=args.margin_mm, halo=halo, progress=True)
-    inputs = MetaTensor(volume[None], affine=torch.diag(torch.tensor([*[args.spacing] * 3, 1.0])))
+    settings = settings_of(args.contender, args)
+    net = network(settings, args)
+    inferer = settings.label_sweep(roi_size=args.roi, overlap=args.overlap, progress=True)
+    inputs = as_input(volume, args)
     reset_peak(args.device)
     start = time.perf_counter()
     label_map = inferer(inputs, net)
     return seconds_since(start, args.device), peak(args.device), label_map[0, 0].cpu().numpy()
 
 
-def agreement(volume: torch.Tensor, args: argparse.Namespace, expected: dict[str, np.ndarray]) -> dict[str, float]:
-    """How the sweep's answers for a few labels differ, inside their boxes, from those without boxes."""
-    conditioning, norm, halo = SWEEPS[args.contender]
-    net = network(conditioning, norm, args)
-    margin = [math.ceil(args.margin_mm / args.spacing)] * 3
-    inputs = MetaTensor(volume[None], affine=torch.diag(torch.tensor([*[args.spacing] * 3, 1.0])))
-    chosen = [int(label) for label in expected]
+def as_input(volume: torch.Tensor, args: argparse.Namespace) -> MetaTensor:
+    """The volume as a batch of one, with its voxel size."""
+    return MetaTensor(volume[None], affine=torch.diag(torch.tensor([*[args.spacing] * 3, 1.0])))
 
-    def probabilities(**kwargs) -> dict[int, torch.Tensor]:
+
+def agreement(volume: torch.Tensor, args: argparse.Namespace, expected: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Compare the sweep's answers for a few labels, inside their boxes, with those without boxes."""
+    settings = settings_of(args.contender, args)
+    net, inputs = network(settings, args), as_input(volume, args)
+    chosen = [int(label) for label in expected]
+    options: dict[str, Any] = {"labels": chosen, "roi_size": args.roi, "overlap": args.overlap}
+
+    def probabilities(make: Callable[..., LabelSweepInferer]) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
-        keep = lambda _, label, p: found.setdefault(label, p[0].cpu())  # noqa: E731
-        LabelSweepInferer(chosen, args.roi, args.overlap, on_label=keep, **kwargs)(inputs, net)
+        make(on_label=lambda _, label, p: found.setdefault(label, p[0].cpu()), **options)(inputs, net)
         return found
 
-    found = probabilities(margin_mm=args.margin_mm, halo=halo)
-    if conditioning == "bottleneck":
+    found = probabilities(settings.label_sweep)
+    if settings.conditioning in BY_LABEL:
         scores = {int(label): torch.sigmoid(torch.from_numpy(x)) for label, x in expected.items()}
     else:  # another network than the naive sweep's: compare with itself without boxes
-        scores = probabilities()
+        scores = probabilities(LabelSweepInferer)
     differ = voxels = 0
     largest = 0.0
     for label in chosen:
-        mask = volume[2].cpu() == label
-        box = label_boxes(mask.int())[1]
-        inside = torch.zeros_like(mask)
-        for part in split_box(mask[box], margin):
-            inside[grow_box(unshift(part, box), margin, mask.shape)] = True
+        inside = in_boxes(volume[2].cpu(), label, margin_voxels(args.margin_mm, inputs))
         ours, theirs = found[label][inside], scores[label][inside]
         differ += int(((ours > 0.5) != (theirs > 0.5)).sum())
         largest = max(largest, float((ours - theirs).abs().max()))
@@ -206,11 +205,21 @@ def agreement(volume: torch.Tensor, args: argparse.Namespace, expected: dict[str
     return {"differ": differ / voxels, "score": largest}
 
 
+def in_boxes(label_map: torch.Tensor, label: int, margin: list[int]) -> torch.Tensor:
+    """Mask of the boxes in which a label is decoded."""
+    inside = torch.zeros_like(label_map, dtype=torch.bool)
+    for part in label_parts(label_map.int(), {label: (label,)}, margin):
+        inside[part.box] = True
+    return inside
+
+
 def present(volume: torch.Tensor) -> list[int]:
+    """The ids in the atlas label map."""
     return [int(i) for i in torch.unique(volume[2]) if i > 0]
 
 
 def seconds_since(start: float, device: str) -> float:
+    """Seconds until all work on the device is done."""
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - start
@@ -237,6 +246,7 @@ def peak(device: str) -> int:
 
 
 def _high_water() -> int:
+    """The largest memory of this process in bytes, since it was cleared where the system can do that."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -244,7 +254,7 @@ def _high_water() -> int:
 
 
 def work(args: argparse.Namespace) -> None:
-    """One contender, one number of labels, in this process; the result is the last line of output."""
+    """Measure one contender with one number of labels in this process; the result is the last line of output."""
     torch.set_grad_enabled(False)
     volume = torch.from_numpy(np.load(args.volume)).to(args.device)
     saved = Path(args.volume).with_name(f"naive_{args.count}.npz")
@@ -267,48 +277,61 @@ def work(args: argparse.Namespace) -> None:
 
 
 def too_large(contender: str, count: int, voxels: int) -> bool:
-    """Whether one float volume per label does not fit into three quarters of the memory."""
+    """Tell whether one float volume per label does not fit into three quarters of the memory."""
     pages = Path("/proc/meminfo").read_text().split()[1] if Path("/proc/meminfo").exists() else 2**24
     return contender == "multi-channel" and count * voxels * 4 > 0.75 * 1024 * int(pages)
 
 
 def run(args: argparse.Namespace, folder: Path) -> pd.DataFrame:
-    """Every contender with every number of labels, in turn."""
+    """Measure every contender with every number of labels, in turn."""
     volume = make_volume(args.data, args.case, args.atlas, args.spacing)
-    rows = []
+    rows: list[Row] = []
     with tqdm(total=len(args.counts) * len(args.contenders), desc="contenders") as bar:
         for count in args.counts:
             np.save(folder / f"volume_{count}.npy", np.stack([*volume[:2], recut(volume[2], count)]))
             for contender in args.contenders:
                 bar.set_postfix_str(f"{contender}, {count} labels")
-                if count > AT_MOST.get(contender, count):
-                    rows.append({"contender": contender, "labels": count, "note": "not run: slow"})
-                elif too_large(contender, count, volume[0].size):
-                    needed = count * volume[0].size * 4 / 2**30
-                    rows.append({"contender": contender, "labels": count, "GiB": needed, "note": "not run: too large"})
-                elif contender == "naive" and count != LABELS:
-                    rows.append({"contender": contender, "labels": count, "note": f"scaled from {LABELS} labels"})
-                else:
-                    options = ["--contender", contender, "--count", count, "--volume", folder / f"volume_{count}.npy"]
-                    command = [sys.executable, __file__, *sys.argv[1:], *map(str, options)]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                    rows.append(json.loads(done.stdout.splitlines()[-1]))
-                    if contender == "naive":
-                        rows[-1]["note"] = f"{NAIVE_LABELS} labels measured"
-                if args.weights and contender == "sweep, exact halo" and "seconds" in rows[-1]:
+                skipped = skip(contender, count, volume[0].size)
+                rows.append(skipped or measure(contender, count, folder))
+                if args.weights and contender == "sweep, exact halo" and not skipped:
                     compare_maps(rows, folder, count)
                 pd.DataFrame(rows).to_csv(args.out / "inference.tsv", sep="\t", index=False)
                 bar.update()
-    table = pd.DataFrame(rows)
+    return scale_naive(pd.DataFrame(rows))
+
+
+def skip(contender: str, count: int, voxels: int) -> Row | None:
+    """The row of a contender that is not measured, with the reason; ``None`` for one that is."""
+    row: Row = {"contender": contender, "labels": count}
+    if count > AT_MOST.get(contender, count):
+        return {**row, "note": "not run: slow"}
+    if too_large(contender, count, voxels):
+        return {**row, "GiB": count * voxels * 4 / 2**30, "note": "not run: too large"}
+    if contender == "naive" and count != LABELS:
+        return {**row, "note": f"scaled from {LABELS} labels"}
+    return None
+
+
+def measure(contender: str, count: int, folder: Path) -> Row:
+    """The row of a contender, measured in a process of its own."""
+    options = ["--contender", contender, "--count", str(count), "--volume", str(folder / f"volume_{count}.npy")]
+    command = [sys.executable, __file__, *sys.argv[1:], *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return {**row, "note": f"{NAIVE_LABELS} labels measured"} if contender == "naive" else row
+
+
+def scale_naive(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the naive sweep for all numbers of labels: every label costs the same."""
     naive = table["contender"] == "naive"
     measured = table[naive & (table["labels"] == LABELS)]
-    if len(measured):  # every label costs the same
+    if len(measured):
         table.loc[naive, "seconds"] = measured["seconds"].item() / LABELS * table["labels"][naive]
         table.loc[naive, "GiB"] = measured["GiB"].item()
     return table
 
 
-def compare_maps(rows: list[dict], folder: Path, count: int) -> None:
+def compare_maps(rows: list[Row], folder: Path, count: int) -> None:
     """Add to the rows of a smaller halo the share of the labeled voxels whose label differs from the exact halo's."""
     exact = np.load(folder / f"sweep, exact halo_{count}.npy")
     for row in rows:
@@ -366,6 +389,7 @@ def markdown(table: pd.DataFrame, decimals: dict[str, str]) -> str:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="where the results go")
     parser.add_argument("--data", type=Path, help="folder of malc2012; a phantom without it")
@@ -376,11 +400,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 133, 1000], help="numbers of labels")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--width", type=int, help="of the first level; 16 on a CPU, 32 on a GPU by default")
+    parser.add_argument("--width", type=int, help="of the first level; 16 on a CPU, 32 on a GPU")
     parser.add_argument("--roi", type=int, nargs=3, default=[64, 80, 64], help="window in voxels")
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--margin_mm", type=float, default=10.0)
-    parser.add_argument("--weights", help="of the paper's network, for the agreement")
+    parser.add_argument("--weights", help="of a network that decodes label by label, for the agreement")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
@@ -391,6 +415,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure, then write the tables and the figure; or one measurement, in a process that was started for it."""
     args = parse()
     if args.contender:
         work(args)

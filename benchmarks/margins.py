@@ -84,10 +84,10 @@ def measure(
 ) -> tuple[list[dict], list[dict]]:
     """Rows of one case: for each margin and label its share, and for each margin the decoded volumes."""
     pairs, decoded = [], []
-    found = label_boxes(propagated[0].as_tensor())
+    found = label_boxes(propagated.as_tensor()[0])
     for margin in margins:
         boxes = grow_boxes(found, margin, propagated)
-        inside = shares(true[0].as_tensor().int(), boxes)
+        inside = shares(true.as_tensor()[0].int(), boxes)
         pairs += [{"margin_mm": margin, "case": case, "label": i, "share": share} for i, share in inside.items()]
         decoded.append({"margin_mm": margin, "case": case, "volumes": box_volumes(boxes.values(), propagated)})
     return pairs, decoded
