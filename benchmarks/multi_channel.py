@@ -1,6 +1,7 @@
-"""One channel per label: the baseline that label conditioning is measured against."""
+"""The multi-channel U-Net, with one channel per label: the baseline that label conditioning is measured against."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -20,20 +21,23 @@ class MultiChannelInferer(Inferer):
         self.ids = None if labels is None else torch.tensor([0, *labels], dtype=torch.int32)
         self.upsample = upsample
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args, **kwargs) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits ``(B, C, *spatial)`` or ids ``(B, 1, *finer)``, of the first channel of ``inputs``."""
-        logits = network(inputs[:, :1])
+        logits = network(inputs.as_subclass(torch.Tensor)[:, :1])  # metadata cost time at every layer
         if self.ids is None:
             return logits
-        probabilities = logits.as_subclass(torch.Tensor).softmax(dim=1)
+        channel = self._best_channel(logits.softmax(dim=1))
+        result = MetaTensor(self.ids.to(channel.device)[channel], meta=inputs.meta)
+        result.affine = inputs.affine / torch.tensor([*[self.upsample] * 3, 1])
+        return result
+
+    def _best_channel(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """The channel with the highest probability on the finer grid, ``(B, 1, *finer)``."""
         fine = [(size - 1) * self.upsample + 1 for size in probabilities.shape[2:]]
-        best = probabilities.new_zeros(len(inputs), 1, *fine)
+        best = probabilities.new_zeros(len(probabilities), 1, *fine)
         channel = torch.zeros_like(best, dtype=torch.int64)
-        for k in range(len(self.ids)):  # one at a time: all of them on the finer grid would not fit
+        for k in range(probabilities.shape[1]):  # one at a time: all of them on the finer grid would not fit
             score = interpolate(probabilities[:, k : k + 1], fine, mode="trilinear", align_corners=True)
             channel[score > best] = k
             torch.maximum(best, score, out=best)
-        scale = torch.tensor([*[self.upsample] * 3, 1])
-        result = MetaTensor(self.ids.to(channel.device)[channel], meta=inputs.meta)
-        result.affine = inputs.affine / scale
-        return result
+        return channel
