@@ -36,6 +36,7 @@ __all__ = [
     "check_fused",
     "check_new",
     "check_new_cases",
+    "check_words",
     "check_writable",
     "default_device",
     "default_workers",
@@ -81,12 +82,52 @@ def _one_sentence(function: T) -> T:
     return wrapped  # type: ignore[return-value]
 
 
+# ---- words of the command line --------------------------------------------------------------------------------------
+
+
+def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None) -> None:
+    """Make sure that the config parser left the paths of the command line as they were typed.
+
+    It reads values as Python: ``2024_01_15`` is the number 20240115, and in ``scan#2.nii.gz`` a comment begins.
+
+    Args:
+        arguments: values by the name of their option, as the parser gave them.
+        words: the command line; that of the process by default.
+
+    Raises:
+        ValueError: when a value is another than what was typed, with how to quote it.
+
+    Example:
+        >>> check_words({"dataset_dir": "scan"}, ["--dataset_dir", "scan#2.nii.gz"])
+        Traceback (most recent call last):
+        ValueError: The config parser reads --dataset_dir scan#2.nii.gz as 'scan': quote it twice, "'scan#2.nii.gz'".
+    """
+    typed = _options(sys.argv[1:] if words is None else words)
+    for name, value in arguments.items():
+        word = typed.get(name)
+        if word is not None and word[:1] not in "'\"[($" and value is not None and str(value) != word:
+            raise ValueError(f"The config parser reads --{name} {word} as {value!r}: quote it twice, \"'{word}'\".")
+        if value is not None and not isinstance(value, str | list | tuple):
+            raise ValueError(f"--{name} must be a path, got {value!r}, {type(value).__name__}: quote it twice.")
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """``--name value`` and ``--name=value`` of a command line."""
+    found = {}
+    for i, word in enumerate(words):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            found[name] = value if equals else "".join(words[i + 1 : i + 2])
+    return found
+
+
 # ---- atlas and labels -----------------------------------------------------------------------------------------------
 
 
 @_one_sentence
 def read_atlas(atlas_image: str, atlas_labels: str, label_table: str | None) -> Atlas:
     """Read the atlas, once for all; see :meth:`monai_lcs.atlas.Atlas.read`."""
+    check_words({"atlas_image": atlas_image, "atlas_labels": atlas_labels, "label_table": label_table})
     for name, path in (("atlas_image", atlas_image), ("atlas_labels", atlas_labels)):
         if not path:
             raise ValueError(f"Give --{name}, the file.")
@@ -215,6 +256,7 @@ def images(dataset_dir: str | None, datalist: str | None, section: str, fold: in
 
 
 def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
+    check_words({"dataset_dir": dataset_dir, "datalist": datalist})
     if not dataset_dir and not datalist:
         raise ValueError("Give --dataset_dir (a folder; for inference also a file or a list of files) or --datalist.")
 
@@ -232,6 +274,8 @@ def prepared(**arguments: Any) -> pipeline.PreparedDataset:
 def check_writable(*folders: str) -> None:
     """Make sure that results can be written, see :func:`monai_lcs.files.check_writable`."""
     for folder in folders:
+        if not isinstance(folder, str):
+            raise ValueError(f"A folder for results must be a path, got {folder!r}: quote it twice, \"'NAME'\".")
         files.check_writable(folder)
 
 

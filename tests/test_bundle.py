@@ -795,3 +795,32 @@ def test_atlases_with_other_labels_are_refused(study, tmp_path):
     atlas = Atlas.read(study / "atlas/T1w.nii.gz", study / "atlas/dseg.nii.gz")
     with pytest.raises(SystemExit, match=r"labels of .*\.nii\.gz are none of those of the atlas"):
         further_atlases(str(tmp_path), None, (None, None), None, atlas)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("dataset_dir", "1000"), ("output_dir", "2024_01_15"), ("dataset_dir", "scan#2.nii.gz"), ("atlas_image", "1e5")],
+)
+def test_paths_that_look_like_python(study, tmp_path, name, word):
+    words = {**dict(zip(*[iter(command(study, "inference", output_dir=tmp_path / "out")[5:])] * 2, strict=True))}
+    words = [part for pair in {**words, f"--{name}": word, "--checkpoint": ""}.items() for part in pair]
+    done = shell(["-m", "monai.bundle", "run", "--config_file", str(config_files("inference")), *words])
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert "quote it twice" in last
+
+
+def test_a_case_that_fails_does_not_take_the_next_with_it(study, trained, tmp_path, capsys):
+    """Inside the engine as well: the first scan shares no grid with the atlas, and the second cannot be saved."""
+    image = voxels(study / "images/sub-4.nii.gz")
+    save(image[4:], tmp_path / "images/a.nii.gz")
+    for name, case in (("b", 1), ("c", 2)):
+        shutil.copy(study / f"images/sub-{case}.nii.gz", tmp_path / f"images/{name}.nii.gz")
+    (tmp_path / "out/b_volumes.tsv").mkdir(parents=True)  # in the way of the results
+    with pytest.raises(SystemExit, match="1"):
+        segment(study, tmp_path / "out", tmp_path, checkpoint=trained / "model.pt", labels=16)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*_dseg.nii.gz")) == ["c_dseg.nii.gz"]
+    said = capsys.readouterr()
+    assert "1 of 3 cases are in" in said.out
+    assert "2 of 3 cases failed" in said.err
