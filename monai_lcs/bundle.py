@@ -180,12 +180,22 @@ def requested_labels(atlas: Atlas, labels: Any) -> list[RequestedLabel]:
 
 
 def label_ids(requests: Sequence[RequestedLabel]) -> list[int]:
-    """The ids that a result has."""
+    """The ids that a result has.
+
+    Example:
+        >>> label_ids([RequestedLabel(11, "caudate", (11, 50))])
+        [11]
+    """
     return [request.id for request in requests]
 
 
 def union_ids(requests: Sequence[RequestedLabel]) -> dict[int, tuple[int, ...]]:
-    """For each id that a result has the atlas ids it stands for, as the inferer takes them."""
+    """For each id that a result has the atlas ids it stands for, as the inferer takes them.
+
+    Example:
+        >>> union_ids([RequestedLabel(11, "caudate", (11, 50))])
+        {11: (11, 50)}
+    """
     return {request.id: request.ids for request in requests}
 
 
@@ -195,6 +205,10 @@ def truth_ids(requests: Sequence[RequestedLabel]) -> dict[int, int]:
 
     Raises:
         SystemExit: when a label is requested twice, by itself and in a union: the true label map cannot hold both.
+
+    Example:
+        >>> truth_ids([RequestedLabel(11, "caudate", (11, 50))])
+        {11: 11, 50: 11}
     """
     found: dict[int, int] = {}
     for request in requests:
@@ -353,7 +367,12 @@ def default_device() -> torch.device:
 
 
 def is_cuda(device: torch.device | str) -> bool:
-    """Whether a device is a GPU."""
+    """Whether a device is a GPU.
+
+    Example:
+        >>> is_cuda("cpu"), is_cuda("cuda:1")
+        (False, True)
+    """
     return torch.device(device).type == "cuda"
 
 

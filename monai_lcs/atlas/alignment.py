@@ -41,6 +41,12 @@ class Alignment:
         metric: mutual information in nats; higher is better.
         overlap: Dice of the foregrounds of scan and aligned atlas, 0 to 1.
         seconds: what it took.
+
+    Example:
+        >>> image = torch.rand(1, 8, 8)
+        >>> alignment = AtlasAligner("none").align(image, image)
+        >>> alignment.report["mode"], alignment.overlap, alignment.propagate((image > 0.5).int()).dtype
+        ('none', 1.0, torch.int32)
     """
 
     image: MetaTensor
@@ -230,6 +236,12 @@ def check_alignable(x: MetaTensor, image: MetaTensor, what: str) -> None:
     Raises:
         ValueError: for another number of axes, several channels of an atlas, an affine that cannot be inverted, and
             values that are not finite.
+
+    Example:
+        >>> scan = MetaTensor(torch.zeros(1, 4, 4, 4))
+        >>> check_alignable(MetaTensor(torch.zeros(2, 4, 4, 4)), scan, "the atlas image")
+        Traceback (most recent call last):
+        ValueError: The atlas image must have one channel, got 2 in the atlas image.
     """
     name = name_of(x, what)
     if x.ndim not in (3, 4) or x.ndim != image.ndim or 0 in x.shape:

@@ -31,6 +31,15 @@ class AlignmentCache:
     Args:
         folder: where alignments are kept, about 20 MB for a scan at 2 mm; ``None`` for in memory only.
         in_memory: how many of the last ones are kept in memory.
+
+    Example:
+        >>> import torch
+        >>> from monai_lcs.labels import LabelTable
+        >>> image = MetaTensor(torch.rand(1, 8, 8, 8))
+        >>> atlas = Atlas(image, MetaTensor((image > 0.5).int()), LabelTable.from_ids([1]))
+        >>> cache, aligner = AlignmentCache(), AtlasAligner("none")
+        >>> [known for _, known in (cache.align(aligner, image, atlas), cache.align(aligner, image, atlas))]
+        [False, True]
     """
 
     def __init__(self, folder: PathLike | None = None, in_memory: int = 8) -> None:

@@ -31,6 +31,10 @@ def pair_label_maps(predictions: PathLike, truths: PathLike) -> dict[str, tuple[
 
     Raises:
         ValueError: when a folder has no label maps, or one has no partner.
+
+    Example:
+        >>> list(pair_label_maps("results/ann_dseg.nii.gz", "labels/ann.nii.gz"))
+        ['ann']
     """
     if not Path(predictions).is_dir():
         return {case_name(truths): (Path(predictions), Path(truths))}

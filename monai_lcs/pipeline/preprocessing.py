@@ -91,6 +91,16 @@ class Preprocessing(Transform):
 
     Raises:
         ValueError: when further atlases are given and ``settings.align`` is ``"none"``.
+
+    Example:
+        >>> from monai_lcs.labels import LabelTable
+        >>> image = MetaTensor(torch.rand(1, 20, 20, 20), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+        >>> labels = torch.zeros(1, 20, 20, 20, dtype=torch.int32)
+        >>> labels[:, 8:12, 8:12, 8:12] = 17
+        >>> atlas = Atlas(image, MetaTensor(labels, affine=image.affine), LabelTable.from_ids([17]))
+        >>> sample = Preprocessing(atlas, Settings(align="none", margin_mm=6))({"image": image})
+        >>> [tuple(sample[key].shape) for key in NETWORK_KEYS]  # the label and 3 voxels around it
+        [(1, 10, 10, 10), (1, 10, 10, 10), (1, 10, 10, 10)]
     """
 
     backend = [TransformBackends.TORCH]
@@ -288,6 +298,11 @@ def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> 
 
     Returns:
         ``(1, *source_spatial)`` with exactly the affine of ``source``, and its metadata.
+
+    Example:
+        >>> coarse = MetaTensor(torch.tensor([[[[1]], [[2]]]]), affine=torch.diag(torch.tensor([2.0, 1, 1, 1])))
+        >>> to_native(coarse, MetaTensor(torch.zeros(1, 3, 1, 1))).flatten().tolist()  # the middle goes to the right
+        [1, 2, 2]
     """
     affine = volume.affine.clone()
     if mode == "nearest":
@@ -316,6 +331,11 @@ class ToNatived(MapTransform):
         keys: the volumes; ``"agreement"`` is interpolated.
         source_key: the scan as read.
         allow_missing_keys: pass over the keys that a sample lacks.
+
+    Example:
+        >>> sample = {"pred": MetaTensor(torch.ones(1, 2, 2, 2)), "source": MetaTensor(torch.zeros(1, 3, 2, 2))}
+        >>> ToNatived("pred")(sample)["pred"].shape
+        torch.Size([1, 3, 2, 2])
     """
 
     def __init__(self, keys: KeysCollection, source_key: Hashable = "source", allow_missing_keys: bool = False) -> None:

@@ -58,6 +58,16 @@ class PreparedDataset(Dataset):
     Raises:
         ValueError: listing the cases whose files cannot be used; or that cannot be aligned, when ``strict`` or when
             none is left.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> from monai_lcs.labels import LabelTable
+        >>> image = MetaTensor(torch.rand(1, 20, 20, 20))
+        >>> atlas = Atlas(image, MetaTensor((image > 0.5).int()), LabelTable.from_ids([1]))
+        >>> preprocessing = Preprocessing(atlas, Settings(align="none"), target="network")
+        >>> dataset = PreparedDataset([{"image": image, "label": atlas.label_map}], preprocessing, progress=False)
+        >>> len(dataset), all(dataset[0][key].shape[0] == 1 for key in ("image", "label", "atlas_image", "atlas_label"))
+        (1, True)
     """
 
     def __init__(

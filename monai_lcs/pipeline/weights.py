@@ -32,7 +32,12 @@ def bundle_folder() -> Path:
 
 
 def shipped_weights() -> Path:
-    """The weights that ship with the bundle."""
+    """The weights that ship with the bundle.
+
+    Example:
+        >>> shipped_weights().is_file()
+        True
+    """
     return bundle_folder() / "models" / "model.pt"
 
 
@@ -46,6 +51,11 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     Raises:
         ValueError: when there is no such file, it cannot be read as weights, or they are another network's; with the
             first weight that differs.
+
+    Example:
+        >>> load_weights("no/model.pt", torch.nn.Linear(2, 2))
+        Traceback (most recent call last):
+        ValueError: There are no weights in no/model.pt: train first, or give --checkpoint.
     """
     if not Path(path).is_file():
         raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
@@ -70,7 +80,12 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """The message of an error, or of what MONAI wraps in a RuntimeError where a transform or an expression fails."""
+    """The message of an error, or of what MONAI wraps in a RuntimeError where a transform or an expression fails.
+
+    Example:
+        >>> cause(ValueError("no   voxels"))
+        'no voxels'
+    """
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
