@@ -27,6 +27,8 @@ WEIGHTS := $(BUNDLE)/models/model.pt
 MONAI_LABEL := monailabel==0.8.5 pydicom-seg==0.4.1
 LABEL_PYTHON := $(LABEL_VENV)/bin/python
 LABEL_ATLAS := $(LABEL_OUT)/data/atlas/atlas
+# In place of setup.cfg's: slow tests as well, and the examples of what needs MONAI Label, which imports an old module
+LABEL_TESTS := --doctest-modules --strict-markers --strict-config --durations=8 -q -W ignore::DeprecationWarning:passlib.utils
 
 .PHONY: demo train-demo test clean label-server test-label
 
@@ -66,7 +68,8 @@ label-server: $(LABEL_VENV)/.label $(LABEL_OUT)/study
 	@sh $(LABEL_OUT)/start.sh
 
 test-label: $(LABEL_VENV)/.label
-	$(LABEL_PYTHON) -m pytest -m "slow or not slow" -rs tests/test_label_app.py tests/test_label_parts.py
+	$(LABEL_PYTHON) -m pytest -o addopts="$(LABEL_TESTS)" -rs tests/test_label_app.py tests/test_label_parts.py \
+		tests/test_surfaces.py monai_lcs/label_app
 
 $(LABEL_OUT)/study: | $(LABEL_VENV)/.label
 	$(LABEL_PYTHON) -m monai_lcs.sample_data $(LABEL_OUT)/data --spacing 2 --overwrite

@@ -23,6 +23,17 @@ class SizeLimit:
     Args:
         inner: the application that answers all other requests.
         most_bytes: gives the limit.
+
+    Example:
+        >>> import asyncio
+        >>> async def receive():
+        ...     return {"body": b""}
+        >>> async def send(message):
+        ...     print(message.get("status") or message["body"].decode())
+        >>> request = {"type": "http", "headers": [(b"content-length", b"2000001")]}
+        >>> asyncio.run(SizeLimit(None, lambda: 2e6)(request, receive, send))
+        413
+        {"detail":"The request is larger than 2 MB (--conf most_megabytes)."}
     """
 
     def __init__(self, inner: Any, most_bytes: Callable[[], float]) -> None:

@@ -37,6 +37,11 @@ class LCSDatastore(LocalDatastore):
     Args:
         studies: the folder.
         most_voxels: the most voxels of an uploaded file.
+
+    Example:
+        >>> datastore = LCSDatastore(str(getfixture("tmp_path")))
+        >>> datastore.list_images(), datastore.atlas_id
+        ([], None)
     """
 
     def __init__(self, studies: str, most_voxels: float = 3e8) -> None:

@@ -56,7 +56,13 @@ class LeastCertain(Strategy):
 
 
 class PaintAtlas(Strategy):
-    """Chooses the atlas, to add labels to it or to change them."""
+    """Chooses the atlas, to add labels to it or to change them.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> PaintAtlas()({}, SimpleNamespace(atlas_id="atlas"))
+        {'id': 'atlas'}
+    """
 
     def __init__(self) -> None:
         super().__init__("The atlas: a label painted on it can be asked for on every scan")
