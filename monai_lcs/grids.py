@@ -131,7 +131,7 @@ def from_sitk(image: sitk.Image) -> tuple[torch.Tensor, np.ndarray]:
 
 def _swap_ras_lps(affine: np.ndarray) -> np.ndarray:
     """Flips the first two world axes."""
-    return np.diag([-1, -1, 1, 1] if len(affine) == 4 else [-1, -1, 1]) @ affine
+    return np.diag([-1, -1, *[1] * (len(affine) - 2)]) @ affine
 
 
 def on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[str, Any]) -> MetaTensor:

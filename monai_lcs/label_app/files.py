@@ -11,10 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 from monai.config import PathLike
 from monai.data import MetaTensor
-from monai.utils import convert_to_numpy
 
 from monai_lcs.grids import affine_of, to_sitk
-from monai_lcs.results.segmentation import grid_header
+from monai_lcs.results.segmentation import label_map_image
 
 __all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]
 
@@ -144,9 +143,7 @@ def write_label_map(label_map: MetaTensor, path: PathLike, dtype: np.dtype[Any],
         '16-bit unsigned integer'
     """
     if check_extension(path) in (".nii", ".nii.gz"):
-        affine = convert_to_numpy(label_map.affine)
-        array = convert_to_numpy(label_map)[0].astype(dtype)
-        nib.save(nib.Nifti1Image(array, affine, grid_header(label_map, affine), dtype=dtype), path)
+        nib.save(label_map_image(label_map, label_map, dtype), path)
         return
     image = to_sitk(label_map.as_tensor().int(), affine_of(label_map))
     kinds = {np.dtype(np.uint8): sitk.sitkUInt8, np.dtype(np.uint16): sitk.sitkUInt16}

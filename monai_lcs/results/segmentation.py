@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import nibabel as nib
@@ -21,9 +23,11 @@ from monai_lcs.labels.label_map import as_label_array
 from monai_lcs.results.picture import qc_picture, require_matplotlib
 from monai_lcs.results.tsv import write_tsv
 from monai_lcs.results.volumes import volume_table
-from monai_lcs.study.cases import case_name
+from monai_lcs.study.cases import MAX_NAME_BYTES, case_names
+from monai_lcs.study.images import notes_of
+from monai_lcs.study.nibabel_files import mm_by_unit
 
-__all__ = ["Segmentation", "grid_header"]
+__all__ = ["Segmentation", "label_map_image"]
 
 # What a NIfTI header says about the grid; MONAI keeps it in the metadata of an image.
 _GRID_FIELDS = (
@@ -41,11 +45,12 @@ class Segmentation:
         image: the scan ``(1, *spatial)`` as it was read, with ``filename_or_obj`` in its metadata if it came from a
             file.
         table: the requested labels.
-        quality: measures of quality by name, such as ``{"overlap": 0.97}``.
+        quality: measures of quality by name, such as ``{"overlap": 0.97}``; what the scan's header left open is added
+            as ``"notes"``, see :func:`monai_lcs.study.images.notes_of`.
         agreement: ``(1, *spatial)``, 0 to 1: how far several atlases agreed with the label map at each voxel; None
             for a single atlas.
         case: the name of the scan, with which the names of the saved files start. Default: the name of the scan's
-            file, see :func:`monai_lcs.study.cases.case_name`, or ``"scan"`` without one.
+            file, see :func:`monai_lcs.study.cases.case_names`, or ``"scan"`` without one.
 
     Example:
         >>> import tempfile, torch
@@ -67,7 +72,9 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         if self.case is None:
-            object.__setattr__(self, "case", case_name(self._file) if self._file else "scan")
+            object.__setattr__(self, "case", case_names([self._file])[0] if self._file else "scan")
+        if notes := notes_of(self.image):
+            object.__setattr__(self, "quality", {**self.quality, "notes": notes})
 
     @cached_property
     def volumes(self) -> pd.DataFrame:
@@ -84,7 +91,8 @@ class Segmentation:
         - ``CASE_volumes.tsv``: :attr:`volumes`;
         - ``CASE_qc.png``: a picture, see :func:`monai_lcs.results.picture.qc_picture`;
         - ``CASE_dseg.nii.gz``: the label map, in the smallest unsigned integer type that holds all ids of the table.
-          Its affine, and its qform and sform if there are any, are those of the scan's file.
+          Its affine is that of the scan's file. For a NIfTI scan it has the version, qform, sform, codes and units of
+          the file, bit for bit; for other formats the affine in float32, as NIfTI 1 has it.
 
         Each file is written under another name and then renamed, the label map last: if it exists, all do.
 
@@ -118,7 +126,7 @@ class Segmentation:
         write_atomically(paths["labels"], self.table.write)
         write_atomically(paths["volumes"], lambda temporary: write_tsv(volumes, temporary))
         if picture:
-            qc_picture(self.image, self.label_map, self.table, paths["qc"], title=str(self.case), overwrite=True)
+            qc_picture(self.image, self.label_map, self.table, paths["qc"], title=self._title, overwrite=True)
         write_atomically(paths["dseg"], lambda temporary: nib.save(label_map, temporary))
         return {kind: str(path) for kind, path in paths.items()}
 
@@ -126,6 +134,12 @@ class Segmentation:
     def _file(self) -> str:
         """The scan's file, empty for a scan from memory."""
         return str(self.image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) or "")
+
+    @property
+    def _title(self) -> str:
+        """The line above the picture; what was guessed is below it."""
+        notes = "; ".join(notes_of(self.image))
+        return f"{self.case}\n{shorten(notes, 150)}" if notes else str(self.case)
 
     @property
     def _source(self) -> str:
@@ -137,6 +151,8 @@ class Segmentation:
         case = self.case or ""
         if not case or Path(case).name != case:
             raise ValueError(f"`case` must be a file name without folders, got {case!r} for {self._source}.")
+        if len(os.fsencode(case)) > MAX_NAME_BYTES:
+            raise ValueError(f"`case` must have at most {MAX_NAME_BYTES} bytes, got {len(os.fsencode(case))}: {case!r}.")
         endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
         if not picture:
             del endings["qc"]
@@ -154,37 +170,66 @@ class Segmentation:
         if not same_grid(shape[1:], expected, shape[1:], affine):
             raise ValueError(
                 f"The segmentation of {self._source} must have the affine of the image, got one up to "
-                f"{grid_distance(affine, expected, shape[1:]):.3g} mm off: "
-                f"{affine.round(4).tolist()} for {expected.round(4).tolist()}: invert the preprocessing first."
+                f"{grid_distance(affine, expected, shape[1:]):.3g} mm off: invert the preprocessing first."
             )
 
-    def _nifti_image(self) -> nib.Nifti1Image:
+    def _nifti_image(self) -> nib.Nifti1Image | nib.Nifti2Image:
         """Returns the label map with the scan's affine and header."""
-        affine, dtype = convert_to_numpy(self.image.affine), self.table.dtype
-        voxels = as_label_array(self.label_map)[0].astype(dtype)
-        return nib.Nifti1Image(voxels, affine, grid_header(self.image, affine), dtype=dtype)
+        return label_map_image(self.label_map, self.image, self.table.dtype)
 
 
-def grid_header(image: MetaTensor, affine: np.ndarray) -> nib.Nifti1Header:
-    """Returns a header with the fields that place the grid.
+def label_map_image(
+    label_map: MetaTensor, image: MetaTensor, dtype: np.dtype[Any]
+) -> nib.Nifti1Image | nib.Nifti2Image:
+    """Returns a label map as a NIfTI image on the grid of a scan.
+
+    If the scan was read from a NIfTI file, and still lies on the file's grid, all fields that place the grid are the
+    file's, and so is the version, since NIfTI 1 would round what NIfTI 2 has. Otherwise its affine is written as the
+    sform of a scanner; and as the qform as well, which cannot hold shears, where it can.
 
     Args:
-        image: ``(C, *spatial)``. If it was read from a NIfTI file, its metadata hold the fields.
-        affine: ``(4, 4)``, otherwise written as the qform and the sform of a scanner.
+        label_map: integers ``(1, *spatial)``.
+        image: the scan ``(1, *spatial)``.
+        dtype: type of the voxels.
 
     Example:
         >>> import torch
-        >>> header = grid_header(MetaTensor(torch.zeros(1, 4, 5, 6)), np.diag([1, 2, 3, 1]))
+        >>> scan = MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, 2, 3, 1])))
+        >>> header = label_map_image(scan, scan, np.dtype(np.uint8)).header
         >>> int(header["sform_code"]), header["pixdim"][1:4].tolist(), header.get_xyzt_units()
         (1, [1.0, 2.0, 3.0], ('mm', 'unknown'))
     """
+    voxels = as_label_array(label_map)[0].astype(dtype)
+    header = _file_header(image)
+    if header is None:
+        header = _new_header(convert_to_numpy(image.affine), voxels.shape)
+    image_type = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    # Given an affine, nibabel would compute the fields anew
+    return image_type(voxels, None, header, dtype=dtype)
+
+
+def _file_header(image: MetaTensor) -> nib.Nifti1Header | None:
+    """Returns a header with the fields of the scan's NIfTI file; None if there are none or the scan was moved."""
+    meta = image.meta
+    if not all(field in meta for field in _GRID_FIELDS):
+        return None
+    header = nib.Nifti2Header() if int(meta.get("sizeof_hdr", 0)) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header()
+    header.set_data_shape(image.shape[1:])
+    for field in _GRID_FIELDS:
+        header[field] = np.asarray(meta[field])
+    in_file, affine = header.get_best_affine(), convert_to_numpy(image.affine)
+    in_mm = np.diag([*[mm_by_unit(header["xyzt_units"])] * 3, 1]) @ in_file
+    # MONAI's own readers leave meters and micrometers as they are
+    return header if any(np.allclose(affine, found) for found in (in_mm, in_file)) else None
+
+
+def _new_header(affine: np.ndarray, shape: tuple[int, ...]) -> nib.Nifti1Header:
+    """Returns a header with an affine in mm."""
     header = nib.Nifti1Header()
-    if all(field in image.meta for field in _GRID_FIELDS):
-        for field in _GRID_FIELDS:
-            header[field] = np.asarray(image.meta[field])
-    else:
-        header.set_data_shape(image.shape[1:])
-        header.set_qform(affine, code="scanner")
-        header.set_sform(affine, code="scanner")
-        header.set_xyzt_units("mm")
+    header.set_data_shape(shape)
+    header.set_qform(affine, code="scanner")
+    header.set_sform(affine, code="scanner")
+    header.set_xyzt_units("mm")
+    if not same_grid(shape, affine, shape, header.get_qform()):
+        header["qform_code"] = 0
     return header

@@ -25,7 +25,12 @@ from monai_lcs.study.splits import (
     select_fold,
 )
 
-__all__ = ["case_name", "case_names", "find_cases", "find_images", "shorten_names", "split_by_name"]
+__all__ = ["MAX_NAME_BYTES", "case_name", "case_names", "find_cases", "find_images", "shorten_names", "split_by_name"]
+
+MAX_NAME_BYTES = 200
+"""The longest name of a case: file systems allow 255 bytes, of which results and temporary files need some."""
+
+_SECTIONS = ("training", "validation", "testing", "test")
 
 
 def find_cases(
@@ -48,7 +53,8 @@ def find_cases(
     2. The items of the datalist have a number ``fold``: the cases of one fold are for validation.
     3. The case at position i belongs to fold i % 5.
 
-    By default, ``fold`` is 0. Folds are numbered before files are excluded, so they do not depend on ``exclude``.
+    By default, ``fold`` is 0. Folds are numbered before files are excluded, so they do not depend on ``exclude``. Links
+    whose content is not there are cases like others: who reads them says so, and the folds do not depend on them.
 
     Args:
         dataset_dir: folder with ``images`` and ``labels``, or the folder from which the datalist's relative paths
@@ -123,19 +129,46 @@ def _cases_of_datalist(
 def _read_datalist(path: Path) -> dict[str, list[Any]]:
     """Reads the sections of a JSON file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise ValueError(f"Cannot read the datalist {path}: its lists or objects are nested too deeply.") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot read the datalist {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Cannot read the datalist {path}: {reason}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"The datalist {path} must hold a JSON object of sections, got a {type(content).__name__}.")
+    for name in _SECTIONS:
+        if not isinstance(content.get(name, []), list):
+            got = type(content[name]).__name__
+            raise ValueError(f'Section "{name}" of the datalist {path} must be a list of cases, got a {got}.')
     return {name: items for name, items in content.items() if isinstance(items, list)}
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a dictionary of a JSON object, of whose equal names only the last would be kept."""
+    repeated = [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]
+    if repeated:
+        raise ValueError(f"it has {_shown(repeated[0])} twice in one object")
+    return dict(pairs)
+
+
+def _shown(item: Any) -> str:
+    """Shows a part of a datalist, in a length that fits a message."""
+    try:
+        text = repr(item)
+    except RecursionError:
+        text = type(item).__name__
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _case_of_item(item: Any, base: Path, files: Sequence[str], source: str) -> Case:
     """Takes over the files of an item, with absolute paths, and its label groups."""
     missing = [key for key in files if not (isinstance(item, dict) and isinstance(item.get(key), str))]
     if missing:
-        raise ValueError(f"An item of {source} names no {' and no '.join(missing)} file: {item}.")
+        raise ValueError(f"An item of {source} names no {' and no '.join(missing)} file: {_shown(item)}.")
+    for key in files:
+        if not item[key] or "\0" in item[key]:
+            raise ValueError(f'The "{key}" of an item of {source} is no path: {_shown(item[key])}.')
     groups = {key: item[key] for key in ("label_groups",) if key in item}
     return {key: str(base / item[key]) for key in files} | groups
 
@@ -191,12 +224,17 @@ def _check_any(found: Sequence[Any], folder: Path) -> None:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Returns the image files of a folder but not of its subfolders, sorted by name; none if it does not exist."""
+    """Returns the image files of a folder but not of its subfolders, sorted by name; none if it does not exist.
+
+    A link whose content is not there counts, so that it is not passed over in silence.
+    """
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         path.absolute()
         for path in files
-        if path.name.lower().endswith(IMAGE_EXTENSIONS) and not path.name.startswith(".") and path.is_file()
+        if path.name.lower().endswith(IMAGE_EXTENSIONS)
+        and not path.name.startswith(".")
+        and (path.is_file() or (path.is_symlink() and not path.exists()))
     )
 
 
@@ -217,7 +255,8 @@ def find_images(paths: PathLike | Sequence[PathLike]) -> list[Case]:
     """Finds the images to segment: a file, a list of files, or a folder (its image files, sorted by name).
 
     Files of a folder whose names end in ``_dseg`` are left out: they are label maps by BIDS, and results of an earlier
-    run. Files need not exist: :func:`monai_lcs.study.checks.check_case` tells the bad ones from the good ones.
+    run. Files need not exist, nor the content of links: :func:`monai_lcs.study.checks.check_case` tells the bad ones
+    from the good ones.
 
     Returns:
         Dictionaries with the keys ``"image"``, the absolute path, and ``"case"``, a name that no other has, see
@@ -238,7 +277,10 @@ def _images_at(path: Path) -> list[Path]:
     """Returns the images of a folder that are no label maps, or the file itself."""
     if not path.is_dir():
         return [path.absolute()]
-    files = [file for file in _image_files(path) if not case_name(file).endswith("_dseg")]
+    found = _image_files(path)
+    files = [file for file in found if not case_name(file).endswith("_dseg")]
+    if found and not files:
+        raise ValueError(f"{path} holds no images but label maps ({found[0].name}): give their files by name.")
     _check_any(files, path)
     return files
 
@@ -265,7 +307,10 @@ def case_names(paths: Sequence[PathLike]) -> list[str]:
 
     The name is the :func:`case_name` where that is unique. Otherwise it starts with as many of the file's folders as
     make it unique, joined by ``_``. If two files differ in their extension only, or not at all, the second gets a
-    number.
+    number. A name that is longer than :data:`MAX_NAME_BYTES`, or holds what cannot be printed, is changed with a warning.
+
+    Raises:
+        ValueError: if a file is called like an extension alone, such as ``.nii.gz``.
 
     Example:
         >>> case_names(["ann/mri/T1.mgz", "ben/mri/T1.mgz", "cleo.nii", "cleo.nii.gz"])
@@ -274,8 +319,23 @@ def case_names(paths: Sequence[PathLike]) -> list[str]:
     # without the root or drive of a path, nor its "..", which no file name should start with
     full = [Path(os.path.abspath(path)) for path in paths]
     parts = [(*path.parent.parts[1:], case_name(path)) for path in full]
+    for path, (*_, name) in zip(paths, parts, strict=True):
+        if not name:
+            raise ValueError(f"{path} has no name before its ending: rename it.")
     names = _shortest_unique(parts)
-    return _number_repeats(names[part] for part in parts)
+    return _number_repeats(_file_name(names[part]) for part in parts)
+
+
+def _file_name(name: str) -> str:
+    """Changes a name after which no file can be called, or that cannot be printed, and says so."""
+    changed = "".join(letter if letter.isprintable() else "_" for letter in name)  # bytes that are no UTF-8 are not
+    if len(changed.encode()) > MAX_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+        kept = changed.encode()[: MAX_NAME_BYTES - 20].decode(errors="ignore")
+        changed = f"{kept}_{digest}"
+    if changed != name:
+        warnings.warn(f"The results of {ascii(name)} are named {changed}.", stacklevel=4)
+    return changed
 
 
 def _shortest_unique(parts: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
@@ -328,7 +388,7 @@ def split_by_name(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
     Example:
         >>> training, validation = split_by_name([{"image": f"scan-{i}.nii.gz"} for i in range(20)])
         >>> len(training), len(validation)
-        (15, 5)
+        (17, 3)
     """
     if len(cases) < 2:
         raise ValueError(f"Training needs two labeled scans or more, one of them to validate on, got {len(cases)}.")

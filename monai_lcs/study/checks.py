@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,8 +22,10 @@ __all__ = [
     "check_case",
     "check_cases",
     "check_label_map_volume",
+    "check_resampled_size",
     "check_same_grid",
     "check_scan",
+    "check_voxel_sizes",
     "read_label_map",
     "read_scan",
     "list_failures",
@@ -30,6 +33,18 @@ __all__ = [
 ]
 
 _Grid: TypeAlias = tuple[tuple[int, ...], np.ndarray]
+
+VOXEL_MM = (0.01, 30.0)
+"""The smallest and the largest edge of a voxel that scans of a body have."""
+
+MOST_MM = 3000.0
+"""The longest field of view that scanners have, and more."""
+
+MOST_VALUE = 1e18
+"""Larger intensities overflow when they are squared in float32."""
+
+MOST_VOXELS = 2**30
+"""The largest volume that resampling may make: 4 GiB of float32."""
 
 
 def read_scan(path: PathLike, spatial_dims: int = 3) -> MetaTensor:
@@ -75,9 +90,10 @@ def read_label_map(path: PathLike, spatial_dims: int = 3) -> MetaTensor:
 
 
 def check_scan(volume: torch.Tensor, name: str, spatial_dims: int = 3) -> None:
-    """Checks that a volume ``(C, *spatial)`` has one channel, ``spatial_dims`` dimensions and finite values.
+    """Checks that a volume ``(C, *spatial)`` has one channel, ``spatial_dims`` dimensions and sensible values.
 
-    A 3D volume of a single slice counts as 2D, whichever axis has the length 1.
+    A 3D volume of a single slice counts as 2D, whichever axis has the length 1. Values must be finite and not too large
+    to compute with, and the voxels of a MetaTensor pass :func:`check_voxel_sizes`.
 
     Args:
         volume: the volume; it may come from a file or from memory.
@@ -99,9 +115,88 @@ def check_scan(volume: torch.Tensor, name: str, spatial_dims: int = 3) -> None:
     if len(spatial) != spatial_dims or (spatial_dims == 3 and 1 in spatial):
         dims = len(spatial) if len(spatial) != spatial_dims else 2
         raise ValueError(f"{name} must be {spatial_dims}D, got a {dims}D file of shape {tuple(spatial)}.")
-    finite = torch.isfinite(volume)
-    if not finite.all():
-        raise ValueError(f"{name} has {int((~finite).sum())} NaN or Inf voxels of {volume.numel()}.")
+    _check_values(volume, name)
+    if isinstance(volume, MetaTensor):
+        check_voxel_sizes(volume, name)
+
+
+def _check_values(volume: torch.Tensor, name: str) -> None:
+    """Values must be finite, and so must their squares."""
+    if not volume.numel():
+        raise ValueError(f"{name} has no voxels, got the shape {tuple(volume.shape[1:])}.")
+    values = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    low, high = (float(extreme) for extreme in torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = int((~torch.isfinite(values)).sum())
+        raise ValueError(f"{name} has {bad} NaN or Inf voxels of {volume.numel()}.")
+    if max(-low, high) > MOST_VALUE:
+        raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}, too large to compute with: rescale it.")
+
+
+def check_voxel_sizes(volume: MetaTensor, name: str) -> None:
+    """Checks that voxels and field of view of a volume ``(C, *spatial)`` have sizes that scans of a body have.
+
+    Voxel edges must be from :data:`VOXEL_MM`, the field of view at most :data:`MOST_MM`, and the affine invertible.
+
+    Raises:
+        ValueError: naming the volume and the sizes.
+
+    Example:
+        >>> check_voxel_sizes(MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4)), "scan.nii")
+        >>> meters = torch.diag(torch.tensor([1000.0, 1000, 1000, 1]))
+        >>> check_voxel_sizes(MetaTensor(torch.zeros(1, 4, 5, 6), affine=meters), "scan.nii")
+        Traceback (most recent call last):
+        ValueError: scan.nii must have voxels of 0.01 to 30 mm, got 1000 x 1000 x 1000 mm: correct its header, such as \
+the unit of length.
+    """
+    shape, affine = _grid_of(volume)
+    axes = affine[:-1, : len(shape)]
+    sizes = np.linalg.norm(axes, axis=0)
+    if not (sizes >= VOXEL_MM[0]).all() or not (sizes <= VOXEL_MM[1]).all():  # NaN is neither
+        raise ValueError(
+            f"{name} must have voxels of {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm, got {_product(sizes)} mm: "
+            "correct its header, such as the unit of length."
+        )
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(axes / sizes, tol=1e-3) < len(shape):
+        raise ValueError(f"{name} has an affine without an inverse, {affine.round(3).tolist()}: correct its header.")
+    extent = sizes * shape
+    if extent.max() > MOST_MM:
+        raise ValueError(
+            f"{name} must have a field of view up to {MOST_MM:g} mm, got {_product(extent)} mm: "
+            "correct the voxel sizes in its header."
+        )
+
+
+def check_resampled_size(volume: MetaTensor, spacing: Sequence[float], name: str) -> None:
+    """Checks, before memory is taken, that a volume ``(C, *spatial)`` stays small enough at another voxel size.
+
+    Raises:
+        ValueError: if it would have more than :data:`MOST_VOXELS` voxels.
+
+    Example:
+        >>> scan = MetaTensor(torch.zeros(1, 50, 50, 50), affine=torch.diag(torch.tensor([30.0, 30, 30, 1])))
+        >>> check_resampled_size(scan, (2, 2, 2), "scan.nii")
+        >>> check_resampled_size(scan, (1, 1, 1), "scan.nii")
+        Traceback (most recent call last):
+        ValueError: scan.nii would have 1500 x 1500 x 1500 voxels at 1 x 1 x 1 mm, too many for memory: crop it, or use \
+larger voxels.
+    """
+    shape, affine = _grid_of(volume)
+    sizes = np.linalg.norm(affine[:-1, : len(shape)], axis=0)
+    # An oblique scan is not turned, its axes are only permuted
+    order = np.abs(affine[: len(shape), : len(shape)] / sizes).argmax(axis=0)
+    fine = np.array([float(spacing[axis]) for axis in order])
+    voxels = np.ceil(sizes * shape / fine)
+    if voxels.prod() > MOST_VOXELS:
+        raise ValueError(
+            f"{name} would have {_product(voxels)} voxels at {_product(fine)} mm, too many for memory: "
+            "crop it, or use larger voxels."
+        )
+
+
+def _product(values: Sequence[float] | np.ndarray) -> str:
+    """Shows sizes as ``1 x 2 x 3``."""
+    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def check_label_map_volume(volume: torch.Tensor, name: str, spatial_dims: int = 3) -> None:
@@ -161,8 +256,7 @@ def _compare_grids(name: str, grid: _Grid, name_2: str, grid_2: _Grid) -> None:
         raise ValueError(f"{name} and {name_2} must have the same grid, got shapes {shape} and {shape_2}.")
     raise ValueError(
         f"{name} and {name_2} must have the same grid, got affines up to "
-        f"{grid_distance(affine, affine_2, shape):.3g} mm apart: "
-        f"{affine.round(4).tolist()} and {affine_2.round(4).tolist()}."
+        f"{grid_distance(affine, affine_2, shape):.3g} mm apart: resample one to the other."
     )
 
 

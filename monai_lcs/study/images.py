@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from monai.config import PathLike
 from monai.data import MetaTensor, NibabelReader, is_supported_format
 from monai.transforms import LoadImage
 from monai.transforms.io.array import SUPPORTED_READERS
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
-__all__ = ["IMAGE_EXTENSIONS", "MGHReader", "read_image"]
+from monai_lcs.study.file_data import FileImage, ImageFileError
+from monai_lcs.study.itk_files import ITK_EXTENSIONS, read_with_itk
+from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, read_with_nibabel
+
+__all__ = ["IMAGE_EXTENSIONS", "GridWarning", "MGHReader", "check_there", "notes_of", "read_image"]
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """Endings of the file names that count as images in a folder, the longer ones first."""
+
+_NOTES = "notes"
+_POINTER = re.compile(rb"\s*(version https://git-lfs|(\.\./|/)*(\.git/)?annex/objects/)")
+"""How the files begin that git-lfs and git-annex put in the place of content that they did not fetch."""
+
+
+class GridWarning(UserWarning):
+    """The header of an image leaves its grid open, such as which side is left; the message says what was guessed."""
 
 
 class MGHReader(NibabelReader):
@@ -37,10 +54,15 @@ SUPPORTED_READERS["mghreader"] = MGHReader
 
 
 def read_image(path: PathLike) -> MetaTensor:
-    """Reads an image file as ``(C, *spatial)`` float32, with its affine.
+    """Reads an image file as ``(1, *spatial)`` float32, with the affine that the file has.
+
+    The affine is what nibabel or SimpleITK finds in the file, in millimeters and RAS orientation. What the header
+    leaves open is guessed as these libraries do, and said in a :class:`GridWarning` and by :func:`notes_of`. Files
+    with other endings than those of :data:`IMAGE_EXTENSIONS` are read as :class:`monai.transforms.LoadImage` does.
 
     Raises:
-        ValueError: naming the file, if it does not exist, is empty or cannot be read to its end.
+        ValueError: naming the file, if it does not exist, is empty, cannot be read to its end, holds more or less data
+            than its header claims, or more than one real number a voxel.
 
     Example:
         >>> import nibabel as nib, numpy as np, tempfile
@@ -50,12 +72,103 @@ def read_image(path: PathLike) -> MetaTensor:
         >>> image.shape, image.dtype, image.pixdim.tolist()
         (torch.Size([1, 4, 5, 6]), torch.float32, [1.0, 2.0, 3.0])
     """
-    if not Path(path).exists():
-        raise ValueError(f"{path} does not exist.")
-    if Path(path).stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes).")
+    check_there(path)
     try:
-        return LoadImage(ensure_channel_first=True)(path)
+        image = _read(Path(path))
+    except ImageFileError:
+        raise
     except Exception as error:  # each of the readers has errors of its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an image, it may be truncated or damaged: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as an image, it may be truncated or damaged: {_reason(error, str(path))}"
+        ) from error
+    if notes := notes_of(image):
+        warnings.warn(f"{path}: {'; '.join(notes)}.", GridWarning, stacklevel=2)
+    return image
+
+
+def check_there(path: PathLike) -> None:
+    """Checks that a file exists and has content.
+
+    Raises:
+        ValueError: naming the file; for a link or a pointer whose content was not fetched it says so.
+
+    Example:
+        >>> check_there("none.nii")
+        Traceback (most recent call last):
+        ValueError: none.nii does not exist.
+    """
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} is no path: it holds a null byte.")
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        if file.is_symlink():
+            raise ValueError(
+                f"{path} is a link to content that is not there: fetch it, such as by `datalad get`."
+            ) from None
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ValueError(f"{path} {reason}.") from None
+    if size == 0:
+        raise ValueError(f"{path} is empty (0 bytes).")
+    if size < 1000 and file.is_file() and _POINTER.match(file.read_bytes()):
+        raise ValueError(f"{path} stands for content that is not there: fetch it, such as by `git lfs pull`.")
+
+
+def notes_of(image: Any) -> list[str]:
+    """Returns what the header of an image left open and was guessed, a sentence each.
+
+    They are kept in the metadata as ``"notes"``, a line each: a text, because lists of several lengths do not collate.
+
+    Example:
+        >>> import torch
+        >>> notes_of(MetaTensor(torch.zeros(1, 2, 2), meta={"notes": "left is guessed"})), notes_of(torch.zeros(1))
+        (['left is guessed'], [])
+    """
+    return str(getattr(image, "meta", {}).get(_NOTES) or "").splitlines()
+
+
+def _read(path: Path) -> MetaTensor:
+    """Reads a file by its ending."""
+    name = path.name.lower()
+    if name.endswith(NIBABEL_EXTENSIONS):
+        return _as_tensor(path, read_with_nibabel(path))
+    if name.endswith(ITK_EXTENSIONS):
+        return _as_tensor(path, read_with_itk(path))
+    image: MetaTensor = LoadImage(ensure_channel_first=True)(path)
+    return image
+
+
+def _as_tensor(path: Path, image: FileImage) -> MetaTensor:
+    """Makes the tensor, with the metadata that MONAI's readers give."""
+    meta = {
+        **image.header,
+        MetaKeys.AFFINE: image.affine,
+        MetaKeys.ORIGINAL_AFFINE: image.affine.copy(),
+        MetaKeys.SPATIAL_SHAPE: np.array(image.voxels.shape),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        ImageMetaKey.FILENAME_OR_OBJ: str(path),
+    }
+    if image.notes:
+        meta[_NOTES] = "\n".join(image.notes)
+    voxels = _as_float32(path, image.voxels)
+    volume: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(voxels[None], meta)
+    return volume
+
+
+def _as_float32(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """Converts voxels, which must not become infinite."""
+    if voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4:
+        for extreme in (np.nanmin(voxels, initial=0), np.nanmax(voxels, initial=0)):
+            if np.finfo(np.float32).max < abs(extreme) < np.inf:
+                raise ImageFileError(f"{path} holds the value {extreme:.3g}, more than float32 holds: rescale it.")
+    return np.ascontiguousarray(voxels, dtype=np.float32)
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Shortens the message of a reader, without its own source files, addresses and the path."""
+    text = re.split(r"(?:ITK|sitk::) ?ERROR:", str(error))[-1].replace(path, "it")
+    text = re.sub(r"\S+\.(?:c|h|cc|cxx|cpp|hxx|txx):?(?:\d+:?)?|\(?0x[0-9a-f]+\)?:?", "", text)
+    text = " ".join(text.split())
+    return text[:120] or type(error).__name__

@@ -66,10 +66,13 @@ def folds_of_items(items: Sequence[Mapping[str, Any]], source: str) -> list[Any]
         ([3, 1], [0, 1])
     """
     folds = [item.get("fold") for item in items]
+    wrong = [number for number in folds if not (number is None or type(number) in (int, str))]
+    if wrong:
+        raise ValueError(f'The "fold" of each item of {source} must be a number, got {str(wrong[0])[:60]}.')
     if None not in folds:
         return folds
     if any(number is not None for number in folds):
-        raise ValueError(f'Some items of {source} have a "fold" and some do not: {items[folds.index(None)]}.')
+        raise ValueError(f'Some items of {source} have a "fold" and some do not: {str(items[folds.index(None)])[:150]}.')
     return folds_by_position(len(items))
 
 
@@ -92,5 +95,5 @@ def select_fold(cases: Sequence[Case], folds: Sequence[Any], section: str, fold:
     """
     fold = 0 if fold is None else fold
     if fold not in folds:
-        raise ValueError(f"`fold` must be one of {sorted(set(folds), key=str)}, which {source} has, got {fold}.")
+        raise ValueError(f"`fold` must be one of {sorted(set(folds), key=str)[:20]}, which {source} has, got {fold}.")
     return [case for case, number in zip(cases, folds, strict=True) if (number == fold) == (section == "validation")]
