@@ -4,7 +4,7 @@ import monai_lcs as lcs
 
 atlas = lcs.Atlas.read("T1w.nii.gz", "dseg.nii.gz", "dseg.tsv")
 segmenter = lcs.Segmenter.load("model.pt", atlas)
-result = segmenter("scan.nii.gz", labels=["Left-*", "Left-Hippocampus + Left-Amygdala"])
+result = segmenter("scan.nii.gz", labels=["Right-*", "Left-Hippocampus + Left-Amygdala"])
 result.save("results")
 """
 

@@ -31,6 +31,7 @@ from monai_lcs.results import dice as dice_tables
 from monai_lcs.study.cases import find_cases, find_images
 
 __all__ = [
+    "align_all",
     "best_model",
     "cases",
     "check_fused",
@@ -279,6 +280,13 @@ def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
 def prepared(**arguments: Any) -> pipeline.PreparedDataset:
     """See :class:`monai_lcs.pipeline.PreparedDataset`."""
     return pipeline.PreparedDataset(**arguments)
+
+
+@_one_sentence
+def align_all(*datasets: pipeline.PreparedDataset) -> None:
+    """Align the atlas to the cases of all datasets, whose files are all read and checked by now."""
+    for dataset in datasets:
+        dataset.align()
 
 
 # ---- files that are there already -----------------------------------------------------------------------------------

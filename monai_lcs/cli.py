@@ -1,4 +1,4 @@
-"""The command ``monai-lcs``: segment scans, evaluate label maps, train on a study, show label tables."""
+"""Segment scans by an atlas, evaluate label maps, train on a study, show label tables: the command monai-lcs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
+    except BrokenPipeError:  # the reader of what is printed has seen enough
+        sys.stderr.close()
+        return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

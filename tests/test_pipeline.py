@@ -222,7 +222,7 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     assert lcs.Settings.from_dict(json.loads((tmp_path / "model.json").read_text())) == settings
     with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
         lcs.Settings.from_dict({"colour": 1})
-    with pytest.raises(ValueError, match="three voxel sizes in mm from 0.1"):
+    with pytest.raises(ValueError, match=r"three voxel sizes in mm from 0\.1"):
         lcs.Settings(spacing=(1, 0, 1))
 
 
@@ -237,7 +237,7 @@ def test_prepared_cases_that_cannot_be_aligned(study, atlas, tmp_path, capsys):
     assert "Left out: 1 of 2 cases cannot be used" in capsys.readouterr().err
     for cases, strict in (([good, bad], True), ([bad], False)):
         with pytest.raises(ValueError, match="With mode='none' the atlas must be on the image's grid"):
-            PreparedDataset(cases, preprocessing, strict=strict, progress=False)
+            PreparedDataset(cases, preprocessing, strict=strict, progress=False).align()
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -397,3 +397,15 @@ def test_settings_that_make_no_sense(tmp_path, settings, message):
 def test_scripting_says_what_to_use_instead():
     with pytest.raises(RuntimeError, match=r"use torch\.jit\.trace"):
         torch.jit.script(make_network(lcs.Settings(channels=(4, 8))))
+
+
+def test_all_files_are_read_before_the_first_alignment(study, atlas, monkeypatch):
+    """Also those of the second dataset."""
+    monkeypatch.setattr(AtlasAligner, "align", lambda *_: pytest.fail("long work has started"))
+    preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS), target="network")
+    good = {name: str(study / f"{name}s/sub-1.nii.gz") for name in ("image", "label")}
+    dataset = PreparedDataset([good], preprocessing, progress=False)
+    with pytest.raises(ValueError, match=r"1 of 2 cases cannot be used:\n  no\.nii\.gz does not exist"):
+        PreparedDataset([good, {**good, "image": "no.nii.gz"}], preprocessing, progress=False)
+    with pytest.raises(BaseException, match="long work"):
+        len(dataset)

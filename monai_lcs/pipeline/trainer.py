@@ -46,7 +46,8 @@ ALIGNMENTS_AT_A_TIME = 2
 class PreparedDataset(Dataset):
     """Cases preprocessed once and kept in memory; what is random is done anew for each sample.
 
-    All files are read and checked before the first alignment, so that a bad file is known within seconds.
+    All files are read and checked at once. The long work, :meth:`align`, begins later, so that of several datasets a
+    bad file is known within seconds.
 
     Args:
         data: the cases, ``"image"`` and ``"label"`` files each.
@@ -56,8 +57,7 @@ class PreparedDataset(Dataset):
         progress: show bars.
 
     Raises:
-        ValueError: listing the cases whose files cannot be used; or that cannot be aligned, when ``strict`` or when
-            none is left.
+        ValueError: listing the cases whose files cannot be used.
 
     Example:
         >>> from monai.data import MetaTensor
@@ -81,12 +81,33 @@ class PreparedDataset(Dataset):
         loaded, failed = _attempt(preprocessing.load, data, "Reading cases", 1, progress)
         if failed:
             raise ValueError(list_failures(failed, len(data)))
-        prepared, failed = _attempt(preprocessing.finish, loaded, "Aligning", ALIGNMENTS_AT_A_TIME, progress)
-        if failed and (strict or not prepared):
-            raise ValueError(list_failures(failed, len(data)))
+        super().__init__(loaded, transform)
+        self.preprocessing, self.strict, self.progress = preprocessing, strict, progress
+        self.aligned = False
+
+    def align(self) -> None:
+        """Align the atlas to all cases, once; asking for the length or for a sample does it as well.
+
+        Raises:
+            ValueError: listing the cases that the atlas cannot be aligned to, when ``strict`` or when none is left.
+        """
+        if self.aligned:
+            return
+        count, finish = len(self.data), self.preprocessing.finish
+        self.data, failed = _attempt(finish, self.data, "Aligning", ALIGNMENTS_AT_A_TIME, self.progress)
+        if failed and (self.strict or not self.data):
+            raise ValueError(list_failures(failed, count))
         if failed:
-            print(f"Left out: {list_failures(failed, len(data))}", file=sys.stderr)
-        super().__init__(prepared, transform)
+            print(f"Left out: {list_failures(failed, count)}", file=sys.stderr)
+        self.aligned = True
+
+    def __len__(self) -> int:
+        self.align()
+        return len(self.data)
+
+    def _transform(self, index: int) -> Any:
+        self.align()
+        return super()._transform(index)
 
 
 def _attempt(
