@@ -1,4 +1,4 @@
-"""Pictures of the accuracy benchmark, and how well the agreement of the atlases ranks labels by their Dice.
+"""Draws pictures of the accuracy benchmark, and measures how well the atlases' agreement ranks labels by their Dice.
 
     python benchmarks/pictures.py OUT --data DATA
 
@@ -28,7 +28,7 @@ def canonical(path: Path) -> np.ndarray:
 
 
 def label_maps(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
-    """Folder of a row's label maps and volumes of some test scans, which are made where they are not there."""
+    """The folder of a row's label maps and volumes of some test scans; those that are missing are made."""
     folder = accuracy.folder_of(name, args.out) / "segmented"
     missing = [case for case in cases if not (folder / f"{case}_dseg.nii.gz").is_file()]
     if missing:
@@ -40,7 +40,7 @@ def label_maps(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
 
 
 def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: ListedColormap) -> None:
-    """A slice with its labels in color, seen from the front."""
+    """Draw a slice with its labels in color."""
     axis.imshow(image.T, cmap="gray", origin="lower")
     axis.imshow(np.ma.masked_equal(labels, 0).T, cmap=colors, vmin=0, vmax=colors.N - 1, alpha=0.6, origin="lower")
     axis.set_title(title, fontsize="medium")
@@ -48,7 +48,7 @@ def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: Listed
 
 
 def subject(args: argparse.Namespace, data: Path, case: str) -> None:
-    """Two planes of a test scan: truth, baseline and LCS."""
+    """Draw two planes of a test scan: true labels, baseline, multi-atlas fusion and LCS."""
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz")
     maps = {"manual labels": truth}
     maps |= {
@@ -66,7 +66,7 @@ def subject(args: argparse.Namespace, data: Path, case: str) -> None:
 
 
 def unseen(args: argparse.Namespace, data: Path, case: str, label: int, name: str) -> None:
-    """One label that a network was never trained on: manual outline in white, result in color."""
+    """Draw a label that a network was never trained on: the true outline in white, results in color."""
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz") == label
     center = np.argwhere(truth).mean(axis=0).astype(int)
     near = tuple(slice(max(c - 45, 0), c + 45) for c in center)
@@ -84,7 +84,7 @@ def unseen(args: argparse.Namespace, data: Path, case: str, label: int, name: st
 
 
 def sorted_dice(out: Path) -> None:
-    """Dice of each label, the mean over the test scans, in the order of the best row."""
+    """Draw the mean Dice of each label over the test scans, in the order of the best row."""
     rows = (BEST, NINE_ATLASES, ONE_ATLAS, "affine alignment", BASELINE)
     table = pd.DataFrame({name: dice_of(name, out).groupby("id").dice.mean() for name in rows}).dropna()
     table = table.sort_values(BEST, ascending=False).reset_index(drop=True)
@@ -94,7 +94,7 @@ def sorted_dice(out: Path) -> None:
 
 
 def dice_of(name: str, out: Path) -> pd.DataFrame:
-    """Dice of each label in each test scan."""
+    """The Dice of each label in each test scan."""
     return pd.read_csv(accuracy.folder_of(name, out) / "eval/dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
 
 

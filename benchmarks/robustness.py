@@ -1,9 +1,9 @@
-"""Dice of rows of the accuracy benchmark on scans made worse: noise, salt and pepper, thick slices.
+"""Measures the Dice of rows of the accuracy benchmark on degraded scans: noise, salt and pepper, thick slices.
 
     python benchmarks/robustness.py OUT --data DATA --rows "best LCS" "multi-channel U-Net"
 
-OUT is the folder of a run of accuracy.py that holds these rows. OUT/robustness gets the scans, the results, which are
-not done again, the table robustness.tsv and the figure robustness.svg.
+OUT is the folder of a run of accuracy.py that holds these rows. OUT/robustness gets the degraded scans, the results, the
+table robustness.tsv and the figure robustness.svg. Results that are there are not computed again.
 """
 
 import argparse
@@ -41,7 +41,7 @@ DEGRADE: dict[str, tuple[Callable[[sitk.Image, float], sitk.Image], list[float]]
 
 
 def degraded(data: Path, cases: list[str], kind: str, level: float, folder: Path) -> Path:
-    """Write the scans in 8 bits, made worse, and a datalist of them with their unchanged labels."""
+    """Write degraded scans in 8 bits, and a datalist of them with their unchanged labels."""
     items = []
     for case in cases:
         path = folder / f"{case}.nii.gz"
@@ -58,13 +58,13 @@ def degraded(data: Path, cases: list[str], kind: str, level: float, folder: Path
 
 
 def mean_dice(result: Path, cases: list[str]) -> float:
-    """Mean over labels, then over the cases."""
+    """The mean Dice over labels, then over the cases."""
     dice = pd.read_csv(result / "dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
     return float(dice[dice.case.isin(cases)].groupby("case").dice.mean().mean())
 
 
 def measure(args: argparse.Namespace) -> pd.DataFrame:
-    """One line for each row, kind and level; the first level changes nothing but the type to 8 bits."""
+    """Score each row at each kind and level; the first level changes nothing but the type to 8 bits."""
     lines = []
     for name in args.rows:
         for kind, (_, levels) in DEGRADE.items():
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> pd.DataFrame:
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:
-    """One panel for each kind, one line for each row."""
+    """Draw a panel for each kind, with a line for each row."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
