@@ -21,6 +21,7 @@ from monai_lcs import cli
 from monai_lcs.label_app.atlas_store import AtlasStore
 from monai_lcs.label_app.segmenter import StudySegmenter, Weights
 from monai_lcs.pipeline import make_network
+from monai_lcs.study import images
 
 # MONAI warns at every run that configs are code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -171,15 +172,20 @@ def test_no_config_holds_a_value_of_a_setting(path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How often each file was read as an image, by any reader of MONAI."""
+    """How often the voxels of each file were read, by the package or by MONAI."""
     counts = Counter()
-    read = LoadImage.__call__
 
-    def counted(self, filename, *args, **kwargs):
-        counts[os.path.realpath(filename)] += 1
-        return read(self, filename, *args, **kwargs)
+    def count(owner, name):
+        read = getattr(owner, name)
 
-    monkeypatch.setattr(LoadImage, "__call__", counted)
+        def counted(*args, **kwargs):  # the last argument is the file
+            counts[os.path.realpath(args[-1])] += 1
+            return read(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(images, "read_with_nibabel")
+    count(LoadImage, "__call__")
     return counts
 
 

@@ -109,7 +109,9 @@ def check_there(path: PathLike) -> None:
             ) from None
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise ValueError(f"{path} {reason}.") from None
-    if size == 0:
+    if file.is_dir() and file.name.lower().endswith(IMAGE_EXTENSIONS):
+        raise ValueError(f"{path} is a folder: give the files in it.")
+    if size == 0 and file.is_file():
         raise ValueError(f"{path} is empty (0 bytes).")
     if size < 1000 and file.is_file() and _POINTER.match(file.read_bytes()):
         raise ValueError(f"{path} stands for content that is not there: fetch it, such as by `git lfs pull`.")
@@ -142,7 +144,7 @@ def _read(path: Path) -> MetaTensor:
 def _as_tensor(path: Path, image: FileImage) -> MetaTensor:
     """Makes the tensor, with the metadata that MONAI's readers give."""
     meta = {
-        **image.header,
+        **{name: value for name, value in image.header.items() if not _is_text_array(value)},
         MetaKeys.AFFINE: image.affine,
         MetaKeys.ORIGINAL_AFFINE: image.affine.copy(),
         MetaKeys.SPATIAL_SHAPE: np.array(image.voxels.shape),
@@ -155,6 +157,11 @@ def _as_tensor(path: Path, image: FileImage) -> MetaTensor:
     voxels = _as_float32(path, image.voxels)
     volume: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(voxels[None], meta)
     return volume
+
+
+def _is_text_array(value: Any) -> bool:
+    """Tells arrays of text, which do not collate; MONAI's readers leave them out as well."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "SUO"
 
 
 def _as_float32(path: Path, voxels: np.ndarray) -> np.ndarray:
