@@ -467,7 +467,7 @@ def test_training(server, data, tmp_path):
     first = voxels(client.infer(*asked)[0])
     client.train_start("lcs", {"max_epochs": 2, "labels_per_image": 8, "learning_rate": 0.005})
     status = wait_for_training(client)
-    assert status["status"] == "DONE", status["details"]
+    assert status["status"] == "DONE", "\n".join(status["details"])
     stats = client.info()["train_stats"]["lcs"]
     assert (stats["epoch"], stats["total_epochs"], stats["train"]["scans"] + stats["eval"]["scans"]) == (2, 2, 5)
     assert stats["best_metric"] > stats["eval"]["before"]
