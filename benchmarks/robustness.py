@@ -2,8 +2,8 @@
 
     python benchmarks/robustness.py OUT --data DATA --rows "best LCS" "multi-channel U-Net"
 
-OUT is the folder of a run of accuracy.py that holds these rows. OUT/robustness gets the degraded scans, the results, the
-table robustness.tsv and the figure robustness.svg. Results that are there are not computed again.
+OUT is the folder of a run of accuracy.py that holds these rows. OUT/robustness gets the degraded scans, the results,
+the table robustness.tsv and the figure robustness.svg. Results that are there are not computed again.
 """
 
 import argparse
