@@ -142,7 +142,10 @@ def _atlas(options: argparse.Namespace) -> Any:
 
     if len(options.atlas) not in (2, 3):
         raise ValueError(f"--atlas takes an image, its label map and perhaps a label table, got {options.atlas}.")
-    return Atlas.read(*options.atlas)
+    atlas = Atlas.read(*options.atlas)
+    if atlas.mismatch:
+        print(f"Note: {atlas.mismatch}", file=sys.stderr)
+    return atlas
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -1,6 +1,7 @@
 """Label tables (files of each format, round trips, queries, bad input) and the check of label maps."""
 
 import copy
+import csv
 import json
 import pickle
 import string
@@ -13,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_lcs.labels import MAX_FLOAT32_ID, MAX_ID, Label, LabelTable, check_label_map
+from monai_lcs.labels.cells import guard_cell, unguard_cell
 from monai_lcs.labels.label_map import as_label_array, check_known, voxel_ids
 from monai_lcs.labels.limits import EXACT_INTEGERS, holds_exactly
 
@@ -107,6 +109,16 @@ def test_reads_channel_def_and_metadata(tmp_path):
         ("label_id;Region-Name;x\n5;a, b;1,5\n", "5,a, b,None,None"),
         ("#ID\tname\n5.0\tleft x\n", "5,left x,L,None"),
         ("name,hemi,value\nx,rh,5\n", "5,x,R,None"),
+        ("ID,LabelName,Red,Green,Blue,Alpha\n5,Left-x,1,2,3,0\n", "5,Left-x,L,None"),  # FastSurfer
+        ("LabelValue,Name,Color_R,Color_G,Color_B\n5,x,1,2,3\n", "5,x,None,None"),  # 3D Slicer
+        ("LABEL_VALUE,label-name\n5,x\n", "5,x,None,None"),
+        ("ROIid;ROIabbr;ROIname\n5;lAcc;Left Accumbens\n", "5,Left Accumbens,L,None"),  # CAT12
+        ("#No.,Label Name:\n5,x\n", "5,x,None,None"),
+        ("# made by us, in 2020\n\n# id,x\nid,name\n# no label\n5,a\n#6,b\n", "5,a,None,None"),
+        ("# id, name\n5,x\n", "5,x,None,None"),
+        ("# of the lab; of ours, and others\nid;name\n5;x\n", "5,x,None,None"),
+        ("name,id\n#5,5\n", "5,#5,None,None"),  # a row, no comment
+        ("\ufeffid,name\n5,x\n", "5,x,None,None"),
     ],
 )
 def test_finds_the_columns_by_their_usual_headings(tmp_path, text, expected):
@@ -119,6 +131,7 @@ def test_reads_colors_and_abbreviations(tmp_path):
     assert table[1] == Label(1, "a", color=(1, 2, 3), abbreviation="x")
     assert table[2] == Label(2, "b")
     assert read(tmp_path, "b.csv", "id,name,colour\n1,a,#0102ff\n2,b,0102FF\n")[2].color == (1, 2, 255)
+    assert read(tmp_path, "d.csv", "LabelValue,LabelName,Color_R,Color_G,Color_B\n1,a,1,2,3\n")[1].color == (1, 2, 3)
     assert read(tmp_path, "c.csv", "id,name,r\n1,a,7\n2,b,\n")[2] == Label(2, "b")
 
 
@@ -136,6 +149,9 @@ def test_reads_what_editors_and_spreadsheets_write(tmp_path, newline, bom):
     [
         *[(name, "L") for name in ("Left-Hippocampus", "ctx-lh-insula", "lh.insula", "L_V1_ROI", "Left Amygdala")],
         *[(name, "L") for name in ("Hippocampus_L", "kidney_left", "7Networks_LH_Vis_1", "wm-lh-x", "Cbm_Left_IX")],
+        *[(name, "L") for name in ("hippocampus_l", "L-insula", "Amygdala (left)", "insula (L)", "LeftInsula", "l_V1")],
+        *[(name, "R") for name in ("G_Frontal_Sup-1-R", "kidney.r", "R-V1", "[right] x", "xRight", "Insula, right")],
+        *[(name, None) for name in ("Left/Right", "level", "Vermis-l2", "Area (lr)", "LeftoverX", "l", "V-L-R_l x")],
         *[(name, "R") for name in ("Right-Thalamus-Proper*", "ctx_rh_G_front", "RH-x", "R.BSTS", "Insula R", "R x")],
         *[(name, None) for name in ("Brain-Stem", "lhos", "Leftover", "Vermal Lobules I-V", "L", "R-C-S", "Bright")],
         *[(name, None) for name in ("rhinal", "Left_or_Right", "lh-x_R", "corpus callosum", "LAntThalRadiation")],
@@ -148,6 +164,49 @@ def test_infers_the_hemisphere_from_the_name(name, hemisphere):
 def test_a_hemisphere_column_overrules_the_name(tmp_path):
     table = read(tmp_path, "a.csv", "id,name,hemisphere\n1,Left-x,n/a\n2,Left-y,right\n3,z,LH\n4,Left-u,Both\n")
     assert [label.hemisphere for label in table] == [None, "R", "L", None]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "color"),
+    [
+        ("819 Left-HypoThal-noMB  0  80  0 0 2", "Left-HypoThal-noMB", (0, 80, 0)),  # FreeSurfer 8
+        ("819 Left-HypoThal-noMB  0  80  0 255 -1", "Left-HypoThal-noMB", (0, 80, 0)),
+        ("819\tV1\t1\t2\t3\t0\t2", "V1", (1, 2, 3)),
+        ("9 Area 4 p 1 2 3 0", "Area 4 p", (1, 2, 3)),
+        ("9 4 1 2 3 0", "4", (1, 2, 3)),
+        ("9 Area_4 1 2 3 0", "Area_4", (1, 2, 3)),
+        ('9 1 2 3 1 1 1 "Area 4 5"', "Area 4 5", (1, 2, 3)),
+        ('9 1 2 3 1 1 1 "Area" 4"', 'Area" 4', (1, 2, 3)),
+    ],
+)
+def test_a_name_swallows_no_number(tmp_path, line, name, color):
+    table = read(tmp_path, "a.txt", f"# x\n0 Unknown 0 0 0 0\n{line}\n1040 y 1 2 3 0\n")
+    label = next(iter(table))
+    assert (label.name, label.color) == (name, color)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"0": "background", "1": "liver", "2": "left kidney"},
+        {"background": 0, "liver": 1, "left kidney": 2},
+        {"background": 0, "liver": [1], "left kidney": 2, "ignore": 3},
+    ],
+)
+def test_reads_the_labels_of_a_dataset(tmp_path, content):
+    expected = LabelTable([Label(1, "liver"), Label(2, "left kidney", hemisphere="L")])
+    dataset = {"name": "x", "channel_names": {"0": "CT"}, "labels": content, "numTraining": 1, "file_ending": ".nii.gz"}
+    for text in (json.dumps(content), json.dumps(dataset), "\ufeff" + json.dumps(dataset)):
+        assert read(tmp_path, "dataset.json", text) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Background", "unknown", "Clear Label", "ClearLabel", "BG", "Unlabeled", "???", "n/a", "", "none", "exterior",
+     "Background+FreeSurfer_Defined_Medial_Wall", "ctx-lh-unknown", "label_0", "air", "everything else", "Non-brain"],
+)  # fmt: skip
+def test_names_of_background(tmp_path, name):
+    assert read(tmp_path, "a.csv", f"id,name\n0,{name}\n1,x\n").ids == (1,)
 
 
 # ---- bad files ------------------------------------------------------------------------------------------------------
@@ -199,6 +258,21 @@ def test_a_hemisphere_column_overrules_the_name(tmp_path):
         ("a.txt", "1 a 1 2 256 0\n", "line 1: The color of label 1 .*256"),
         ("a.csv", "id,name,hemisphere\n1,a,up\n", "line 2: The hemisphere must be .*got 'up'"),
         ("a.json", '{"1": "a"', "line 1 column"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"labels": {"background": 0, "tumor": [1, 2], "core": 2}}', "region of the ids .*union, '1' "),
+        ("a.json", '{"labels": {"liver": 0}}', "Id 0 is called 'liver'"),
+        ("a.json", '{"labels": {"liver": 1, "spleen": 1}}', "'spleen': label 1 is already defined at label 'liver'"),
+        ("a.json", '{"labels": ["background", "liver"]}', "expected a channel_def .*dataset.json"),
+        ("a.json", '{"labels": {"liver": true}}', "the name must be a string, got True"),
+        ("a.csv", "index,name\n0,Frontal Pole\n1,Insular Cortex\n", "line 2: Id 0 .*'Frontal Pole'.* add 1 to"),
+        ("a.tsv", "index\tname\n0.0\tFrontal Pole\n", "line 2: Id 0 .*if this is the background, call it 'background'"),
+        ("a.txt", "0 Frontal_Pole 1 2 3 0\n1 Insula 1 2 3 0\n", "line 1: Id 0 .*add 1 to every id"),
+        ("a.label", '0 1 2 3 1 1 1 "Frontal Pole"\n', "line 1: Id 0 .*add 1 to every id"),
+        ("a.json", '{"0": "liver"}', "key '0': Id 0 .*add 1 to every id"),
+        ("a.txt", "1 Area 4 1 2 3 0\n", "line 1: it is not clear where the name ends in `Area 4 1 2 3 0`; write `_`"),
+        ("a.txt", "1 Area 1 1 0 0 2\n2 Area 2 1 0 0 2\n", "line 1: it is not clear where the name ends"),
+        ("a.txt", "1 x y 1 2 3 0\n2 Area 2 1 0 0 2\n", "line 2: it is not clear where the name ends"),
+        ("a.txt", "1 Area 4 5 1 2 3 0\n", "line 1: expected `id name R G B A`"),
         ("a.json", '["a"]', "expected a channel_def"),
         ("a.json", '{"network_data_format": {"outputs": {}}}', "expected a channel_def"),
         ("a.json", '{"network_data_format": {"outputs": {"pred": {"channel_def": 1}}}}', "expected a channel_def"),
@@ -277,6 +351,27 @@ def test_round_trips(tmp_path, seed):
         )
         if suffix != "json":
             assert [label.color for label in again] == [label.color for label in table]
+
+
+FORMULAS = ["=1+1", "+A1", "-x", "@sum", "'=x", "''-x", "'tis", "＝x", "' =x", "a=b", "x-y", "'"]  # noqa: RUF001
+
+
+def test_names_that_a_spreadsheet_would_run(tmp_path):
+    table = LabelTable(Label(i, name, name, abbreviation=name) for i, name in enumerate(FORMULAS, start=1))
+    for suffix in ("tsv", "csv"):
+        table.write(tmp_path / f"a.{suffix}")
+        assert LabelTable.read(tmp_path / f"a.{suffix}") == table
+        with open(tmp_path / f"a.{suffix}", newline="") as stream:
+            cells = [cell for row in csv.reader(stream, delimiter={"tsv": "\t", "csv": ","}[suffix]) for cell in row]
+        assert not [cell for cell in cells if cell.startswith(tuple("=+-@＝"))]  # noqa: RUF001
+        assert "a=b" in cells
+
+
+def test_cells_come_back_as_they_were():
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("'=+-@\t\r x"), rng.integers(0, 6))) for _ in range(2000)]
+    assert [unguard_cell(guard_cell(text)) for text in texts] == texts
+    assert not [text for text in texts if guard_cell(text).startswith(tuple("=+-@\t\r"))]
 
 
 def test_write_replaces_only_when_told(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +11,24 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from monai.config import PathLike
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
-from monai_lcs.grids import affine_of
+from monai_lcs.grids import affine_of, from_sitk, to_sitk
 from monai_lcs.labels import LabelTable
 from monai_lcs.labels.groups import present_labels
+from monai_lcs.labels.rows import cut
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_same_grid, read_label_map, read_scan
 
-__all__ = ["Atlas", "fingerprint"]
+__all__ = ["SAME_IMAGE", "Atlas", "fingerprint"]
+
+SAME_IMAGE = 0.985
+"""Two images that correlate by this much are copies of one another. Scans of two people reached 0.974 after a
+deformable alignment, and resampled and rescaled copies of a scan 0.983 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +60,7 @@ class Atlas:
             image: the image file.
             labels: the label map file, on the grid of the image.
             table: the label table or its file, see :meth:`monai_lcs.labels.LabelTable.read`; without one the labels
-                are named after their ids.
+                are named after their ids. What :attr:`mismatch` says of it is to be shown to the user.
 
         Raises:
             ValueError: naming the file and what is wrong with it: it is missing or cannot be read, is not 3D, has
@@ -79,6 +86,34 @@ class Atlas:
         return tuple(i for i in present_labels(self.label_map) if i in self.table)
 
     @cached_property
+    def unnamed(self) -> dict[int, int]:
+        """Ids that have voxels but no name, ascending, with their voxels: they cannot be requested."""
+        if set(present_labels(self.label_map)) <= set(self.table.ids):
+            return {}
+        values, counts = np.unique(convert_to_numpy(self.label_map), return_counts=True)
+        voxels = dict(zip(map(int, values), map(int, counts), strict=True))
+        return {id: n for id, n in voxels.items() if id > 0 and id not in self.table}
+
+    @cached_property
+    def absent(self) -> LabelTable:
+        """Labels that have a name but no voxel: they cannot be requested either."""
+        present = set(present_labels(self.label_map))
+        return LabelTable(label for label in self.table if label.id not in present)
+
+    @property
+    def mismatch(self) -> str:
+        """One line that says which ids label map and table do not share; empty where they share all."""
+        said = []
+        if self.unnamed:
+            ids = [f"{id} ({n} voxels)" for id, n in self.unnamed.items()]
+            names = f"has ids without a name in {self.table.source}, which are left out"
+            said.append(f"{names}: {shorten_names(ids, most=4)}")
+        if self.absent:
+            absent = [f"{label.id} ({cut(label.name, 30)})" for label in self.absent]
+            said.append(f"has no voxel of {len(absent)} labels of the table: {shorten_names(absent, most=3)}")
+        return f"The atlas label map {self.files['label']} {'; it '.join(said)}." if said else ""
+
+    @cached_property
     def fingerprint(self) -> str:
         """Tells the atlas image by its content, see :func:`fingerprint`; the labels do not matter."""
         return fingerprint(self.image)
@@ -90,10 +125,27 @@ class Atlas:
         return {name: str(volume.meta.get("filename_or_obj") or "") for name, volume in volumes.items()}
 
     def is_image(self, scan: MetaTensor) -> bool:
-        """Whether a scan is the atlas image itself, by its file (links resolved) or by its content."""
+        """Whether a scan is the atlas image itself, by its file (links resolved) or by its content.
+
+        A scan that does not know its file may be a resampled or rescaled copy. It counts as the atlas image where the
+        two, as they lie in the world, correlate by :data:`SAME_IMAGE` or more.
+        """
         file, own = scan.meta.get("filename_or_obj"), self.files["image"]
         same_file = bool(file and own) and os.path.realpath(str(file)) == os.path.realpath(own)
-        return same_file or fingerprint(scan) == self.fingerprint
+        return same_file or fingerprint(scan) == self.fingerprint or (not file and self._is_copy(scan))
+
+    def _is_copy(self, scan: MetaTensor) -> bool:
+        """Whether a scan has the content of the atlas image on another grid or in other units."""
+        if scan.ndim != self.image.ndim or len(scan) != 1:
+            return False
+        fixed, moving = (to_sitk(x.float(), affine_of(x)) for x in (scan, self.image))
+        same_place = sitk.Transform(fixed.GetDimension(), sitk.sitkIdentity)
+        atlas, _ = from_sitk(sitk.Resample(moving, fixed, same_place, sitk.sitkLinear, math.nan))
+        inside = ~atlas.isnan()
+        if inside.sum() < 2:
+            return False
+        voxels = torch.stack([scan.as_tensor().cpu().float()[inside], atlas[inside]])
+        return bool(torch.corrcoef(voxels)[0, 1] >= SAME_IMAGE)
 
     def with_labels(self, label_map: torch.Tensor | np.ndarray, table: LabelTable) -> Atlas:
         """The same image with other labels: alignments of this atlas hold for that one too.

@@ -20,6 +20,7 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
+from monai_lcs.atlas import Atlas
 from monai_lcs.label_app.segments import LabelInfo, painted_labels
 from monai_lcs.labels import Label, LabelTable, present_labels
 from monai_lcs.labels.label_map import as_label_array
@@ -73,7 +74,8 @@ class AtlasVersion:
         """What ``version.json`` holds.
 
         ``change`` says in words what changed, ``time`` when, ``previous`` is the number of the version before (``None``
-        for the first), and ``image`` is the atlas image's path, relative to the folder of all versions.
+        for the first), and ``image`` is the atlas image's path, relative to the folder of all versions. ``note`` is
+        there where label map and table did not share all ids, see :attr:`monai_lcs.atlas.Atlas.mismatch`.
         """
         return json.loads((self.folder / "version.json").read_text())
 
@@ -114,7 +116,8 @@ class AtlasStore:
         Args:
             folder: where the versions go.
             image: the file of the atlas image, which stays where it is.
-            labels: the file of its label map. Labels that the table does not name are left out.
+            labels: the file of its label map. Labels that the table does not name are left out; ``about["note"]`` of
+                the version says so.
             table: the names of the labels. By default they are named after their ids.
 
         Raises:
@@ -125,7 +128,8 @@ class AtlasStore:
         if _numbers(folder):
             raise FileExistsError(f"There is an atlas in {folder} already.")
         label_map = read_label_map(labels)
-        check_same_grid(read_scan(image), label_map, str(image), str(labels))
+        scan = read_scan(image)
+        check_same_grid(scan, label_map, str(image), str(labels))
         present = present_labels(label_map)
         table = LabelTable.from_ids(present) if table is None else table
         if not set(present) & set(table.ids):
@@ -133,6 +137,8 @@ class AtlasStore:
         voxels = as_label_array(label_map)[0]
         named = np.where(np.isin(voxels, table.ids), voxels, 0)
         about = {"change": "the atlas as it came", "previous": None, "image": _relative(image, folder)}
+        if note := Atlas(scan, label_map, table).mismatch:
+            about["note"] = note
         folder.mkdir(parents=True, exist_ok=True)
         _write_version(folder, 1, named, label_map, table, about)
         return cls(folder)

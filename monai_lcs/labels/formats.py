@@ -6,17 +6,16 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_lcs.labels.cells import guard_cell
+from monai_lcs.labels.hemispheres import infer_hemisphere, parse_hemisphere
 from monai_lcs.labels.label import Label
+from monai_lcs.labels.rows import Row, cut, mapping_rows, parse_csv, parse_json, parse_lines, parse_tsv
 
-__all__ = ["channel_def", "labels_of_channel_def", "labels_text", "read_labels", "shorten"]
-
-Row = tuple[str, Mapping[str, str]]
-"""Where a file describes a label ("line 3"), and the cells of that row under the names of `_HEADINGS`."""
+__all__ = ["channel_def", "labels_of_channel_def", "labels_text", "read_labels"]
 
 
 def read_labels(path: Path) -> Iterator[Label]:
@@ -63,17 +62,7 @@ def labels_of_channel_def(channel_def: Mapping[str, str]) -> Iterator[Label]:
         >>> [label.id for label in labels_of_channel_def({"0": "background", "17": "Left-Hippocampus"})]
         [17]
     """
-    return _labels(_channel_rows(channel_def))
-
-
-def shorten(values: Sequence[object], most: int = 10) -> str:
-    """List the first few values, for a message.
-
-    Example:
-        >>> shorten([1, 2, 3], most=2)
-        '1, 2, ...'
-    """
-    return ", ".join(map(repr, values[:most])) + (", ..." if len(values) > most else "")
+    return _labels(mapping_rows(channel_def))
 
 
 # ---- from rows to labels --------------------------------------------------------------------------------------------
@@ -100,11 +89,12 @@ def _label(row: Mapping[str, str]) -> Label | None:
     row = {field: "" if text.lower() == "n/a" else text for field, text in row.items()}
     # Spreadsheets and data frames write 17 as 17.0 as soon as one id is missing.
     if not re.fullmatch(r"[+-]?[0-9]{1,20}(\.0*)?", row["id"]):
-        raise ValueError(f"Label ids must be integers, got {row['id']!r}.")
+        raise ValueError(f"Label ids must be integers, got {cut(repr(row['id']))}.")
     id = int(row["id"].partition(".")[0])
     if id == 0:
+        _check_background(row["name"])
         return None
-    hemisphere = _parse_hemisphere(row["hemisphere"]) if "hemisphere" in row else _infer_hemisphere(row["name"])
+    hemisphere = parse_hemisphere(row["hemisphere"]) if "hemisphere" in row else infer_hemisphere(row["name"])
     return Label(
         id,
         row["name"],
@@ -115,69 +105,39 @@ def _label(row: Mapping[str, str]) -> Label | None:
     )
 
 
+_BACKGROUND_WORDS = {"background", "unknown", "unlabeled", "unlabelled", "undefined", "exterior", "bkg", "bckgrnd"}
+_BACKGROUND_NAMES = {
+    *("", "bg", "clear", "clearlabel", "none", "nolabel", "notlabeled", "notlabelled", "nothing", "null", "void"),
+    *("empty", "zero", "0", "label0", "other", "others", "rest", "everythingelse", "remainder", "outside", "air"),
+    *("nonbrain", "notbrain", "unassigned", "unclassified", "unsegmented", "na", "nan"),
+}
+
+
+def _check_background(name: str) -> None:
+    """Raise where id 0 has the name of a structure, as in tables that count from 0 the labels of a map from 1."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"[\W_]+", " ", words).lower().strip()
+    if not _BACKGROUND_WORDS.intersection(words.split()) and words.replace(" ", "") not in _BACKGROUND_NAMES:
+        raise ValueError(
+            f"Id 0 is called {cut(repr(name), 60)}, but 0 is background: if the table counts from 0 and the label map "
+            "from 1, add 1 to every id of the table; if this is the background, call it 'background'."
+        )
+
+
 def _parse_color(row: Mapping[str, str]) -> tuple[int, int, int] | None:
     if row.get("color"):
         match = re.fullmatch("#?([0-9a-fA-F]{6})", row["color"])
         if not match:
-            raise ValueError(f'Colors must be "#rrggbb", got {row["color"]!r}.')
+            raise ValueError(f'Colors must be "#rrggbb", got {cut(repr(row["color"]))}.')
         red, green, blue = bytes.fromhex(match[1])
         return red, green, blue
     parts = [row[part] for part in ("red", "green", "blue") if part in row]
     if len(parts) < 3 or not any(parts):
         return None
     if not all(re.fullmatch("[0-9]{1,3}", part) for part in parts):
-        raise ValueError(f"Colors must be three integers from 0 to 255, got {', '.join(parts)}.")
+        raise ValueError(f"Colors must be three integers from 0 to 255, got {cut(', '.join(parts))}.")
     red, green, blue = map(int, parts)
     return red, green, blue
-
-
-_HEMISPHERES = {
-    "L": ("l", "left", "lh"),
-    "R": ("r", "right", "rh"),
-    None: ("", "b", "both", "bilateral", "lr", "m", "midline", "none", "unknown"),
-}
-
-
-def _parse_hemisphere(text: str) -> str | None:
-    for hemisphere, words in _HEMISPHERES.items():
-        if text.lower() in words:
-            return hemisphere
-    raise ValueError(f"The hemisphere must be L, R, B (both) or n/a, got {text!r}.")
-
-
-def _infer_hemisphere(name: str) -> str | None:
-    """Tell the hemisphere from usual patterns in the name; None if there are none or they contradict each other."""
-    # Words count anywhere, the bare letters only where atlases write them, at either end ("L_V1", "Insula_R").
-    found = set(re.split(r"[-_.\s]+", name.lower())) & {"left", "right", "lh", "rh"}
-    found |= set(re.findall(r"^[LR](?=[_ .])|(?<=[_ .])[LR]$", name.strip()))
-    sides = {word[0].upper() for word in found}
-    return sides.pop() if len(sides) == 1 else None
-
-
-# ---- from text to rows ----------------------------------------------------------------------------------------------
-
-# The usual headings of each field, in order of preference. A column holds one field: the first here that claims it.
-_HEADINGS = {
-    "id": ("id", "index", "label id", "label number", "label value", "number", "value"),
-    "name": (
-        "name",
-        "label name",
-        "structure name",
-        "region name",
-        "label",
-        "structure",
-        "region",
-        "abbreviation",
-        "acronym",
-    ),
-    "parent": ("parent", "lobe", "structure"),
-    "hemisphere": ("hemisphere", "hemi"),
-    "abbreviation": ("abbreviation", "acronym"),
-    "color": ("color", "colour", "hex"),
-    "red": ("r", "red"),
-    "green": ("g", "green"),
-    "blue": ("b", "blue"),
-}
 
 
 def _read_text(path: Path) -> str:
@@ -192,119 +152,6 @@ def _read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _parse_table(text: str, delimiter: str) -> list[Row]:
-    (_, headings), *body = _read_cells(text, delimiter)
-    columns = _find_columns(headings, [cells for _, cells in body if len(cells) == len(headings)])
-    for line, cells in body:
-        if len(cells) != len(headings):
-            raise ValueError(f"line {line}: expected {len(headings)} columns like the heading line, got {len(cells)}.")
-    return [(f"line {line}", {field: cells[i] for field, i in columns.items()}) for line, cells in body]
-
-
-def _read_cells(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Split text into the cells of each line; leave out empty lines, but keep the line numbers."""
-    # Pandas tells neither the line of a record nor a short row from empty cells, the csv module does.
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}.") from None
-    lines = [(line, cells) for line, cells in lines if any(cells)]
-    if not lines:
-        raise ValueError("the file is empty.")
-    return lines
-
-
-def _find_columns(headings: list[str], rows: list[list[str]]) -> dict[str, int]:
-    """Find the column of each field of `_HEADINGS` that the file has."""
-    positions = _heading_positions(headings)
-    columns: dict[str, int] = {}
-    for field, usual in _usual_headings(positions, rows).items():
-        free = [positions[h] for h in usual if h in positions and positions[h] not in columns.values()]
-        if free:
-            columns[field] = free[0]
-    for field in ("id", "name"):
-        if field not in columns:
-            raise ValueError(
-                f"no {field} column found among the headings {shorten(headings)}; "
-                f"call it {field!r} (or {', '.join(map(repr, _HEADINGS[field][1:5]))})."
-            )
-    return columns
-
-
-def _heading_positions(headings: list[str]) -> dict[str, int]:
-    """Find the column of each heading, written in lower case and with single spaces; the first of several counts."""
-    positions: dict[str, int] = {}
-    for i, heading in enumerate(headings):
-        positions.setdefault(" ".join(re.split(r"[\s_-]+", heading.strip("#: ").lower())), i)
-    return positions
-
-
-def _usual_headings(positions: Mapping[str, int], rows: list[list[str]]) -> dict[str, tuple[str, ...]]:
-    """Give `_HEADINGS` for one file: "label" is the name in some files and the id in others."""
-    usual = dict(_HEADINGS)
-    # It is the id if the file has no better column for that and it holds integers.
-    if "label" in positions and any(cells[positions["label"]].isdecimal() for cells in rows):
-        usual["id"] += ("label",)
-    return usual
-
-
-def _parse_csv(text: str) -> list[Row]:
-    headings = text.lstrip().partition("\n")[0]
-    return _parse_table(text, max(",;\t", key=headings.count))
-
-
-def _parse_tsv(text: str) -> list[Row]:
-    return _parse_table(text, "\t")
-
-
-_FREESURFER_LINE = re.compile(
-    r"(?P<id>\S+)\s+(?P<name>\S.*?)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)\s+\d+",
-)
-_ITK_SNAP_LINE = re.compile(
-    r'(?P<id>\S+)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)\s+\S+\s+\S+\s+\S+\s+"(?P<name>.*)"',
-)
-
-
-def _parse_lines(text: str) -> Iterator[Row]:
-    """Parse a FreeSurfer color table or an ITK-SNAP label description. No line can be both."""
-    for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
-        if not line or line.startswith("#"):
-            continue
-        match = _FREESURFER_LINE.fullmatch(line) or _ITK_SNAP_LINE.fullmatch(line)
-        if not match:
-            expected = '`id name R G B A` (FreeSurfer) or `id R G B A VIS MSH "name"` (ITK-SNAP)'
-            raise ValueError(f"line {number}: expected {expected}, got `{line}`.")
-        yield f"line {number}", match.groupdict()
-
-
-def _parse_json(text: str) -> list[Row]:
-    content = json.loads(text, object_pairs_hook=_unique_keys)
-    try:
-        if "network_data_format" in content:  # a bundle's metadata.json: its first output holds the labels
-            content = next(iter(content["network_data_format"]["outputs"].values()))["channel_def"]
-        content.items()
-    except (AttributeError, KeyError, StopIteration, TypeError):
-        raise ValueError('expected a channel_def such as {"0": "background", "1": "name"}.') from None
-    return list(_channel_rows(content))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # The json module itself silently keeps the last of several equal keys.
-    key, count = max(Counter(key for key, _ in pairs).items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:
-        raise ValueError(f"key {key!r} is defined {count} times.")
-    return dict(pairs)
-
-
-def _channel_rows(channel_def: Mapping[str, str]) -> Iterator[Row]:
-    """Give the rows of a bundle's `channel_def`, `{"1": "name"}`."""
-    for key, name in channel_def.items():
-        if not isinstance(name, str):
-            raise ValueError(f"key {key!r}: the name must be a string, got {name!r}.")
-        yield f"key {key!r}", {"id": str(key), "name": name}
-
-
 # ---- from labels to text --------------------------------------------------------------------------------------------
 
 
@@ -314,8 +161,13 @@ def _delimited_text(labels: Sequence[Label], headings: Sequence[str], delimiter:
     writer.writerow(headings)
     for label in labels:
         cells = vars(label) | {"index": label.id, "color": "#" + bytes(label.color).hex()}
-        writer.writerow([cells.get(heading) or missing for heading in headings])
+        writer.writerow([_cell(cells.get(heading)) or missing for heading in headings])
     return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Give a cell as it is written: text begins with nothing that a spreadsheet runs."""
+    return guard_cell(value) if isinstance(value, str) else value
 
 
 def _tsv_text(labels: Sequence[Label]) -> str:
@@ -359,14 +211,14 @@ def _json_text(labels: Sequence[Label]) -> str:
 
 
 _FORMATS: dict[str, tuple[Callable[[str], Iterable[Row]], Callable[[Sequence[Label]], str]]] = {
-    ".tsv": (_parse_tsv, _tsv_text),
-    ".csv": (_parse_csv, _csv_text),
-    ".txt": (_parse_lines, _freesurfer_text),
-    ".ctab": (_parse_lines, _freesurfer_text),
-    ".lut": (_parse_lines, _freesurfer_text),
-    ".ctbl": (_parse_lines, _slicer_text),
-    ".label": (_parse_lines, _itk_snap_text),
-    ".json": (_parse_json, _json_text),
+    ".tsv": (parse_tsv, _tsv_text),
+    ".csv": (parse_csv, _csv_text),
+    ".txt": (parse_lines, _freesurfer_text),
+    ".ctab": (parse_lines, _freesurfer_text),
+    ".lut": (parse_lines, _freesurfer_text),
+    ".ctbl": (parse_lines, _slicer_text),
+    ".label": (parse_lines, _itk_snap_text),
+    ".json": (parse_json, _json_text),
 }
 
 

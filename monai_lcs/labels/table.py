@@ -14,8 +14,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from monai_lcs.files import check_absent, write_atomically
-from monai_lcs.labels.formats import channel_def, labels_of_channel_def, labels_text, read_labels, shorten
+from monai_lcs.labels.formats import channel_def, labels_of_channel_def, labels_text, read_labels
 from monai_lcs.labels.label import Label, as_integer
+from monai_lcs.labels.rows import shorten
 
 __all__ = ["LabelTable"]
 
@@ -58,25 +59,32 @@ class LabelTable:
         ===================  =====================================================================================
         ``.tsv``             a table with a heading line: BIDS ``dseg.tsv`` (``index``, ``name``, ...) or alike
         ``.csv``             the same, separated by commas, semicolons or tabs
-        ``.txt``, ``.ctab``  FreeSurfer color table, ``17 Left-Hippocampus 220 216 20 0``, or as ``.label``
+        ``.txt``, ``.ctab``  FreeSurfer color table, ``17 Left-Hippocampus 220 216 20 0``, or as ``.label``; a fifth
+                             number is FreeSurfer's tissue type
         ``.lut``             the same
         ``.ctbl``            3D Slicer color table, lines as FreeSurfer's
         ``.label``           ITK-SNAP label description, ``17 220 216 20 1 1 1 "Left Hippocampus"``
-        ``.json``            a bundle's ``channel_def``, ``{"0": "background", "1": "..."}``, or ``metadata.json``
+        ``.json``            a bundle's ``channel_def``, ``{"0": "background", "1": "..."}``, or ``metadata.json``;
+                             the ``labels`` of a ``dataset.json``: Decathlon's ``{"1": "liver"}``, nnU-Net's
+                             ``{"liver": 1}`` (without regions of several ids; ``"ignore"`` is left out)
         ===================  =====================================================================================
 
-        The heading line says which column is which; its case does not matter, and other columns are ignored:
+        The heading line says which column is which; its case, blanks and signs do not matter (``LabelName``,
+        ``label_name``), and other columns are ignored:
 
-        - the id: ``id``, ``index``, ``label id``, ``label number``, ``label value``, ``number``, ``value``, or
-          ``label`` where that holds integers;
-        - the name: the first there is of ``name``, ``label name``, ``structure name``, ``region name``, ``label``,
-          ``structure``, ``region`` and ``abbreviation``;
+        - the id: ``id``, ``index``, ``label id``, ``label number``, ``label value``, ``number``, ``value``, ``label
+          index``, ``structure id``, ``region id``, ``roi id``, ``idx``, ``no``, or ``label`` where that holds integers;
+        - the name: the first there is of ``name``, ``label name``, ``structure name``, ``region name``, ``roi name``,
+          ``label``, ``structure``, ``region``, ``roi`` and ``abbreviation``;
         - the parent: ``parent``, ``lobe``, or a ``structure`` that is not the name;
-        - the color: ``color`` (``#rrggbb``), or ``r``, ``g`` and ``b``;
+        - the color: ``color`` (``#rrggbb``), or ``r``, ``g`` and ``b`` (``red``, ``Color_R``);
         - ``hemisphere`` and ``abbreviation``.
 
         An empty cell or ``n/a`` means "none". If a file has no column for the hemisphere, usual patterns in the name
-        tell it (``Left-``, ``ctx-rh-``, ``L_``, ``_right``).
+        tell it (``Left-``, ``ctx-rh-``, ``L_``, ``L-``, ``_right``, ``_l``, ``(left)``). Lines that begin with ``#``
+        are comments, and a byte order mark is no part of the first cell.
+
+        Id 0 is background and gets no label. A table that calls it something else counts from 0: that is an error.
 
         Args:
             path: a UTF-8 text file.
@@ -84,8 +92,9 @@ class LabelTable:
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if the format is unknown, the file is not UTF-8, there is no id column, no name column or no
-                label, an id is duplicate, negative or not an integer, a name is missing, a color is not valid, or a
-                row has more or fewer columns than the heading. The message names the file and the line at fault.
+                label, an id is duplicate, negative or not an integer, id 0 is called like a structure, a name is
+                missing, a color is not valid, or a row has more or fewer columns than the heading. The message names
+                the file and the line at fault.
 
         Example:
             >>> file = getfixture("tmp_path") / "labels.json"
@@ -112,6 +121,8 @@ class LabelTable:
         and ``.csv`` hold every field of a label. FreeSurfer's (``.txt``, ``.ctab``, ``.lut``), Slicer's (``.ctbl``)
         and ITK-SNAP's (``.label``) hold id, name and color; ``.json`` holds id and name. Names for FreeSurfer and
         Slicer cannot hold white space: it becomes ``_``. Names for ITK-SNAP cannot hold ``"``: it becomes ``'``.
+        In ``.tsv`` and ``.csv`` an apostrophe is put before a name that begins with ``=``, ``+``, ``-`` or ``@``, as a
+        spreadsheet would run it; :py:meth:`read` takes it away again.
 
         Args:
             path: the file to write, in an existing folder.
@@ -165,6 +176,16 @@ class LabelTable:
             {'0': 'background', '17': 'Left-Hippocampus'}
         """
         return channel_def(self)
+
+    @property
+    def source(self) -> str:
+        """What a message calls the table: its file, or "the label table".
+
+        Example:
+            >>> LabelTable.from_ids([53, 17]).source
+            'the label table'
+        """
+        return self._source
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from monai.utils import convert_to_numpy
 
 from monai_lcs.files import check_absent, write_atomically
 from monai_lcs.labels import LabelTable
-from monai_lcs.results.tsv import write_tsv
+from monai_lcs.results.tsv import read_tsv, write_tsv
 
 __all__ = ["compare_dice", "dice_summary", "dice_table", "write_dice_tsv"]
 
@@ -55,7 +55,7 @@ def dice_table(buffer: NdarrayOrTensor, cases: Sequence[str], table: LabelTable)
 
 
 def write_dice_tsv(dice: pd.DataFrame, path: PathLike, overwrite: bool = False) -> None:
-    r"""Writes a :func:`dice_table` with four digits, and NaN as ``n/a``.
+    r"""Writes a :func:`dice_table` with four digits, and NaN as ``n/a``; see :func:`monai_lcs.results.tsv.read_tsv`.
 
     Raises:
         FileExistsError: if the file exists and ``overwrite`` is False.
@@ -124,7 +124,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m monai_lcs.results.dice", description="Methods side by side.")
     parser.add_argument("tables", nargs="+", metavar="NAME=dice.tsv")
     named = dict(text.split("=", 1) for text in parser.parse_args(args).tables)
-    print(compare_dice({name: pd.read_csv(path, sep="\t", na_values="n/a") for name, path in named.items()}).round(4))
+    print(compare_dice({name: read_tsv(path) for name, path in named.items()}).round(4))
 
 
 if __name__ == "__main__":

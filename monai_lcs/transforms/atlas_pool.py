@@ -7,10 +7,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import PathLike
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Transform
 from monai.utils import TransformBackends
+
+from monai_lcs.atlas import fingerprint
 
 __all__ = [
     "AddAtlasD",
@@ -34,7 +37,7 @@ class RandPickAtlas(RandomizableTransform):
 
     Raises:
         ValueError: if the pool is empty or its atlases have different keys; when called, if the pool holds no atlas
-            but the image itself.
+            but the image itself, or if nothing tells whether an atlas is the image.
 
     Example:
         >>> pick = RandPickAtlas([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
@@ -57,10 +60,11 @@ class RandPickAtlas(RandomizableTransform):
                     f"All atlases must have the same keys, got {list(self.atlases[0])} and {list(atlas)}: {atlas}."
                 )
         self._files = tuple(set().union(*map(files_of, atlas.values())) for atlas in self.atlases)
+        self._contents = tuple(set(map(content_of, atlas.values())) - {None} for atlas in self.atlases)
         self.index_: int | None = None
 
     def randomize(self, data: Any = None) -> None:
-        """Draw ``self.index_`` from the atlases that share no file with the image ``data``.
+        """Draw ``self.index_`` from the atlases that share no file and no content with the image ``data``.
 
         Example:
             >>> pick = RandPickAtlas([{"atlas_image": "ann.nii.gz"}, {"atlas_image": "ben.nii.gz"}])
@@ -68,11 +72,18 @@ class RandPickAtlas(RandomizableTransform):
             >>> pick.index_
             0
         """
-        own = files_of(data)
-        others = [i for i, files in enumerate(self._files) if files.isdisjoint(own)]
+        files, content = files_of(data), content_of(data)
+        if not files and data is not None and any(self._files):
+            raise ValueError(
+                f"Nothing tells which file the image is of (a {type(data).__name__} without one), so that it might "
+                "be drawn as its own atlas: keep its path under another key (CopyItemsd before LoadImaged) and give "
+                "that key as `exclude_key`."
+            )
+        pool = zip(self._files, self._contents, strict=True)
+        others = [i for i, (own, contents) in enumerate(pool) if own.isdisjoint(files) and content not in contents]
         if not others:
             raise ValueError(
-                f"Every atlas of the pool is the image {', '.join(sorted(own))} itself: add another atlas, "
+                f"Every atlas of the pool is the image {', '.join(sorted(files))} itself: add another atlas, "
                 "or leave this image out of training."
             )
         self.index_ = int(self.R.choice(others))
@@ -82,8 +93,8 @@ class RandPickAtlas(RandomizableTransform):
 
         Args:
             image: the image that needs an atlas: its path or paths, or a ``MetaTensor`` that knows its file. An atlas
-                with the same file is not drawn; symbolic links are followed. An image of unknown origin (a plain
-                tensor or array, None) excludes no atlas.
+                with the same file is not drawn; symbolic links are followed. Where image and atlases are all tensors
+                without files, those of equal content are not drawn. None excludes no atlas.
 
         Returns:
             A copy of the drawn mapping.
@@ -112,17 +123,31 @@ def files_of(value: Any) -> set[str]:
     return set()
 
 
+def content_of(value: Any) -> str | None:
+    """Give what tells a tensor or an array by its content, see :func:`monai_lcs.atlas.fingerprint`; else None.
+
+    Example:
+        >>> content_of(torch.ones(1, 2)) == content_of(np.ones((1, 2), np.float32)), content_of("scan.nii.gz")
+        (True, None)
+    """
+    if not isinstance(value, torch.Tensor | np.ndarray):
+        return None
+    return fingerprint(value if isinstance(value, MetaTensor) else MetaTensor(torch.as_tensor(value)))
+
+
 class RandPickAtlasd(RandomizableTransform, MapTransform):
     """Dictionary form of :py:class:`RandPickAtlas`: adds the drawn atlas and its ``"atlas_index"`` to the sample.
 
     Put it before the ``LoadImaged`` of the atlas. A ``CacheDataset`` does everything after a random transform anew for
-    every sample. So load and preprocess the subject first: its ``MetaTensor`` still knows the file.
+    every sample. So load and preprocess the subject first: its ``MetaTensor`` still knows the file. A
+    ``PersistentDataset`` keeps no metadata: keep the path under another key, with ``CopyItemsd`` before ``LoadImaged``,
+    and give that key as ``exclude_key``.
 
     Args:
         atlases: mappings with the same keys, such as ``{"atlas_image": path, "atlas_label": path}``. They replace
             what the sample has under these keys.
-        exclude_key: key of the sample's own image, which is never drawn as its atlas. Paths are compared; a tensor of
-            unknown origin excludes no atlas.
+        exclude_key: key of the sample's own image or of its path. It is never drawn as its atlas. Paths are compared;
+            a tensor of unknown origin is an error.
         allow_missing_keys: accept samples without ``exclude_key`` instead of raising ``KeyError``.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -164,4 +165,12 @@ def _open_atlas(studies: Path, conf: dict[str, str]) -> AtlasStore:
         shutil.copyfile(image, kept)
         image = kept
     table = LabelTable.read(conf["label_table"]) if conf.get("label_table") else None
-    return AtlasStore.create(folder, image, labels, table)
+    store = AtlasStore.create(folder, image, labels, table)
+    return _say_note(store)
+
+
+def _say_note(store: AtlasStore) -> AtlasStore:
+    """Say which ids the label map and the label table of a new atlas do not share."""
+    if "note" in store.current.about:
+        print(f"Note: {store.current.about['note']}", file=sys.stderr)
+    return store
