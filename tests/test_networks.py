@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.utils import set_determinism
 from scipy.ndimage import correlate, map_coordinates
 from torch import nn
@@ -512,3 +513,17 @@ def test_bad_input():
             net.decode(features, masks, halo=halo)
     with pytest.raises(ValueError, match=r"`masks` must be \(B, K, 8, 8\) as the features are, got \(1, 1, 4, 8\)"):
         net.decode(features, torch.zeros(1, 1, 4, 8))
+
+
+@pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale", "shared", None])
+def test_a_tensor_with_metadata_trains_as_a_plain_one(conditioning):
+    """One small volume on a CPU, as MONAI's SimpleInferer gives it to the network."""
+    net = LabelConditionedUNet(channels=(4, 8), conditioning=conditioning, dropout=0.0, norm="instance")
+    x = torch.rand(1, 3 if conditioning else 1, 8, 8, 8)
+    gradients = []
+    for volume in (x, MetaTensor(x)):
+        net.zero_grad()
+        net(volume).square().mean().backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    for plain, meta in zip(*gradients, strict=True):
+        torch.testing.assert_close(torch.as_tensor(meta), torch.as_tensor(plain))

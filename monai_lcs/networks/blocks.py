@@ -80,7 +80,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and not torch.compiler.is_compiling()
     ):
         if torch.is_grad_enabled() and not torch.jit.is_tracing():
-            return OneVolumeConvolution.apply(x, weight, bias)
+            return OneVolumeConvolution.apply(x.as_subclass(Tensor), weight, bias)  # a MetaTensor makes it a view
         return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
     return CONVOLVE[x.ndim - 2](x, weight, bias, padding=1)
 
