@@ -28,7 +28,7 @@ from monai_lcs.pipeline.trainer import keep_resumable, polynomial_decay, show_ep
 from monai_lcs.pipeline.trainer import last_saved as last_saved_file
 from monai_lcs.pipeline.weights import cause
 from monai_lcs.results import dice as dice_tables
-from monai_lcs.study.cases import find_cases, find_images
+from monai_lcs.study.cases import find_cases, find_images, shorten_names
 
 __all__ = [
     "align_all",
@@ -132,7 +132,10 @@ def read_atlas(atlas_image: str, atlas_labels: str, label_table: str | None) -> 
     for name, path in (("atlas_image", atlas_image), ("atlas_labels", atlas_labels)):
         if not path:
             raise ValueError(f"Give --{name}, the file.")
-    return Atlas.read(atlas_image, atlas_labels, label_table or None)
+    atlas = Atlas.read(atlas_image, atlas_labels, label_table or None)
+    if atlas.mismatch:
+        print(f"Note: {atlas.mismatch}", file=sys.stderr)
+    return atlas
 
 
 @_one_sentence
@@ -163,7 +166,18 @@ def further_atlases(
                 raise
             message = f"The labels of {case['label']} are none of those of the atlas, {atlas.files['label']}."
             raise ValueError(message) from error
+    _say_other_labels(read, atlas)
     return read
+
+
+def _say_other_labels(further: Sequence[Atlas], atlas: Atlas) -> None:
+    """Say in one line which labels further atlases have that cannot be requested, or lack, so that they vote less."""
+    more = sorted({id for one in further for id in one.unnamed})
+    lack = sorted({id for one in further for id in set(atlas.ids).difference(one.ids)})
+    found = {"have without a name": more, "lack": lack}
+    said = [f"{what}: {shorten_names(list(map(str, ids)), 8)}" for what, ids in found.items() if ids]
+    if said:
+        print(f"Note: labels that some further atlases {'; '.join(said)}.", file=sys.stderr)
 
 
 @_one_sentence
