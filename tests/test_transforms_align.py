@@ -182,7 +182,7 @@ class TestOutput:
         assert sorted(labels.unique().tolist()) == sorted([0, *IDS])
         assert image_out.meta["filename_or_obj"] == "atlas.nii.gz"
         assert image_out.meta["alignment"] == align.report_
-        assert list(align.report_) == ["mode", "metric", "overlap", "seconds"]
+        assert list(align.report_) == ["mode", "metric", "overlap", "seconds", "orientation"]
         assert align.report_["mode"] == "affine"
         assert all(type(align.report_[key]) is float for key in ("metric", "overlap", "seconds"))
         assert "alignment" not in named.meta

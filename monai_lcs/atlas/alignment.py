@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import look_up_option
 
-from monai_lcs.atlas import registration
+from monai_lcs.atlas import orientation, registration
 from monai_lcs.grids import affine_of, from_sitk, grid_distance, on_grid_of, to_sitk
 
 __all__ = ["ALIGNMENTS", "Alignment", "AtlasAligner", "check_alignable"]
@@ -23,6 +23,9 @@ ALIGNMENTS = ("none", "rigid", "affine", "deformable")
 
 GRID_TOLERANCE_MM = 0.1
 """Corners of two equal grids may lie this far apart: rounding in file headers, far below a voxel."""
+
+NOT_CHECKED = "not checked"
+UNSUSPICIOUS = (NOT_CHECKED, orientation.AS_IN_HEADER, orientation.CANNOT_BE_TOLD)
 
 NEXT_STEPS = (
     "check that both show the same body part and have the right orientation in their headers, "
@@ -41,6 +44,8 @@ class Alignment:
         metric: mutual information in nats; higher is better.
         overlap: Dice of the foregrounds of scan and aligned atlas, 0 to 1.
         seconds: what it took.
+        orientation: in which orientation the scan fits the atlas, in words; see
+            :func:`monai_lcs.atlas.orientation.better_orientation`.
 
     Example:
         >>> image = torch.rand(1, 8, 8)
@@ -55,11 +60,12 @@ class Alignment:
     metric: float
     overlap: float
     seconds: float
+    orientation: str = NOT_CHECKED
 
     @property
     def report(self) -> dict[str, Any]:
-        """``mode``, ``metric``, ``overlap`` and ``seconds``."""
-        return {name: getattr(self, name) for name in ("mode", "metric", "overlap", "seconds")}
+        """``mode``, ``metric``, ``overlap``, ``seconds`` and ``orientation``."""
+        return {name: getattr(self, name) for name in ("mode", "metric", "overlap", "seconds", "orientation")}
 
     def propagate(self, label_map: torch.Tensor) -> MetaTensor:
         """Carry an atlas label map to the scan's grid, by nearest neighbor.
@@ -88,6 +94,10 @@ class AtlasAligner:
 
     It keeps no state, so that several threads may share one.
 
+    Args:
+        check_orientation: whether to look if the scan's header turns it the wrong way, see
+            :func:`monai_lcs.atlas.orientation.better_orientation`; never with the mode ``"none"``.
+
     Raises:
         ValueError: for an unknown ``mode`` or ``on_failure``, ``min_overlap`` outside 0 to 1, ``spacing_mm`` not
             positive, or a negative ``seed``.
@@ -109,6 +119,7 @@ class AtlasAligner:
         on_failure: str = "error",
         spacing_mm: float = 2.0,
         seed: int = 0,
+        check_orientation: bool = True,
     ) -> None:
         self.mode = look_up_option(mode, ALIGNMENTS)
         self.on_failure = look_up_option(on_failure, ("error", "warn"))
@@ -121,11 +132,13 @@ class AtlasAligner:
         self.min_overlap = min_overlap
         self.spacing_mm = spacing_mm
         self.seed = seed
+        self.check_orientation = check_orientation and self.mode != "none"
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What an alignment depends on besides the two images: different here, different there."""
-        return self.mode, self.min_overlap, self.spacing_mm, self.seed, registration.constants()
+        oriented = self.check_orientation and orientation.constants()
+        return self.mode, self.min_overlap, self.spacing_mm, self.seed, registration.constants(), oriented
 
     def align(self, image: torch.Tensor, atlas_image: torch.Tensor) -> Alignment:
         """Register the atlas image to a scan.
@@ -145,14 +158,18 @@ class AtlasAligner:
         check_alignable(atlas, scan, "the atlas image")
         fixed, moving = self._as_sitk(scan, atlas)
         problem, transform, metric, overlap = self._register(fixed, moving)
+        found = self._orientation(scan, atlas)
         if problem:
-            self.fail(problem, scan, atlas)
+            better = "" if found in UNSUSPICIOUS else f" (it fits better with {found})"
+            self.fail(problem + better, scan, atlas)
         voxels, _ = from_sitk(registration.resample(moving, fixed, transform))
         aligned = on_grid_of(scan, voxels, atlas.meta)
-        return Alignment(aligned, transform, self.mode, metric, overlap, time.perf_counter() - start)
+        return Alignment(aligned, transform, self.mode, metric, overlap, time.perf_counter() - start, found)
 
     def propagate(self, alignment: Alignment, label_map: torch.Tensor, image: torch.Tensor) -> MetaTensor:
         """:meth:`Alignment.propagate`, which has failed where no label is left on the scan's grid.
+
+        It warns where the scan's header seems to turn it the wrong way: the labels then lie on the wrong parts.
 
         Args:
             alignment: of the atlas to the scan.
@@ -162,9 +179,17 @@ class AtlasAligner:
         Raises:
             ValueError: when no label is left, with ``on_failure="error"``.
         """
+        scan = as_meta_tensor(image)
+        if alignment.orientation not in UNSUSPICIOUS:
+            warnings.warn(
+                f"The header of {name_of(scan, 'the image')} looks wrong: the scan fits the atlas clearly better with "
+                f"{alignment.orientation}. Labels may lie on the wrong parts: repair this header, or the atlas's if "
+                "all scans get this warning.",
+                stacklevel=3,
+            )
         propagated = alignment.propagate(label_map)
         if label_map.any() and not propagated.any():
-            self.fail("no label of the atlas is left on the image's grid", as_meta_tensor(image), alignment.image)
+            self.fail("no label of the atlas is left on the image's grid", scan, alignment.image)
         return propagated
 
     def fail(self, problem: str, image: MetaTensor, atlas_image: MetaTensor) -> None:
@@ -185,6 +210,13 @@ class AtlasAligner:
             _check_same_grid(scan, atlas)
             moving.CopyInformation(fixed)
         return fixed, moving
+
+    def _orientation(self, scan: MetaTensor, atlas: MetaTensor) -> str:
+        """In which orientation the scan fits the atlas, in words."""
+        if not self.check_orientation:
+            return NOT_CHECKED
+        found = orientation.better_orientation(scan, atlas)
+        return orientation.CANNOT_BE_TOLD if found is None else str(found)
 
     def _register(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[str, sitk.Transform, float, float]:
         """Find the transform from scan to atlas: what went wrong if anything, transform, metric and overlap."""

@@ -77,12 +77,12 @@ def resample(moving: sitk.Image, fixed: sitk.Image, transform: sitk.Transform) -
     return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, background(moving))
 
 
-def _mattes(fixed: sitk.Image, seed: int, samples: int = 60_000) -> sitk.ImageRegistrationMethod:
+def mattes(fixed: sitk.Image, seed: int, samples: int = 60_000, bins: int = 32) -> sitk.ImageRegistrationMethod:
     """Set up mutual information on a fixed number of voxels, so that time does not grow with the image."""
     method = sitk.ImageRegistrationMethod()
     # Several threads add up the gradient in whichever order they finish: results would differ in the last bits.
     method.SetNumberOfWorkUnits(1)
-    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=bins)
     method.SetMetricSamplingStrategy(method.REGULAR)
     # SimpleITK reads seed 0 as "take the clock".
     method.SetMetricSamplingPercentage(min(1.0, samples / fixed.GetNumberOfPixels()), seed + 1)
@@ -98,14 +98,14 @@ def mutual_information(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Tr
     warped = resample(moving, fixed, transform)
     if np.ptp(sitk.GetArrayViewFromImage(warped)) == 0:
         return 0.0
-    method = _mattes(fixed, seed)
+    method = mattes(fixed, seed)
     method.SetInitialTransform(sitk.Transform(fixed.GetDimension(), sitk.sitkIdentity))
     return -method.MetricEvaluate(fixed, warped)
 
 
 def optimize(fixed: sitk.Image, moving: sitk.Image, start: Stage, seed: int) -> Stage:
     """Maximize mutual information, coarse to fine, over the parameters of ``start``; ``start`` is not changed."""
-    method = _mattes(fixed, seed)
+    method = mattes(fixed, seed)
     voxel_mm = max(fixed.GetSpacing())
     # The step shrinks slowly (0.8, not ITK's 0.5): twice the iterations, but rotations of 40 degrees are found.
     method.SetOptimizerAsRegularStepGradientDescent(

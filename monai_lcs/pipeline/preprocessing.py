@@ -62,8 +62,8 @@ class AlignedAtlas:
     Args:
         image: the atlas image.
         label_map: the propagated labels.
-        quality: the alignment's report: ``mode``, ``metric``, ``overlap``, ``seconds``; and ``aligned``, ``"new"`` or
-            ``"cached"``.
+        quality: the alignment's report: ``mode``, ``metric``, ``overlap``, ``seconds``, ``orientation``; and
+            ``aligned``, ``"new"`` or ``"cached"``.
         agreement: the share of the atlases' votes that each voxel's label got, 0 to 1; ``None`` for one atlas.
     """
 
@@ -118,6 +118,8 @@ class Preprocessing(Transform):
         self.settings = settings or Settings()
         self.further_atlases = tuple(further_atlases)
         self.aligner = AtlasAligner(self.settings.align, min_overlap)
+        # The first atlas tells how the scan lies: no need to ask each further one
+        self.further_aligner = AtlasAligner(self.settings.align, min_overlap, check_orientation=False)
         self.cache = cache if isinstance(cache, AlignmentCache) else AlignmentCache(cache)
         self.target = look_up_option(target, TARGETS) if target else None
         if self.further_atlases and self.settings.align == "none":
@@ -177,7 +179,7 @@ class Preprocessing(Transform):
 
     def align(self, scan: Scan) -> AlignedAtlas:
         """Align the atlas to a scan, and fuse it with the further atlases."""
-        first, known = self._align(scan, self.atlas)
+        first, known = self._align(scan, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
         voters = [first, *self._align_further(scan)]
         if len(voters) == 1:
@@ -237,11 +239,11 @@ class Preprocessing(Transform):
         label_map = self.on_network_grid(label_map, "nearest")
         return Atlas(image, label_map, self.atlas.table)
 
-    def _align(self, scan: Scan, atlas: Atlas) -> tuple[AlignedAtlas, bool]:
+    def _align(self, scan: Scan, atlas: Atlas, aligner: AtlasAligner) -> tuple[AlignedAtlas, bool]:
         if self.settings.align == "none":
             atlas = self._atlas_on_network_grid
-        alignment, known = self.cache.align(self.aligner, scan.image, atlas)
-        label_map = self.aligner.propagate(alignment, atlas.label_map, scan.image)
+        alignment, known = self.cache.align(aligner, scan.image, atlas)
+        label_map = aligner.propagate(alignment, atlas.label_map, scan.image)
         return AlignedAtlas(alignment.image, label_map, alignment.report), known
 
     def _align_further(self, scan: Scan) -> list[AlignedAtlas]:
@@ -251,7 +253,7 @@ class Preprocessing(Transform):
             if atlas.is_image(scan.source):
                 continue
             try:
-                aligned.append(self._align(scan, atlas)[0])
+                aligned.append(self._align(scan, atlas, self.further_aligner)[0])
             except ValueError as error:
                 warnings.warn(f"The atlas {atlas.files['image']} does not vote: {error}", stacklevel=2)
         return aligned

@@ -32,8 +32,9 @@ class AlignAtlas(Transform):
     Background is the value that at least half of a grid's border has, else the minimum; foreground is what differs from
     it by Otsu's threshold, taken on the square root of the difference. The overlap compared with ``min_overlap`` is the
     Dice score of the foregrounds of image and aligned atlas: it finds atlases that missed or that show something else,
-    not a head turned the wrong way inside a round outline. Rotations up to about 40 degrees beyond what the affines say
-    are recovered.
+    not a head turned the wrong way inside a round outline. So the image is compared with the atlas in all 24
+    orientations, in about 2 s, except with the mode ``"none"``: where another one than the header's fits clearly
+    better, a warning says which. Rotations up to about 40 degrees beyond what the affines say are recovered.
 
     Args:
         mode: ``"none"`` only checks that all grids agree within 0.1 mm; ``"rigid"`` rotates and translates;
@@ -48,7 +49,8 @@ class AlignAtlas(Transform):
     Attributes:
         report_: the last call's report (with several threads that of any of them), also in the returned atlas image's
             ``meta["alignment"]``: ``mode``, ``metric`` (mutual information in nats, higher is better), ``overlap``
-            (0 to 1) and ``seconds``.
+            (0 to 1), ``seconds`` and ``orientation`` (``"as in the header"``, what fits better, ``"cannot be told"``
+            or ``"not checked"``).
 
     Raises:
         ValueError: for an unknown ``mode`` or ``on_failure``, ``min_overlap`` outside 0 to 1, ``spacing_mm`` not
@@ -113,7 +115,8 @@ class AlignAtlas(Transform):
 class AlignAtlasd(MapTransform):
     """Dictionary form of :class:`AlignAtlas`: replaces atlas image and label map by the aligned ones.
 
-    The report goes to ``data["alignment"]``: ``mode`` is a string, ``metric``, ``overlap`` and ``seconds`` are floats.
+    The report goes to ``data["alignment"]``: ``mode`` and ``orientation`` are strings, ``metric``, ``overlap`` and
+    ``seconds`` are floats.
     Nothing is random: put the transform before the first random one and ``CacheDataset`` aligns each image once.
 
     Args:

@@ -70,7 +70,7 @@ class FuseAtlasesd(MapTransform):
             raise ValueError("`atlases` must be aligned: give `mode` 'rigid', 'affine' or 'deformable', not 'none'.")
         self.atlas_image_key = atlas_image_key
         self.atlas_label_key = atlas_label_key
-        self.aligner = AtlasAligner(mode, min_overlap, "error", spacing_mm, seed)
+        self.aligner = AtlasAligner(mode, min_overlap, "error", spacing_mm, seed, check_orientation=False)
         self._read: dict[int, Atlas] = {}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
