@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from helpers import save_nifti, voxels
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImage
+from monai.transforms import LoadImaged
 from phantom import AFFINE, SETTINGS, TABLE, make_volume
 
 import monai_lcs as lcs
@@ -21,7 +22,7 @@ from monai_lcs import cli
 from monai_lcs.label_app.atlas_store import AtlasStore
 from monai_lcs.label_app.segmenter import StudySegmenter, Weights
 from monai_lcs.pipeline import make_network
-from monai_lcs.study import images
+from monai_lcs.study.images import read_image
 
 # MONAI warns at every run that configs are code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -172,20 +173,17 @@ def test_no_config_holds_a_value_of_a_setting(path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How often the voxels of each file were read, by the package or by MONAI."""
+    """How often each file was read as an image, wherever the package has imported ``read_image``."""
     counts = Counter()
 
-    def count(owner, name):
-        read = getattr(owner, name)
+    def counted(path):
+        counts[os.path.realpath(path)] += 1
+        return read_image(path)
 
-        def counted(*args, **kwargs):  # the last argument is the file
-            counts[os.path.realpath(args[-1])] += 1
-            return read(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, counted)
-
-    count(images, "read_with_nibabel")
-    count(LoadImage, "__call__")
+    for module in [module for name, module in sys.modules.items() if name.startswith("monai_lcs")]:
+        if getattr(module, "read_image", None) is read_image:
+            monkeypatch.setattr(module, "read_image", counted)
+    monkeypatch.setattr(LoadImaged, "__call__", None)  # nothing is read around it
     return counts
 
 
