@@ -259,7 +259,7 @@ def test_names_of_background(tmp_path, name):
         ("a.csv", "id,name,hemisphere\n1,a,up\n", "line 2: The hemisphere must be .*got 'up'"),
         ("a.json", '{"1": "a"', "line 1 column"),
         ("a.json", "[" * 100_000, "nested too deeply"),
-        ("a.json", '{"labels": {"background": 0, "tumor": [1, 2], "core": 2}}', "region of the ids .*union, '1' "),
+        ("a.json", '{"labels": {"background": 0, "tumor": [1, 2], "core": 2}}', "region of the ids .*union, '1 [+] 2'"),
         ("a.json", '{"labels": {"liver": 0}}', "Id 0 is called 'liver'"),
         ("a.json", '{"labels": {"liver": 1, "spleen": 1}}', "'spleen': label 1 is already defined at label 'liver'"),
         ("a.json", '{"labels": ["background", "liver"]}', "expected a channel_def .*dataset.json"),

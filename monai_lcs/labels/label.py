@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monai_lcs.labels.limits import MAX_TABLE_ID
+from monai_lcs.labels.rows import cut
 
 __all__ = ["Label", "as_integer", "is_integer"]
 
@@ -96,11 +97,11 @@ def _check_id(value: Any) -> int:
 
 def _check_text(value: Any, what: str) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"The {what} must be a string, got {value!r}.")
+        raise ValueError(f"The {what} must be a string, got {cut(repr(value))}.")
     value = (value or "").strip()
     # The text formats have one label a line, and BIDS writes "n/a" for nothing.
     if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", value) or value.lower() == "n/a":
-        raise ValueError(f'The {what} must not be "n/a" nor hold tabs or line breaks, got {value!r}.')
+        raise ValueError(f'The {what} must not be "n/a" nor hold tabs or line breaks, got {cut(repr(value))}.')
     return value or None
 
 

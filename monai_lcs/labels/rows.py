@@ -236,7 +236,7 @@ def _check_where_names_end(rows: Sequence[Row]) -> None:
         if "tissue" in row and (with_blanks or counts[row["name"]] > 1 or row["alpha"] not in ("0", "255")):
             numbers = " ".join(row[field] for field in _FREESURFER_FIELDS)
             raise ValueError(
-                f"{where}: it is not clear where the name ends in `{cut(row['name'])} {numbers}`; "
+                f"{where}: it is not clear where the name ends in `{cut(row['name'])} {cut(numbers)}`; "
                 "write `_` for the blanks in names."
             )
 
@@ -282,7 +282,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # The json module itself silently keeps the last of several equal keys.
     key, count = max(Counter(key for key, _ in pairs).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
-        raise ValueError(f"key {key!r} is defined {count} times.")
+        raise ValueError(f"key {cut(repr(key))} is defined {count} times.")
     return dict(pairs)
 
 
@@ -300,15 +300,16 @@ def mapping_rows(mapping: Mapping[str, Any]) -> Iterator[Row]:
     """
     for key, value in mapping.items():
         if isinstance(value, str):
-            yield f"key {key!r}", {"id": str(key), "name": value}
+            yield f"key {cut(repr(key))}", {"id": str(key), "name": value}
             continue
         ids = value if isinstance(value, list) else [value]
         if str(key).strip("+-").isdecimal() or not all(type(id) is int for id in ids) or not ids:
-            raise ValueError(f"key {key!r}: the name must be a string, got {cut(repr(value))}.")
+            raise ValueError(f"key {cut(repr(key))}: the name must be a string, got {cut(repr(value))}.")
         if len(ids) > 1:
+            union = cut(" + ".join(map(str, ids)), 30)
             raise ValueError(
-                f"label {key!r} is a region of the ids {cut(repr(ids))}: a label table has one name for each id; name "
-                f"them, and request the region as a union, {' + '.join(map(repr, map(str, ids[:3])))}."
+                f"label {cut(repr(key), 40)} is a region of the ids {cut(repr(ids), 40)}: a label table has one name "
+                f"for each id; name them, and request the region as a union, '{union}'."
             )
         if key != "ignore":
-            yield f"label {key!r}", {"id": str(ids[0]), "name": str(key)}
+            yield f"label {cut(repr(key))}", {"id": str(ids[0]), "name": str(key)}
