@@ -42,7 +42,8 @@ class FuseAtlasesd(MapTransform):
 
     Raises:
         ValueError: if ``keys`` is not exactly one key, an atlas lacks one of its two, or there are atlases and ``mode``
-            is ``"none"``; and as :class:`AlignAtlas`.
+            is ``"none"``; when called, if the scan is a tensor without metadata, which tell whether it is one of the
+            atlases; and as :class:`AlignAtlas`.
     """
 
     backend = [TransformBackends.TORCH]
@@ -90,6 +91,11 @@ class FuseAtlasesd(MapTransform):
     def _align_all(self, scan: MetaTensor) -> list[tuple[MetaTensor, MetaTensor]]:
         """Image and labels of each further atlas on the scan's grid; without the scan itself and those that fail."""
         aligned: list[tuple[MetaTensor, MetaTensor]] = []
+        if self.atlases and not isinstance(scan, MetaTensor):
+            raise ValueError(
+                "A tensor without metadata may be one of the `atlases` itself: give the scan as a MetaTensor; behind a "
+                "PersistentDataset, set its track_meta=True."
+            )
         for i, files in enumerate(self.atlases):
             try:
                 atlas = self._atlas(i)
