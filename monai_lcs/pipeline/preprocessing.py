@@ -27,7 +27,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner, fuse_atlases
 from monai_lcs.grids import affine_of, on_grid_of
+from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
+from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_same_grid, check_scan, read_label_map, read_scan
 
 __all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived", "to_native"]
@@ -63,7 +65,8 @@ class AlignedAtlas:
         image: the atlas image.
         label_map: the propagated labels.
         quality: the alignment's report: ``mode``, ``metric``, ``overlap``, ``seconds``, ``orientation``; and
-            ``aligned``, ``"new"`` or ``"cached"``.
+            ``aligned``, ``"new"`` or ``"cached"``; and ``without_voxels``, a text that names the atlas's labels
+            without a voxel here, since the voxels are too large or the scan does not show them; empty without any.
         agreement: the share of the atlases' votes that each voxel's label got, 0 to 1; ``None`` for one atlas.
     """
 
@@ -122,6 +125,7 @@ class Preprocessing(Transform):
         self.further_aligner = AtlasAligner(self.settings.align, min_overlap, check_orientation=False)
         self.cache = cache if isinstance(cache, AlignmentCache) else AlignmentCache(cache)
         self.target = look_up_option(target, TARGETS) if target else None
+        self._said_lost = False
         if self.further_atlases and self.settings.align == "none":
             raise ValueError("Further atlases must be aligned: give `align` 'rigid', 'affine' or 'deformable'.")
 
@@ -181,6 +185,7 @@ class Preprocessing(Transform):
         """Align the atlas to a scan, and fuse it with the further atlases."""
         first, known = self._align(scan, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
+        quality["without_voxels"] = self._say_lost(first.label_map, scan)
         voters = [first, *self._align_further(scan)]
         if len(voters) == 1:
             return AlignedAtlas(first.image, first.label_map, quality)
@@ -245,6 +250,24 @@ class Preprocessing(Transform):
         alignment, known = self.cache.align(aligner, scan.image, atlas)
         label_map = aligner.propagate(alignment, atlas.label_map, scan.image)
         return AlignedAtlas(alignment.image, label_map, alignment.report), known
+
+    def _say_lost(self, label_map: MetaTensor, scan: Scan) -> str:
+        """Name the labels without a voxel on the network's grid; a warning says it of the first scan that has any."""
+        present = set(present_labels(label_map))
+        lost = [f"{id} ({self.atlas.table[id].name[:30]})" for id in self.atlas.ids if id not in present]
+        if not lost:
+            return ""
+        said = f"{len(lost)} of {len(self.atlas.ids)} labels: {shorten_names(lost)}"
+        if not self._said_lost:
+            self._said_lost = True
+            size = " x ".join(f"{mm:g}" for mm in self.settings.spacing)
+            file = scan.source.meta.get("filename_or_obj") or "the scan"
+            warnings.warn(
+                f"With voxels of {size} mm the atlas aligned to {file} has no voxel of {said}. They are not segmented "
+                "there: give a smaller `spacing`, or a scan that shows them.",
+                stacklevel=3,
+            )
+        return said
 
     def _align_further(self, scan: Scan) -> list[AlignedAtlas]:
         """The further atlases that can be aligned and are not the scan itself."""
