@@ -3,6 +3,8 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -313,6 +315,29 @@ def test_an_aligned_atlas_is_kept_and_carries_labels_painted_later(study, store,
     found, said = study_segmenter.segment(scan, parse_request("new", version.table), weights)
     assert said["aligned"] == "cached"
     assert (found == 51).sum() > 20
+
+
+def test_threads_read_and_write_alignments_at_once(tmp_path):
+    """In a process of its own: SimpleITK's HDF5 would end it."""
+    script = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from monai.data import MetaTensor
+from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner
+from monai_lcs.labels import LabelTable
+
+scans = [MetaTensor(torch.rand(1, 6, 6, 6)) for _ in range(16)]
+atlas = Atlas(scans[0], MetaTensor((scans[0] > 0.5).int()), LabelTable.from_ids([1]))
+
+def align(scan):
+    return AlignmentCache(sys.argv[1]).align(AtlasAligner("none", min_overlap=0), scan, atlas)[1]
+
+with ThreadPoolExecutor(4) as pool:
+    print([sum(pool.map(align, scans)) for _ in range(2)])
+"""
+    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "[0, 16]"), ran.stderr
 
 
 def test_the_atlas_has_its_own_labels(study, store, tmp_path):

@@ -20,6 +20,9 @@ from monai_lcs.grids import affine_of, from_sitk, on_grid_of, to_sitk
 
 __all__ = ["AlignmentCache"]
 
+_HDF5 = threading.Lock()
+"""Held while a transform is read or written: two threads at a time in SimpleITK's HDF5 end the process."""
+
 
 class AlignmentCache:
     """Aligns an atlas to a scan, unless the same was aligned before.
@@ -94,7 +97,8 @@ class AlignmentCache:
         if self.folder is None or not (self.folder / f"{key}.json").is_file():
             return None
         report = json.loads((self.folder / f"{key}.json").read_text())
-        transform = sitk.ReadTransform(str(self.folder / f"{key}.h5"))
+        with _HDF5:
+            transform = sitk.ReadTransform(str(self.folder / f"{key}.h5"))
         fixed, moving = (to_sitk(x[:1].float(), affine_of(x)) for x in (scan, atlas.image))
         if report["mode"] == "none":
             moving.CopyInformation(fixed)
@@ -107,6 +111,7 @@ class AlignmentCache:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         transform = self.folder / f"{key}.h5"
-        write_atomically(transform, lambda temporary: sitk.WriteTransform(alignment.transform, str(temporary)))
+        with _HDF5:
+            write_atomically(transform, lambda temporary: sitk.WriteTransform(alignment.transform, str(temporary)))
         report = json.dumps(alignment.report)
         write_atomically(self.folder / f"{key}.json", lambda temporary: temporary.write_text(report))
