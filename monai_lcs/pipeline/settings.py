@@ -67,17 +67,23 @@ class Settings:
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         look_up_option(self.align, ALIGNMENTS)
+        check_halo(self.halo)
+        self._check_input()
+        self._check_network()
+
+    def _check_input(self) -> None:
         if not _numbers(self.spacing, 3) or not all(MIN_MM <= mm <= MAX_MM for mm in self.spacing):
             raise ValueError(
                 f"`spacing` must be three voxel sizes in mm from {MIN_MM} to {MAX_MM}, got {self.spacing!r}."
             )
-        if not _numbers(self.channels) or len(self.channels) < 2 or not all(is_integer(n) for n in self.channels):
-            raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
         if self.margin_mm is not None and not (_numbers([self.margin_mm]) and self.margin_mm >= 0):
             raise ValueError(f"`margin_mm` must be >= 0 or None, got {self.margin_mm!r}.")
+
+    def _check_network(self) -> None:
+        if not _numbers(self.channels) or len(self.channels) < 2 or not all(is_integer(n) for n in self.channels):
+            raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
         if not _numbers([self.prior_logit]):
             raise ValueError(f"`prior_logit` must be a number, got {self.prior_logit!r}.")
-        check_halo(self.halo)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:

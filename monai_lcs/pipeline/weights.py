@@ -59,14 +59,9 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     """
     if not Path(path).is_file():
         raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state)
-        found = {name: tuple(weight.shape) for name, weight in state.items()}
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {cause(error)}") from error
+    state = _read_state(path)
     bare: Any = getattr(network, "module", network)  # DistributedDataParallel
-    expected = {name: tuple(weight.shape) for name, weight in bare.state_dict().items()}
+    found, expected = ({name: tuple(x.shape) for name, x in one.items()} for one in (state, bare.state_dict()))
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         raise ValueError(
@@ -77,6 +72,18 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     if broken:
         raise ValueError(f"The weights in {path} are NaN or infinite, {broken[0]} first: their training failed.")
     bare.load_state_dict(state)
+
+
+def _read_state(path: PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a file of weights by their names."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state)
+        assert all(isinstance(weight, torch.Tensor) for weight in state.values()), "it holds something else"
+    except Exception as error:
+        reason = cause(error)[:200]
+        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
+    return state
 
 
 def cause(error: BaseException) -> str:
