@@ -45,7 +45,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         ...     Path(folder, "note.txt").read_text()
         'done'
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}_{path.name}")
+    # The end of a name says the format; all of it could be too long for the file system
+    temporary = path.with_name(f".{uuid.uuid4().hex[:16]}_{path.name[-30:]}")
     try:
         write(temporary)
         temporary.replace(path)

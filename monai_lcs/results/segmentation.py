@@ -152,7 +152,8 @@ class Segmentation:
         if not case or Path(case).name != case:
             raise ValueError(f"`case` must be a file name without folders, got {case!r} for {self._source}.")
         if len(os.fsencode(case)) > MAX_NAME_BYTES:
-            raise ValueError(f"`case` must have at most {MAX_NAME_BYTES} bytes, got {len(os.fsencode(case))}: {case!r}.")
+            length = len(os.fsencode(case))
+            raise ValueError(f"`case` must have at most {MAX_NAME_BYTES} bytes, got {length} for {self._source}.")
         endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
         if not picture:
             del endings["qc"]
@@ -211,12 +212,12 @@ def label_map_image(
 def _file_header(image: MetaTensor) -> nib.Nifti1Header | None:
     """Returns a header with the fields of the scan's NIfTI file; None if there are none or the scan was moved."""
     meta = image.meta
-    if not all(field in meta for field in _GRID_FIELDS):
+    if not all(name in meta for name in _GRID_FIELDS):
         return None
     header = nib.Nifti2Header() if int(meta.get("sizeof_hdr", 0)) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header()
     header.set_data_shape(image.shape[1:])
-    for field in _GRID_FIELDS:
-        header[field] = np.asarray(meta[field])
+    for name in _GRID_FIELDS:
+        header[name] = np.asarray(meta[name])
     in_file, affine = header.get_best_affine(), convert_to_numpy(image.affine)
     in_mm = np.diag([*[mm_by_unit(header["xyzt_units"])] * 3, 1]) @ in_file
     # MONAI's own readers leave meters and micrometers as they are

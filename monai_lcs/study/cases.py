@@ -163,14 +163,20 @@ def _shown(item: Any) -> str:
 
 def _case_of_item(item: Any, base: Path, files: Sequence[str], source: str) -> Case:
     """Takes over the files of an item, with absolute paths, and its label groups."""
-    missing = [key for key in files if not (isinstance(item, dict) and isinstance(item.get(key), str))]
+    given: dict[str, Any] = item if isinstance(item, dict) else {}
+    missing = [key for key in files if not isinstance(given.get(key), str)]
     if missing:
         raise ValueError(f"An item of {source} names no {' and no '.join(missing)} file: {_shown(item)}.")
     for key in files:
-        if not item[key] or "\0" in item[key]:
-            raise ValueError(f'The "{key}" of an item of {source} is no path: {_shown(item[key])}.')
+        _check_path(key, item[key], source)
     groups = {key: item[key] for key in ("label_groups",) if key in item}
     return {key: str(base / item[key]) for key in files} | groups
+
+
+def _check_path(key: str, path: str, source: str) -> None:
+    """A path must hold something, but no null byte."""
+    if not path or "\0" in path:
+        raise ValueError(f'The "{key}" of an item of {source} is no path: {_shown(path)}.')
 
 
 # ---- by folders
@@ -307,7 +313,7 @@ def case_names(paths: Sequence[PathLike]) -> list[str]:
 
     The name is the :func:`case_name` where that is unique. Otherwise it starts with as many of the file's folders as
     make it unique, joined by ``_``. If two files differ in their extension only, or not at all, the second gets a
-    number. A name that is longer than :data:`MAX_NAME_BYTES`, or holds what cannot be printed, is changed with a warning.
+    number. A name longer than :data:`MAX_NAME_BYTES`, or one that cannot be printed, is changed with a warning.
 
     Raises:
         ValueError: if a file is called like an extension alone, such as ``.nii.gz``.
@@ -334,7 +340,8 @@ def _file_name(name: str) -> str:
         kept = changed.encode()[: MAX_NAME_BYTES - 20].decode(errors="ignore")
         changed = f"{kept}_{digest}"
     if changed != name:
-        warnings.warn(f"The results of {ascii(name)} are named {changed}.", stacklevel=4)
+        shown = ascii(name) if len(name) < 60 else f"{ascii(name[:60])[:-1]}..."
+        warnings.warn(f"The results of {shown} are named {changed}.", stacklevel=4)
     return changed
 
 

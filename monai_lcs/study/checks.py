@@ -41,7 +41,7 @@ MOST_MM = 3000.0
 """The longest field of view that scanners have, and more."""
 
 MOST_VALUE = 1e18
-"""Larger intensities overflow when they are squared in float32."""
+"""Larger intensities overflow when they are squared in float32; smaller ones than its inverse vanish."""
 
 MOST_VOXELS = 2**30
 """The largest volume that resampling may make: 4 GiB of float32."""
@@ -129,8 +129,10 @@ def _check_values(volume: torch.Tensor, name: str) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{name} has {bad} NaN or Inf voxels of {volume.numel()}.")
-    if max(-low, high) > MOST_VALUE:
-        raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}, too large to compute with: rescale it.")
+    largest = max(-low, high)
+    if largest > MOST_VALUE or 0 < largest < 1 / MOST_VALUE:
+        size = "large" if largest > 1 else "small"
+        raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}, too {size} to compute with: rescale it.")
 
 
 def check_voxel_sizes(volume: MetaTensor, name: str) -> None:
@@ -178,8 +180,8 @@ def check_resampled_size(volume: MetaTensor, spacing: Sequence[float], name: str
         >>> check_resampled_size(scan, (2, 2, 2), "scan.nii")
         >>> check_resampled_size(scan, (1, 1, 1), "scan.nii")
         Traceback (most recent call last):
-        ValueError: scan.nii would have 1500 x 1500 x 1500 voxels at 1 x 1 x 1 mm, too many for memory: crop it, or use \
-larger voxels.
+        ValueError: scan.nii would have 1500 x 1500 x 1500 voxels at 1 x 1 x 1 mm, too many for memory: crop it, or \
+use larger voxels.
     """
     shape, affine = _grid_of(volume)
     sizes = np.linalg.norm(affine[:-1, : len(shape)], axis=0)

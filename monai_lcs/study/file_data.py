@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import gzip
 import os
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["FileImage", "ImageFileError", "check_byte_order", "check_directions", "compare_sizes", "count_bytes", "shown"]
+__all__ = [
+    "FileImage",
+    "ImageFileError",
+    "check_byte_order",
+    "check_directions",
+    "check_possible",
+    "compare_sizes",
+    "count_bytes",
+    "is_gzip",
+    "shown",
+    "stored_bytes",
+]
 
 _CHUNK = 1 << 24
 _MOST_RATIO = 1040
@@ -88,7 +98,7 @@ def check_possible(path: Path, claimed: int, stored: int) -> None:
         compare_sizes(path, claimed, stored)
 
 
-def count_bytes(stream: IO[bytes]) -> int:
+def count_bytes(stream: IO[bytes] | gzip.GzipFile) -> int:
     """Counts the bytes from here to the end of a stream, in little memory.
 
     Example:
@@ -97,16 +107,6 @@ def count_bytes(stream: IO[bytes]) -> int:
         3
     """
     return sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK), b""))
-
-
-def count_inflated(stream: IO[bytes], most: int) -> int:
-    """Counts the bytes of a zlib or gzip stream after decompression, up to a little more than ``most``."""
-    inflate, count = zlib.decompressobj(wbits=47), 0  # 47: zlib or gzip, as its first bytes say
-    data = stream.read(_CHUNK)
-    while data and not inflate.eof and count <= most:
-        count += len(inflate.decompress(data, _CHUNK))
-        data = inflate.unconsumed_tail or stream.read(_CHUNK)
-    return count + len(inflate.flush())
 
 
 def stored_bytes(path: Path) -> int:

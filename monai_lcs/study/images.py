@@ -16,14 +16,16 @@ from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
 from monai_lcs.study.file_data import FileImage, ImageFileError
-from monai_lcs.study.itk_files import ITK_EXTENSIONS, read_with_itk
+from monai_lcs.study.metaimage import META_EXTENSIONS, read_metaimage
 from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, read_with_nibabel
+from monai_lcs.study.nrrd import NRRD_EXTENSIONS, read_nrrd
 
 __all__ = ["IMAGE_EXTENSIONS", "GridWarning", "MGHReader", "check_there", "notes_of", "read_image"]
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """Endings of the file names that count as images in a folder, the longer ones first."""
 
+_READERS = {NIBABEL_EXTENSIONS: read_with_nibabel, META_EXTENSIONS: read_metaimage, NRRD_EXTENSIONS: read_nrrd}
 _NOTES = "notes"
 _POINTER = re.compile(rb"\s*(version https://git-lfs|(\.\./|/)*(\.git/)?annex/objects/)")
 """How the files begin that git-lfs and git-annex put in the place of content that they did not fetch."""
@@ -56,9 +58,9 @@ SUPPORTED_READERS["mghreader"] = MGHReader
 def read_image(path: PathLike) -> MetaTensor:
     """Reads an image file as ``(1, *spatial)`` float32, with the affine that the file has.
 
-    The affine is what nibabel or SimpleITK finds in the file, in millimeters and RAS orientation. What the header
-    leaves open is guessed as these libraries do, and said in a :class:`GridWarning` and by :func:`notes_of`. Files
-    with other endings than those of :data:`IMAGE_EXTENSIONS` are read as :class:`monai.transforms.LoadImage` does.
+    The affine is what nibabel finds in the file, or ITK in NRRD and MetaImage, in millimeters and RAS orientation. What
+    the header leaves open is guessed as they do, and said in a :class:`GridWarning` and by :func:`notes_of`. Files with
+    other endings than those of :data:`IMAGE_EXTENSIONS` are read as :class:`monai.transforms.LoadImage` does.
 
     Raises:
         ValueError: naming the file, if it does not exist, is empty, cannot be read to its end, holds more or less data
@@ -100,20 +102,24 @@ def check_there(path: PathLike) -> None:
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} is no path: it holds a null byte.")
     file = Path(path)
+    if file.is_symlink() and not file.exists():
+        raise ValueError(f"{path} is a link to content that is not there: fetch it, such as by `datalad get`.")
     try:
         size = file.stat().st_size
     except OSError as error:
-        if file.is_symlink():
-            raise ValueError(
-                f"{path} is a link to content that is not there: fetch it, such as by `datalad get`."
-            ) from None
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise ValueError(f"{path} {reason}.") from None
-    if file.is_dir() and file.name.lower().endswith(IMAGE_EXTENSIONS):
+    if file.is_file():
+        _check_content(path, size)
+    elif file.name.lower().endswith(IMAGE_EXTENSIONS):
         raise ValueError(f"{path} is a folder: give the files in it.")
-    if size == 0 and file.is_file():
+
+
+def _check_content(path: PathLike, size: int) -> None:
+    """Checks that there is content, and not only the place of content that was not fetched."""
+    if size == 0:
         raise ValueError(f"{path} is empty (0 bytes).")
-    if size < 1000 and file.is_file() and _POINTER.match(file.read_bytes()):
+    if size < 1000 and _POINTER.match(Path(path).read_bytes()):
         raise ValueError(f"{path} stands for content that is not there: fetch it, such as by `git lfs pull`.")
 
 
@@ -133,10 +139,9 @@ def notes_of(image: Any) -> list[str]:
 def _read(path: Path) -> MetaTensor:
     """Reads a file by its ending."""
     name = path.name.lower()
-    if name.endswith(NIBABEL_EXTENSIONS):
-        return _as_tensor(path, read_with_nibabel(path))
-    if name.endswith(ITK_EXTENSIONS):
-        return _as_tensor(path, read_with_itk(path))
+    for extensions, read in _READERS.items():
+        if name.endswith(extensions):
+            return _as_tensor(path, read(path))
     image: MetaTensor = LoadImage(ensure_channel_first=True)(path)
     return image
 
@@ -170,12 +175,14 @@ def _as_float32(path: Path, voxels: np.ndarray) -> np.ndarray:
         for extreme in (np.nanmin(voxels, initial=0), np.nanmax(voxels, initial=0)):
             if np.finfo(np.float32).max < abs(extreme) < np.inf:
                 raise ImageFileError(f"{path} holds the value {extreme:.3g}, more than float32 holds: rescale it.")
-    return np.ascontiguousarray(voxels, dtype=np.float32)
+    return np.array(voxels, dtype=np.float32, order="C")
 
 
 def _reason(error: Exception, path: str) -> str:
     """Shortens the message of a reader, without its own source files, addresses and the path."""
+    if isinstance(error, KeyError):
+        return f"its header has the unknown code {error}"
     text = re.split(r"(?:ITK|sitk::) ?ERROR:", str(error))[-1].replace(path, "it")
-    text = re.sub(r"\S+\.(?:c|h|cc|cxx|cpp|hxx|txx):?(?:\d+:?)?|\(?0x[0-9a-f]+\)?:?", "", text)
+    text = re.sub(r"\S+\.(?:cxx|cpp|cc|hxx|txx|c|h)\b:?(?:\d+:?)?|\(?0x[0-9a-f]+\)?:?", "", text)
     text = " ".join(text.split())
     return text[:120] or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.volumeutils import apply_read_scaling
 
 from monai_lcs.grids import grid_distance, same_grid
@@ -86,7 +87,9 @@ def _read_nifti(path: Path) -> FileImage:
         end = _claimed(path, raw) + raw.get_data_offset()
         content = _read_all(path, stream, start, end)
         compare_sizes(path, end, len(content) + count_bytes(stream))
-    return _nifti_image(path, image_type.from_bytes(content))
+    with LoggingOutputSuppressor():  # what nibabel corrects is in the notes, with the file's name
+        image = image_type.from_bytes(content)
+    return _nifti_image(path, image, raw)
 
 
 def _nifti_type(start: bytes) -> Any:
@@ -135,20 +138,22 @@ def _check_mgh_end(path: Path, content: bytes, end: int, rest: int) -> None:
 
 def _read_pair(path: Path) -> FileImage:
     """Reads an Analyze or NIfTI pair, by the name of either file."""
-    image: Any = nib.load(path)
+    with LoggingOutputSuppressor():
+        image: Any = nib.load(path)
     data = Path(image.file_map["image"].filename)
     header_file = Path(image.file_map["header"].filename)
     with _opened(header_file) as stream:
-        _check_bits(path, type(image.header)(stream.read(image.header.sizeof_hdr), check=False))
+        raw = type(image.header)(stream.read(image.header.sizeof_hdr), check=False)
+    _check_bits(path, raw)
     offset = image.dataobj.offset
     if offset < 0:
         raise ImageFileError(f"{path} must have an offset of its voxels >= 0, got {offset}: convert the scan anew.")
     compare_sizes(data, _claimed(path, image.header) + offset, stored_bytes(data))
     if isinstance(image, nib.Nifti1Pair):
-        return _nifti_image(path, image)
+        return _nifti_image(path, image, raw)
     notes = []
     if np.allclose(image.affine, image.header.get_best_affine()):  # otherwise SPM's .mat file says it
-        notes.append("Analyze files say nothing about orientation: which side is left is guessed, the last voxel of a row")
+        notes.append("Analyze files say nothing about orientation: which side is left is guessed")
     return _file_image(path, image, image.affine, notes)
 
 
@@ -179,7 +184,8 @@ def _check_bits(path: Path, raw: Any) -> None:
     bits, expected = int(raw["bitpix"]), 8 * int(raw.get_data_dtype().itemsize)
     if bits not in (0, expected):
         raise ImageFileError(
-            f"{path} has {bits} bits a voxel by `bitpix` of its header, {expected} by `datatype`: convert the scan anew."
+            f"{path} has {bits} bits a voxel by `bitpix` of its header, {expected} by `datatype`: "
+            "convert the scan anew."
         )
 
 
@@ -206,10 +212,10 @@ def _fields(header: Any) -> dict[str, Any]:
 # ---- NIfTI's two affines
 
 
-def _nifti_image(path: Path, image: Any) -> FileImage:
-    """Reads the voxels, the affine in mm, and what is left open of it."""
+def _nifti_image(path: Path, image: Any, raw: Any) -> FileImage:
+    """Reads the voxels, the affine in mm, and what is left open of it; ``raw`` is the header before corrections."""
     header, affine = image.header, np.array(image.affine, dtype=np.float64)
-    notes = _orientation_notes(header, image.shape[:3])
+    notes = _correction_notes(raw, header) + _orientation_notes(header, image.shape[:3])
     affine[:3] *= mm_by_unit(header["xyzt_units"])
     return _file_image(path, image, affine, notes)
 
@@ -224,11 +230,23 @@ def mm_by_unit(xyzt_units: Any) -> float:
     return _MM_BY_UNIT.get(int(xyzt_units) & 7, 1.0)
 
 
+def _correction_notes(raw: Any, header: Any) -> list[str]:
+    """Says what nibabel corrected of the fields that place the grid, apart from a ``qfac`` of 0."""
+    notes = []
+    for name, part in (("qform_code", ()), ("sform_code", ()), ("pixdim", slice(1, 4))):
+        before, after = np.asarray(raw[name])[part], np.asarray(header[name])[part]
+        if not np.array_equal(before, after, equal_nan=True):
+            notes.append(f"{name} of its header is {before.tolist()}, which is not valid: read as {after.tolist()}")
+    return notes
+
+
 def _orientation_notes(header: Any, shape: tuple[int, ...]) -> list[str]:
     """Says what the header leaves open: where left is, which of two affines holds, how large a voxel is."""
     q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
     if not q_code and not s_code:
-        return ["its header says nothing about orientation (qform_code = sform_code = 0): which side is left is guessed"]
+        return [
+            "its header says nothing about orientation (qform_code = sform_code = 0): which side is left is guessed"
+        ]
     if not s_code:
         return []
     sform = header.get_sform()
@@ -257,7 +275,7 @@ def _size_notes(header: Any, sform: np.ndarray) -> list[str]:
     """Compares the voxel sizes of sform and ``pixdim``; a percent in length is three in volume."""
     sizes = np.linalg.norm(sform[:3, :3], axis=0)
     zooms = np.array([*header.get_zooms()[:3], *sizes[len(header.get_zooms()) :]], dtype=float)
-    if np.allclose(sizes, zooms, rtol=0.01, atol=0):
+    if not sizes.all() or not np.isfinite(sizes).all() or np.allclose(sizes, zooms, rtol=0.01, atol=0):
         return []
     texts = [" x ".join(f"{value:.4g}" for value in values) for values in (sizes, zooms)]
     return [f"its voxels are {texts[0]} by the sform, {texts[1]} by pixdim: volumes follow the sform"]

@@ -72,7 +72,8 @@ def folds_of_items(items: Sequence[Mapping[str, Any]], source: str) -> list[Any]
     if None not in folds:
         return folds
     if any(number is not None for number in folds):
-        raise ValueError(f'Some items of {source} have a "fold" and some do not: {str(items[folds.index(None)])[:150]}.')
+        without = str(items[folds.index(None)])[:150]
+        raise ValueError(f'Some items of {source} have a "fold" and some do not: {without}.')
     return folds_by_position(len(items))
 
 

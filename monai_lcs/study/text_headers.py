@@ -1,70 +1,93 @@
-"""Reads the headers of NRRD and MetaImage files as text, before a native library does.
+"""What NRRD and MetaImage files have in common: a header in text, and data as they are, compressed, or in text.
 
-The library crashes on some of the headers that no program should write, and reads others without looking whether the
-data have the size that is claimed.
+They are read with numpy: ITK crashes on some headers that no program should write, reads others without looking whether
+the data have the size that is claimed, and prints that compressed data are damaged, but goes on with noise.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
-import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+import numpy as np
 
 from monai_lcs.study.file_data import (
+    FileImage,
     ImageFileError,
+    check_byte_order,
     check_possible,
     compare_sizes,
-    count_inflated,
+    count_bytes,
     shown,
 )
 
-__all__ = ["TextHeader", "read_meta_header", "read_nrrd_header"]
+__all__ = [
+    "Data",
+    "check_3d",
+    "field_error",
+    "file_image",
+    "read_data",
+    "read_lines",
+    "to_floats",
+    "to_int",
+    "to_shape",
+    "unit_in_mm",
+]
 
 _LONGEST = 1 << 24
 """Bytes of the longest header: those of segmentations describe each label."""
 
 _DIMENSIONS = range(2, 6)
 
-_MM_BY_UNIT = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "millimetre": 1.0, "cm": 10.0} | {
+_MM_BY_UNIT = {
+    **dict.fromkeys(("", "?", "mm", "millimeter", "millimeters", "millimetre"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimeters"), 10.0),
     **dict.fromkeys(("m", "meter", "meters"), 1000.0),
-    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 0.001),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers"), 0.001),
 }
 
 
 @dataclass(frozen=True)
-class TextHeader:
-    """What a header says, checked.
+class Data:
+    """Where the voxels are.
 
     Args:
-        shape: voxels along each axis, trailing axes of length 1 included.
-        mm: millimeters of its unit of length.
-        notes: what it leaves open.
+        file: the file that holds them.
+        start: the first byte of them, or of the compressed stream.
+        encoding: ``"raw"``, ``"deflate"``, ``"text"`` or ``"hex"``.
+        skip: bytes to skip after decompression; -1 if the data are at the end of the file.
     """
-
-    shape: tuple[int, ...]
-    mm: float = 1.0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Where the voxels are: a file, the first byte in it, and the encoding."""
 
     file: Path
     start: int
     encoding: str
-    skip: int = 0  # bytes after decompression; -1: the data are at the end
+    skip: int = 0
 
 
-def _fail(path: Path, field: str, value: object, must: str) -> ImageFileError:
-    """Makes the error for a field."""
+def field_error(path: Path, field: str, value: object, must: str) -> ImageFileError:
+    """Makes the error for a field of a header.
+
+    Example:
+        >>> field_error(Path("scan.mha"), "NDims", -1, "2 to 5")
+        ImageFileError("scan.mha must have 2 to 5 as 'NDims' in its header, got -1.")
+    """
     return ImageFileError(f"{path} must have {must} as {field!r} in its header, got {shown(value)}.")
 
 
-def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
-    """Reads the lines of a header up to its last one, and the position after it."""
+def read_lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
+    r"""Reads the lines of a header up to its last one, and the position after it.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "scan.mha"
+        >>> _ = path.write_bytes(b"NDims = 3\nElementDataFile = LOCAL\n12345")
+        >>> read_lines(path, lambda line: line.startswith("ElementDataFile"))
+        (['NDims = 3', 'ElementDataFile = LOCAL'], 34)
+    """
     found = []
     with open(path, "rb") as stream:
         while stream.tell() < _LONGEST:
@@ -81,292 +104,181 @@ def _lines(path: Path, last: Callable[[str], bool]) -> tuple[list[str], int]:
 # ---- fields
 
 
-def _number(path: Path, fields: Mapping[str, str], name: str, default: str | None = None) -> int:
-    """Reads an integer."""
+def to_int(path: Path, fields: Mapping[str, str], name: str, default: str | None = None) -> int:
+    """Reads an integer.
+
+    Example:
+        >>> to_int(Path("scan.mha"), {"NDims": "3"}, "NDims")
+        3
+    """
     text = fields.get(name, default)
     try:
         return int(text or "")
     except ValueError:
-        raise _fail(path, name, text, "an integer") from None
+        raise field_error(path, name, text, "an integer") from None
 
 
-def _floats(path: Path, name: str, text: str, count: int) -> list[float]:
-    """Reads finite numbers."""
+def to_floats(path: Path, name: str, text: str, count: int) -> list[float]:
+    """Reads finite numbers.
+
+    Example:
+        >>> to_floats(Path("scan.mha"), "Offset", "1 2.5", 2)
+        [1.0, 2.5]
+    """
     try:
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise _fail(path, name, text, f"{count} finite numbers")
+    if len(values) != count or not all(abs(value) < 1e15 for value in values):  # NaN is not
+        raise field_error(path, name, text, f"{count} finite numbers")
     return values
 
 
-def _shape(path: Path, fields: Mapping[str, str], dims_field: str, shape_field: str) -> tuple[int, ...]:
-    """Reads the number of axes and the voxels along each."""
-    dims = _number(path, fields, dims_field)
+def to_shape(path: Path, fields: Mapping[str, str], dims_field: str, shape_field: str) -> tuple[int, ...]:
+    """Reads the number of axes and the voxels along each.
+
+    Example:
+        >>> to_shape(Path("scan.mha"), {"NDims": "3", "DimSize": "4 5 6"}, "NDims", "DimSize")
+        (4, 5, 6)
+    """
+    dims = to_int(path, fields, dims_field)
     if dims not in _DIMENSIONS:
-        raise _fail(path, dims_field, dims, f"{_DIMENSIONS[0]} to {_DIMENSIONS[-1]}")
+        raise field_error(path, dims_field, dims, f"{_DIMENSIONS[0]} to {_DIMENSIONS[-1]}")
     text = fields.get(shape_field, "")
     try:
         shape = tuple(int(word) for word in text.split())
     except ValueError:
         shape = ()
-    if len(shape) != dims or min(shape) < 1 or max(shape) >= 1 << 31:
-        raise _fail(path, shape_field, text, f"{dims} integers > 0")
+    if len(shape) != dims or min(shape) < 1:
+        raise field_error(path, shape_field, text, f"{dims} integers > 0")
     return shape
 
 
-def _check_3d(path: Path, shape: tuple[int, ...]) -> None:
-    """Axes beyond the third must have one entry."""
+def check_3d(path: Path, shape: tuple[int, ...]) -> None:
+    """Axes beyond the third must have one entry.
+
+    Example:
+        >>> check_3d(Path("scan.mha"), (4, 5, 6, 1))
+    """
     channels = math.prod(shape[3:])
     if channels > 1:
         raise ImageFileError(f"{path} must be 3D, got a {len(shape)}D file of {channels} channels: give one of them.")
 
 
-def _unit(path: Path, text: str) -> tuple[float, list[str]]:
-    """Returns the millimeters of a unit of length, and a note where it is unknown."""
+def unit_in_mm(text: str) -> tuple[float, list[str]]:
+    """Returns the millimeters of a unit of length, and a note where it is unknown.
+
+    Example:
+        >>> unit_in_mm("um"), unit_in_mm("ft")
+        ((0.001, []), (1.0, ["its unit of length 'ft' is unknown: read as mm"]))
+    """
     key = text.strip().strip('"').lower()
     if key in _MM_BY_UNIT:
         return _MM_BY_UNIT[key], []
     return 1.0, [f"its unit of length {shown(text)} is unknown: read as mm"]
 
 
-def _check_data(path: Path, data: _Data, values: int, itemsize: int) -> None:
-    """Compares the size of the data with what the header claims."""
-    claimed = values * itemsize
+# ---- data
+
+
+def read_data(path: Path, data: Data, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray:
+    """Reads the voxels, of which there must be as many as the header claims.
+
+    Args:
+        path: the file of the header, which messages name.
+        data: where the voxels are.
+        shape: of the header; the first axis runs fastest.
+        dtype: of the header, with the order of bytes.
+
+    Returns:
+        ``(*spatial)``, without axes beyond the third.
+
+    Raises:
+        ImageFileError: if there are more or fewer.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "scan.raw"
+        >>> _ = path.write_bytes(bytes([1, 2, 3, 4, 5, 6]))
+        >>> read_data(path, Data(path, 0, "raw"), (3, 2), np.dtype("u1")).tolist()
+        [[1, 4], [2, 5], [3, 6]]
+    """
+    claimed = math.prod(shape) * dtype.itemsize
     try:
         stored = data.file.stat().st_size
     except OSError:
-        raise ImageFileError(f"{path} has its voxels in {data.file}, which does not exist.") from None
+        raise ImageFileError(f"{path} has its voxels in {shown(data.file.name)}, which is not there.") from None
     check_possible(path, claimed, stored)
+    start = stored - claimed if data.skip < 0 else data.start
     with open(data.file, "rb") as stream:
-        stream.seek(data.start)
-        if data.encoding == "raw":
-            held = stored - data.start - max(data.skip, 0)
-            held = min(held, claimed) if data.skip < 0 else held
-        elif data.encoding == "gzip":
-            held = count_inflated(stream, claimed + max(data.skip, 0)) - max(data.skip, 0)
-        elif data.encoding == "hex":
-            held = len(b"".join(stream.read().split())) // 2
-        else:
-            held = len(stream.read().split()) * itemsize
-    compare_sizes(path, claimed, held)
+        stream.seek(max(start, 0))
+        voxels = _DECODERS[data.encoding](path, stream, claimed + max(data.skip, 0), dtype)
+    content = voxels[max(data.skip, 0) :]
+    compare_sizes(path, claimed, len(content))
+    array = np.frombuffer(content, dtype).reshape(shape, order="F")
+    check_byte_order(path, array)
+    return array.reshape(shape[:3])
 
 
-# ---- MetaImage
-
-_META_TYPES = {
-    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
-    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
-    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_FLOAT", "MET_LONG", "MET_ULONG"), 4),
-    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
-}
-_META_MATRICES = ("TransformMatrix", "Rotation", "Orientation")
-_META_POINTS = ("Offset", "Position", "Origin")
-_META_SIZES = ("ElementSpacing", "ElementSize")
-_META_LONGEST = 4096  # characters of a field
+def _raw(path: Path, stream: IO[bytes], most: int, dtype: np.dtype[np.generic]) -> bytes:
+    """Reads bytes as they are."""
+    content = stream.read(most)
+    compare_sizes(path, most, len(content) + count_bytes(stream))
+    return content
 
 
-def read_meta_header(path: Path) -> TextHeader:
-    """Reads and checks the header of a MetaImage file, ``.mha`` or ``.mhd``.
-
-    Raises:
-        ImageFileError: naming the field that cannot be, or the sizes of data and header that differ.
-
-    Example:
-        >>> path = getfixture("tmp_path") / "scan.mha"
-        >>> _ = path.write_text("NDims = -1\\nElementDataFile = LOCAL\\n")
-        >>> read_meta_header(path)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        monai_lcs.study.file_data.ImageFileError: ...scan.mha must have 2 to 5 as 'NDims' in its header, got -1.
-    """
-    lines, end = _lines(path, lambda text: text.split("=")[0].strip() == "ElementDataFile")
-    fields = _meta_fields(path, lines)
-    shape = _shape(path, fields, "NDims", "DimSize")
-    kind = fields.get("ElementType")
-    if kind not in _META_TYPES:
-        raise _fail(path, "ElementType", kind, "one of " + ", ".join(_META_TYPES))
-    channels = _number(path, fields, "ElementNumberOfChannels", "1")
-    if channels != 1:
-        raise ImageFileError(f"{path} must have one number a voxel, got {channels}: give one of them.")
-    _check_meta_grid(path, fields, len(shape))
-    _check_3d(path, shape)
-    _check_data(path, _meta_data(path, fields, end), math.prod(shape), _META_TYPES[str(kind)])
-    mm, notes = _unit(path, fields.get("DistanceUnits", ""))
-    if not any(name in fields for name in _META_MATRICES):
-        notes.append("its header says nothing about orientation (no TransformMatrix): which side is left is guessed")
-    return TextHeader(shape, mm, tuple(notes))
+def _deflated(path: Path, stream: IO[bytes], most: int, dtype: np.dtype[np.generic]) -> bytes:
+    """Decompresses gzip or zlib, as the first bytes say."""
+    start = stream.read(2)
+    stream.seek(-len(start), 1)
+    if start == b"\x1f\x8b":
+        with gzip.GzipFile(fileobj=stream) as inflated:
+            content = inflated.read(most)
+            compare_sizes(path, most, len(content) + count_bytes(inflated))
+        return content
+    inflate = zlib.decompressobj()
+    content = inflate.decompress(stream.read(), most + 1)
+    if len(content) == most and not inflate.eof:
+        raise ValueError("its compressed data have no end")
+    return content
 
 
-def _meta_fields(path: Path, lines: list[str]) -> dict[str, str]:
-    """Reads ``name = value`` lines; the last one must say where the data are."""
-    fields: dict[str, str] = {}
-    for line in filter(str.strip, lines):
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or len(line) > _META_LONGEST or "\0" in line:
-            raise ImageFileError(f"{path} must have 'name = value' in each line of its header, got {shown(line)}.")
-        if name in fields:
-            raise ImageFileError(f"{path} has {name!r} twice in its header: remove one of them.")
-        fields[name] = value
-    if not fields.get("ElementDataFile"):
-        raise _fail(path, "ElementDataFile", fields.get("ElementDataFile"), "LOCAL or a file name")
-    return fields
+def _text(path: Path, stream: IO[bytes], most: int, dtype: np.dtype[np.generic]) -> bytes:
+    """Reads numbers in text."""
+    words = stream.read().split()
+    compare_sizes(path, most, len(words) * dtype.itemsize)
+    values = np.array([float(word) for word in words])
+    if dtype.kind != "f" and not ((values == np.rint(values)) & (np.abs(values) < 2**53)).all():
+        raise ValueError("its text holds other numbers than integers")
+    with np.errstate(all="raise"):
+        converted = values.astype(dtype)
+    if not np.array_equal(converted, values, equal_nan=True) and dtype.kind != "f":
+        raise ValueError("its text holds numbers that its data type lacks")
+    return converted.tobytes()
 
 
-def _check_meta_grid(path: Path, fields: Mapping[str, str], dims: int) -> None:
-    """Checks the numbers that place the grid."""
-    for names, count in ((_META_MATRICES, dims * dims), (_META_POINTS, dims), (_META_SIZES, dims)):
-        for name in names:
-            if name in fields:
-                values = _floats(path, name, fields[name], count)
-                if names is _META_SIZES and min(values) <= 0:
-                    raise _fail(path, name, fields[name], f"{dims} numbers > 0")
+def _hex(path: Path, stream: IO[bytes], most: int, dtype: np.dtype[np.generic]) -> bytes:
+    """Reads bytes in hexadecimal text."""
+    return bytes.fromhex(stream.read().decode("ascii"))
 
 
-def _meta_data(path: Path, fields: Mapping[str, str], end: int) -> _Data:
-    """Finds the data."""
-    name = fields["ElementDataFile"]
-    skip = _number(path, fields, "HeaderSize", "0")
-    if skip < -1:
-        raise _fail(path, "HeaderSize", skip, "a number >= -1")
-    local = name.upper() == "LOCAL"
-    if not local and (name.upper().startswith("LIST") or "%" in name):
-        raise ImageFileError(f"{path} has its voxels in several files: convert it to a single one.")
-    if _is_true(fields, "CompressedData", False):
-        encoding = "gzip"
-    else:
-        encoding = "raw" if _is_true(fields, "BinaryData", True) else "text"
-    return _Data(path if local else path.parent / name, end if local else 0, encoding, skip)
+_DECODERS = {"raw": _raw, "deflate": _deflated, "text": _text, "hex": _hex}
 
 
-def _is_true(fields: Mapping[str, str], name: str, default: bool) -> bool:
-    return fields[name][:1] in ("T", "t", "1") if fields.get(name) else default
+def file_image(voxels: np.ndarray, axes: np.ndarray, origin: np.ndarray, mm: float, notes: list[str]) -> FileImage:
+    """Makes the image.
 
-
-# ---- NRRD
-
-_NRRD_TYPES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t"), 4),
-    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), 8),
-    **dict.fromkeys(("int64", "int64_t", "double"), 8),
-    "float": 4,
-}
-_NRRD_ENCODINGS = {
-    **dict.fromkeys(("gzip", "gz"), "gzip"),
-    **dict.fromkeys(("text", "txt", "ascii"), "text"),
-    "raw": "raw",
-    "hex": "hex",
-}
-_NRRD_NAMES = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}
-_SPATIAL_KINDS = ("domain", "space", "time", "none", "???", "stub", "scalar")
-_VECTOR = re.compile(r"none|\([^()]*\)")
-
-
-def read_nrrd_header(path: Path) -> TextHeader:
-    """Reads and checks the header of an NRRD file, ``.nrrd`` or ``.nhdr``.
-
-    Raises:
-        ImageFileError: naming the field that cannot be, or the sizes of data and header that differ.
+    Args:
+        voxels: ``(*spatial)``.
+        axes: ``(d, d)``, for each axis a column from a voxel to the next, in the file's unit and RAS orientation.
+        origin: ``(d,)``, the first voxel, likewise.
+        mm: millimeters of the unit.
+        notes: what the header leaves open.
 
     Example:
-        >>> path = getfixture("tmp_path") / "scan.nrrd"
-        >>> _ = path.write_text("NRRD0004\\ntype: float\\ndimension: 3\\nsizes: 4 -5 6\\nencoding: raw\\n\\n")
-        >>> read_nrrd_header(path)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        monai_lcs.study.file_data.ImageFileError: ...must have 3 integers > 0 as 'sizes' in its header, got '4 -5 6'.
+        >>> file_image(np.zeros((4, 5)), np.eye(2), np.zeros(2), 10.0, []).affine.diagonal().tolist()
+        [10.0, 10.0, 1.0]
     """
-    lines, end = _lines(path, lambda text: not text)
-    fields = _nrrd_fields(path, lines)
-    shape = _shape(path, fields, "dimension", "sizes")
-    kind = fields.get("type", "").lower()
-    if kind not in _NRRD_TYPES:
-        raise _fail(path, "type", fields.get("type"), "a number type such as short or float")
-    vectors = _nrrd_vectors(path, fields, len(shape))
-    _check_one_number(path, fields, shape, vectors)
-    _check_data(path, _nrrd_data(path, fields, end), math.prod(shape), _NRRD_TYPES[kind])
-    mm, notes = _nrrd_unit(path, fields)
-    if not ("space" in fields and vectors):
-        notes.append("its header says nothing about orientation (no space directions): which side is left is guessed")
-    return TextHeader(shape, mm, tuple(notes))
-
-
-def _nrrd_fields(path: Path, lines: list[str]) -> dict[str, str]:
-    """Reads ``name: value`` lines, but neither comments nor keys of other programs (``:=``)."""
-    if not lines or not re.fullmatch(r"NRRD000\d", lines[0]):
-        raise ImageFileError(f"{path} must begin with NRRD0001 to NRRD0005, got {shown(lines[0] if lines else '')}.")
-    fields: dict[str, str] = {}
-    for line in lines[1:]:
-        if not line or line.startswith("#") or re.match(r"[^:]*:=", line):
-            continue
-        name, colon, value = (part.strip() for part in line.partition(":"))
-        name = _NRRD_NAMES.get(name.lower(), name.lower())
-        if not colon or "\0" in line:
-            raise ImageFileError(f"{path} must have 'name: value' in each line of its header, got {shown(line)}.")
-        if name in fields:
-            raise ImageFileError(f"{path} has {name!r} twice in its header: remove one of them.")
-        fields[name] = value
-    return fields
-
-
-def _nrrd_vectors(path: Path, fields: Mapping[str, str], dims: int) -> list[str]:
-    """Reads ``space directions``, a vector for each axis, and checks the other numbers that place the grid."""
-    text = fields.get("space directions", "")
-    vectors = _VECTOR.findall(text)
-    if text and len(vectors) != dims:
-        raise _fail(path, "space directions", text, f"{dims} vectors or 'none'")
-    space = sum(vector != "none" for vector in vectors)
-    for vector in (one for one in vectors if one != "none"):
-        _floats(path, "space directions", vector.strip("()").replace(",", " "), space)
-    if vectors and "space origin" in fields:
-        _floats(path, "space origin", fields["space origin"].strip("() ").replace(",", " "), space)
-    if "spacings" in fields and not vectors:
-        _floats(path, "spacings", fields["spacings"].lower().replace("nan", "1"), dims)
-    return vectors
-
-
-def _check_one_number(path: Path, fields: Mapping[str, str], shape: tuple[int, ...], vectors: list[str]) -> None:
-    """Each voxel must be one number: no axis counts the parts of a color or a vector."""
-    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(shape)
-    for i, size in enumerate(shape):
-        kind = kinds[i] if i < len(kinds) else "domain"
-        if size > 1 and (kind not in _SPATIAL_KINDS or (vectors and vectors[i] == "none")):
-            raise ImageFileError(f"{path} must have one number a voxel, got {size} ({kind}): give one of them.")
-    _check_3d(path, shape)
-
-
-def _nrrd_unit(path: Path, fields: Mapping[str, str]) -> tuple[float, list[str]]:
-    """Returns the millimeters of the unit that the axes share."""
-    units = re.findall(r'"([^"]*)"', fields.get("space units") or fields.get("units") or "")
-    if len({unit for unit in units if unit}) > 1:
-        raise _fail(path, "space units", units, "one unit for all axes")
-    return _unit(path, next(filter(None, units), ""))
-
-
-def _nrrd_data(path: Path, fields: Mapping[str, str], end: int) -> _Data:
-    """Finds the data."""
-    encoding = _NRRD_ENCODINGS.get(fields.get("encoding", "").lower())
-    if encoding is None:
-        raise _fail(path, "encoding", fields.get("encoding"), "raw, gzip, ascii or hex")
-    name, lines, skip = fields.get("data file"), *(_number(path, fields, f"{n} skip", "0") for n in ("line", "byte"))
-    if lines < 0 or skip < -1 or (skip < 0 and encoding != "raw"):
-        raise _fail(path, "line skip, byte skip", (lines, skip), "numbers >= 0")
-    if name and (name.upper().startswith("LIST") or "%" in name):
-        raise ImageFileError(f"{path} has its voxels in several files: convert it to a single one.")
-    file = path.parent / name if name else path
-    return _Data(file, _after_lines(path, file, 0 if name else end, lines), encoding, skip)
-
-
-def _after_lines(path: Path, file: Path, start: int, lines: int) -> int:
-    """Finds the position after some lines."""
-    if not lines or not file.is_file():
-        return start
-    with open(file, "rb") as stream:
-        stream.seek(start)
-        for _ in range(lines):
-            if not stream.readline(_LONGEST):
-                raise _fail(path, "line skip", lines, "no more lines than the file has")
-        return stream.tell()
+    dims = voxels.ndim
+    affine = np.eye(dims + 1)
+    affine[:-1, :-1], affine[:-1, -1] = axes[:dims, :dims] * mm, origin[:dims] * mm
+    return FileImage(voxels, affine, notes=tuple(notes))
