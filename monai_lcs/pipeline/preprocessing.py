@@ -30,7 +30,7 @@ from monai_lcs.grids import affine_of, on_grid_of
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.study.cases import shorten_names
-from monai_lcs.study.checks import check_same_grid, check_scan, read_label_map, read_scan
+from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
 
 __all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived", "to_native"]
 
@@ -222,6 +222,8 @@ class Preprocessing(Transform):
 
     def on_network_grid(self, volume: MetaTensor, mode: str = "bilinear") -> MetaTensor:
         """``(1, *spatial)`` turned to RAS and resampled, float32."""
+        name = str(volume.meta.get("filename_or_obj") or "the scan")
+        check_resampled_size(volume, self.settings.spacing, name)
         # A copy: where nothing is to be turned, MONAI would change the affine of the volume it was given
         turned = Orientation(axcodes="RAS", labels=None)(volume.clone())
         resampled: Any = Spacing(pixdim=self.settings.spacing, mode=mode)(turned)
