@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from helpers import save_nifti, voxels
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from monai.utils import set_determinism
 from phantom import AFFINE, SETTINGS, SHAPE, TABLE, make_volume
 
 from monai_lcs.atlas import AtlasAligner
@@ -295,6 +297,21 @@ def test_the_bundle_takes_labels_and_atlas_as_options(study):
         parser["displayable_configs"].update(options)
         parser.parse()
         assert parser.get_parsed_content("label_ids") == ids
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_the_bundle_trains_on_cases_given_as_monai_labels_own_app_gives_them(study, tmp_path):
+    pairs = [{"image": str(study / f"sub-{n}.nii.gz"), "label": str(study / f"labels/sub-{n}.nii.gz")} for n in (0, 1)]
+    atlas = {"atlas_image": str(study / "atlas.nii.gz"), "atlas_labels": str(study / "atlas/dseg.nii.gz")}
+    monai.bundle.run(
+        config_file=str(BUNDLE / "configs/train.json"), logging_file=False, bundle_root=str(BUNDLE),
+        displayable_configs={**atlas, "label_table": str(study / "atlas/dseg.tsv")}, device="cpu",
+        ckpt_dir=str(tmp_path), output_dir=str(tmp_path), **SETTINGS,
+        **{"train#trainer#max_epochs": 1, "train#dataset#data": pairs[:1], "validate#dataset#data": pairs[1:]},
+    )  # fmt: skip
+    set_determinism(None)
+    assert (tmp_path / "model.pt").is_file()
+    assert Settings.of_weights(tmp_path / "model.pt") == Settings(**SETTINGS)
 
 
 def test_an_aligned_atlas_is_kept_and_carries_labels_painted_later(study, store, tmp_path, monkeypatch):
