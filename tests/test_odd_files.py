@@ -21,13 +21,15 @@ import torch
 from monai.data import MetaTensor
 from nibabel.volumeutils import shape_zoom_affine
 
+from monai_lcs.label_app.files import check_size
 from monai_lcs.labels import LabelTable
 from monai_lcs.pipeline import Preprocessing
+from monai_lcs.pipeline.evaluation import pair_label_maps
 from monai_lcs.results import Segmentation
 from monai_lcs.results.segmentation import label_map_image
 from monai_lcs.study.cases import MAX_NAME_BYTES, case_names, find_cases, find_images
 from monai_lcs.study.checks import check_case, check_resampled_size, check_scan, read_scan
-from monai_lcs.study.images import GridWarning, notes_of, read_image
+from monai_lcs.study.images import GridWarning, notes_of, read_image, read_shape
 
 SHAPE = (24, 22, 20)
 AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.3) @ np.diag([-1.0, 1.5, 2.0]), [10, -20, 30])
@@ -397,6 +399,40 @@ def test_image(tmp_path, row):
     if row.affine is not None:
         expected = row.affine(path) if callable(row.affine) else row.affine
         np.testing.assert_allclose(scan.affine, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nifti(),
+        nifti("scan.nii.gz"),
+        mgh(),
+        analyze(),
+        metaimage(),
+        metaimage(data=DEFLATED, CompressedData=True),
+        nrrd(),
+    ],
+)
+def test_the_shape_comes_without_the_voxels(tmp_path, make):
+    assert read_shape(make(tmp_path))[:3] == SHAPE
+
+
+@pytest.mark.parametrize("make", [metaimage(NDims=-1), nrrd(dimension=-1), content(b"no image" * 100), link()])
+def test_an_upload_that_is_no_image(tmp_path, make):
+    """The server of the label app looks at a file that anybody may have made, before it keeps it."""
+    with pytest.raises(ValueError, match=r"scan\.\w+ (must have 2 to 5|is no image that can be read|is a link)"):
+        check_size(make(tmp_path), 1e9)
+    with pytest.raises(OverflowError, match=r"at most 1000 are allowed"):
+        check_size(metaimage(ElementNumberOfChannels=3)(tmp_path), 1000)
+
+
+def test_two_label_maps_of_one_name(tmp_path):
+    for folder, names in (("out", ["a_dseg.nii", "a_dseg.mha"]), ("truth", ["a.nii"])):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    with pytest.raises(ValueError, match=r'Two label maps are named "a", .*a_dseg.mha and .*a_dseg.nii'):
+        pair_label_maps(tmp_path / "out", tmp_path / "truth")
 
 
 # ---- the same values as others read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from monai.data import MetaTensor
 
 from monai_lcs.grids import affine_of, to_sitk
 from monai_lcs.results.segmentation import label_map_image
+from monai_lcs.study.images import read_shape
 
 __all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]
 
@@ -84,14 +86,8 @@ def check_size(path: PathLike, most_voxels: float) -> None:
         ...
         OverflowError: The image has 8000 voxels, (20, 20, 20): at most 7999 are allowed.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(f"{path} is no image that can be read.") from error
-    shape = reader.GetSize()
-    voxels = int(np.prod([float(size) for size in shape])) * reader.GetNumberOfComponents()
+    shape = read_shape(path)
+    voxels = math.prod(shape)
     if voxels > most_voxels:
         raise OverflowError(f"The image has {voxels} voxels, {shape}: at most {int(most_voxels)} are allowed.")
 

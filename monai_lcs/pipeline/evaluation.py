@@ -50,7 +50,12 @@ def _by_case(folder: Path) -> dict[str, Path]:
     """Label maps of a folder; of results that are saved beside each other only these."""
     files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(IMAGE_EXTENSIONS)]
     results = [path for path in files if case_name(path).endswith("_dseg")]
-    return {case_name(path).removesuffix("_dseg"): path for path in results or files}
+    named: dict[str, Path] = {}
+    for path in results or files:
+        case = case_name(path).removesuffix("_dseg")
+        if named.setdefault(case, path) != path:
+            raise ValueError(f'Two label maps are named "{case}", rename one of them: {named[case]} and {path}.')
+    return named
 
 
 def score_label_maps(pairs: dict[str, tuple[Path, Path]], table: LabelTable | None = None) -> pd.DataFrame:

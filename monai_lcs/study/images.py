@@ -16,16 +16,17 @@ from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
 from monai_lcs.study.file_data import FileImage, ImageFileError
-from monai_lcs.study.metaimage import META_EXTENSIONS, read_metaimage
-from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, read_with_nibabel
-from monai_lcs.study.nrrd import NRRD_EXTENSIONS, read_nrrd
+from monai_lcs.study.metaimage import META_EXTENSIONS, metaimage_shape, read_metaimage
+from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, nibabel_shape, read_with_nibabel
+from monai_lcs.study.nrrd import NRRD_EXTENSIONS, nrrd_shape, read_nrrd
 
-__all__ = ["IMAGE_EXTENSIONS", "GridWarning", "MGHReader", "check_there", "notes_of", "read_image"]
+__all__ = ["IMAGE_EXTENSIONS", "GridWarning", "MGHReader", "check_there", "notes_of", "read_image", "read_shape"]
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """Endings of the file names that count as images in a folder, the longer ones first."""
 
 _READERS = {NIBABEL_EXTENSIONS: read_with_nibabel, META_EXTENSIONS: read_metaimage, NRRD_EXTENSIONS: read_nrrd}
+_SHAPES = {NIBABEL_EXTENSIONS: nibabel_shape, META_EXTENSIONS: metaimage_shape, NRRD_EXTENSIONS: nrrd_shape}
 _NOTES = "notes"
 _POINTER = re.compile(rb"\s*(version https://git-lfs|(\.\./|/)*(\.git/)?annex/objects/)")
 """How the files begin that git-lfs and git-annex put in the place of content that they did not fetch."""
@@ -86,6 +87,29 @@ def read_image(path: PathLike) -> MetaTensor:
     if notes := notes_of(image):
         warnings.warn(f"{path}: {'; '.join(notes)}.", GridWarning, stacklevel=2)
     return image
+
+
+def read_shape(path: PathLike) -> tuple[int, ...]:
+    """Reads the shape that the header of an image file claims, channels included; the voxels are not read.
+
+    Raises:
+        ValueError: naming the file, if it has none of :data:`IMAGE_EXTENSIONS`, or no header of its format.
+
+    Example:
+        >>> read_shape("scan.png")
+        Traceback (most recent call last):
+        ValueError: scan.png is no image that can be read.
+    """
+    for extensions, shape in _SHAPES.items():
+        if Path(path).name.lower().endswith(extensions):
+            check_there(path)
+            try:
+                return shape(Path(path))
+            except ImageFileError:
+                raise
+            except Exception as error:
+                raise ValueError(f"{path} is no image that can be read: {_reason(error, str(path))}") from error
+    raise ValueError(f"{path} is no image that can be read.")
 
 
 def check_there(path: PathLike) -> None:

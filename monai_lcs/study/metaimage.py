@@ -21,7 +21,7 @@ from monai_lcs.study.text_headers import (
     unit_in_mm,
 )
 
-__all__ = ["META_EXTENSIONS", "read_metaimage"]
+__all__ = ["META_EXTENSIONS", "metaimage_shape", "read_metaimage"]
 
 META_EXTENSIONS = (".mha", ".mhd")
 
@@ -58,8 +58,7 @@ def read_metaimage(path: Path) -> FileImage:
         Traceback (most recent call last):
         monai_lcs.study.file_data.ImageFileError: ...scan.mha must have 2 to 5 as 'NDims' in its header, got -1.
     """
-    lines, end = read_lines(path, lambda text: text.split("=")[0].strip() == "ElementDataFile")
-    fields = _fields(path, lines)
+    fields, end = _header(path)
     shape = to_shape(path, fields, "NDims", "DimSize")
     kind = fields.get("ElementType", "")
     if kind not in _TYPES:
@@ -75,6 +74,26 @@ def read_metaimage(path: Path) -> FileImage:
     if not any(name in fields for name in _MATRICES):
         notes.append("its header says nothing about orientation (no TransformMatrix): which side is left is guessed")
     return file_image(voxels, axes, origin, mm, notes)
+
+
+def metaimage_shape(path: Path) -> tuple[int, ...]:
+    r"""Reads the shape alone, with the numbers of a voxel last; see :func:`read_metaimage`.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "scan.mha"
+        >>> _ = path.write_text("NDims = 2\nDimSize = 4 5\nElementDataFile = LOCAL\n")
+        >>> metaimage_shape(path)
+        (4, 5, 1)
+    """
+    fields, _ = _header(path)
+    channels = to_int(path, fields, "ElementNumberOfChannels", "1")
+    return (*to_shape(path, fields, "NDims", "DimSize"), channels)
+
+
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """Reads the fields and the position after them."""
+    lines, end = read_lines(path, lambda text: text.split("=")[0].strip() == "ElementDataFile")
+    return _fields(path, lines), end
 
 
 def _fields(path: Path, lines: list[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from monai_lcs.study.file_data import (
     stored_bytes,
 )
 
-__all__ = ["NIBABEL_EXTENSIONS", "read_with_nibabel"]
+__all__ = ["NIBABEL_EXTENSIONS", "mm_by_unit", "nibabel_shape", "read_with_nibabel"]
 
 NIBABEL_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", ".img", ".hdr.gz", ".img.gz")
 """Endings of the files that are read with nibabel."""
@@ -63,6 +63,20 @@ def read_with_nibabel(path: Path) -> FileImage:
     if name.endswith((".nii", ".nii.gz")):
         return _read_nifti(path)
     return _read_pair(path)
+
+
+def nibabel_shape(path: Path) -> tuple[int, ...]:
+    """Reads the shape alone.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "scan.nii"
+        >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6)), np.eye(4)), path)
+        >>> nibabel_shape(path)
+        (4, 5, 6)
+    """
+    with LoggingOutputSuppressor():
+        image: Any = nib.load(path)
+    return tuple(int(size) for size in image.shape)
 
 
 # ---- one file, perhaps compressed

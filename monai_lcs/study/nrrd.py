@@ -22,7 +22,7 @@ from monai_lcs.study.text_headers import (
     unit_in_mm,
 )
 
-__all__ = ["NRRD_EXTENSIONS", "read_nrrd"]
+__all__ = ["NRRD_EXTENSIONS", "nrrd_shape", "read_nrrd"]
 
 NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 
@@ -80,6 +80,19 @@ def read_nrrd(path: Path) -> FileImage:
     mm, more = _unit(path, fields)
     voxels = read_data(path, _data(path, fields, end), shape, _dtype(path, fields))
     return file_image(voxels, axes, origin, mm, notes + more)
+
+
+def nrrd_shape(path: Path) -> tuple[int, ...]:
+    r"""Reads the shape alone; see :func:`read_nrrd`.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "scan.nrrd"
+        >>> _ = path.write_text("NRRD0004\ndimension: 2\nsizes: 4 5\n\n")
+        >>> nrrd_shape(path)
+        (4, 5)
+    """
+    lines, _ = read_lines(path, lambda text: not text)
+    return to_shape(path, _fields(path, lines), "dimension", "sizes")
 
 
 def _fields(path: Path, lines: list[str]) -> dict[str, str]:
