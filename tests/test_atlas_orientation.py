@@ -85,7 +85,7 @@ def test_words():
     scan = MetaTensor(person().as_tensor().transpose(1, 2).flip(2), affine=torch.from_numpy(AFFINE))
     found = better_orientation(scan, head())
     assert (found.turn, found.looks_like) == (turn, ("front", "left", "top"))
-    assert str(found).startswith("right, front, top taken for front, left, top (fits with ")
+    assert str(found).startswith("right, front, top taken for front, left, top (fits ")
 
 
 @pytest.mark.parametrize(

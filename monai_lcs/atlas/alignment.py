@@ -182,9 +182,9 @@ class AtlasAligner:
         scan = as_meta_tensor(image)
         if alignment.orientation not in UNSUSPICIOUS:
             warnings.warn(
-                f"The header of {name_of(scan, 'the image')} looks wrong: the scan fits the atlas clearly better with "
-                f"{alignment.orientation}. Labels may lie on the wrong parts: repair this header, or the atlas's if "
-                "all scans get this warning.",
+                f"The header of {name_of(scan, 'the image')} looks wrong: the scan fits better with "
+                f"{alignment.orientation}. Labels may lie wrong: repair the header, or the atlas's if all scans warn, "
+                "and make sure which side is left.",
                 stacklevel=3,
             )
         propagated = alignment.propagate(label_map)

@@ -58,7 +58,7 @@ class Orientation:
 
     Example:
         >>> str(Orientation(3, 0.53, 0.08))
-        'left-right and front-back exchanged (fits with 0.53; as in the header with 0.08)'
+        'left-right and front-back exchanged (fits 0.53, as in the header 0.08)'
         >>> Orientation(3, 0.53, 0.08).looks_like
         ('left', 'back', 'top')
         >>> str(Orientation(0, 0.53, 0.53))
@@ -84,14 +84,15 @@ class Orientation:
             words = " and ".join(name for name, sign in zip(AXES, signs, strict=True) if sign < 0) + " exchanged"
         else:
             words = f"right, front, top taken for {', '.join(self.looks_like)}"
-        return f"{words} (fits with {self.score:.2f}; as in the header with {self.header_score:.2f})"
+        return f"{words} (fits {self.score:.2f}, as in the header {self.header_score:.2f})"
 
 
 def better_orientation(scan: torch.Tensor, atlas_image: torch.Tensor) -> Orientation | None:
     """Look for an orientation of the scan that fits the atlas clearly better than the one in its header.
 
     A body that the header turns is found, as by exchanging left and right as well as front and back. Left and right
-    alone are not: a mirrored body looks almost the same. It takes about 2 seconds on one core, whatever the image's
+    alone are not: a mirrored body looks almost the same. So where a header exchanges front and back alone, the answer
+    is that left and right are exchanged as well. It takes about 2 seconds on one core, whatever the image's
     size.
 
     Args:
