@@ -13,6 +13,7 @@ from monai_lcs.transforms.atlas_pool import (
     RandPickAtlasd,
     RandPickAtlasDict,
 )
+from monai_lcs.transforms.deform import RandDeformD, RandDeformd, RandDeformDict
 from monai_lcs.transforms.fuse import FuseAtlasesD, FuseAtlasesd, FuseAtlasesDict
 from monai_lcs.transforms.labels import (
     MapLabels,
@@ -53,6 +54,9 @@ __all__ = [
     "MapLabelsD",
     "MapLabelsDict",
     "MapLabelsd",
+    "RandDeformD",
+    "RandDeformDict",
+    "RandDeformd",
     "RandPickAtlas",
     "RandPickAtlasD",
     "RandPickAtlasDict",
