@@ -174,9 +174,9 @@ def register(fixed: sitk.Image, moving: sitk.Image, placement: Rigid, mode: str,
 
 
 MIN_DEMONS_SIZE = 8  # voxels an axis, at the coarsest level
-LOCAL_MM = 16.0  # intensities are normalized by their mean and standard deviation in a Gaussian window this wide
+LOCAL_MM = 6.0  # intensities are normalized by their mean and standard deviation in a Gaussian window this wide
 DEMONS_LEVELS = ((4, 100), (2, 60), (1, 30))  # shrink factor, iterations
-SMOOTH_VOXELS = 1.0  # of the displacement field after each iteration
+SMOOTH_VOXELS = 0.75  # of the displacement field after each iteration
 
 
 def deform(fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform) -> sitk.Transform:
