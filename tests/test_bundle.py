@@ -359,7 +359,7 @@ def test_segments_one_fold(study, tmp_path):
 
 def test_paper_settings(study, tmp_path):
     paper = {"conditioning": "bottleneck", "norm": "batch", "margin_mm": "$None"}
-    train(study, tmp_path, dropout=0.5, loss={"_target_": "monai.losses.DiceLoss", "sigmoid": True}, **paper)
+    train(study, tmp_path, dropout=0.5, loss={"_target_": "monai_lcs.losses.LabelBoxLoss", "lambda_ce": 0}, **paper)
     assert any("running_mean" in name for name in weights(tmp_path / "model.pt"))
     segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt", **paper)
     assert voxels(tmp_path / "sub-0_dseg.nii.gz").shape == SHAPE

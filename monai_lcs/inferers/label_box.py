@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_lcs.boxes import Box, grow_box, mask_box
+from monai_lcs.boxes import Box, grow_box, label_boxes, mask_box, size_of, whole_box
+from monai_lcs.inferers.label_sweep import check_input
 from monai_lcs.inferers.margin import check_margin, margin_voxels
+from monai_lcs.inferers.sweep import union_mask
+from monai_lcs.losses import LabelBoxLogits
 from monai_lcs.networks import check_halo
+from monai_lcs.networks.crops import Mask
 
 __all__ = ["LabelBoxInferer"]
 
 
 class LabelBoxInferer(Inferer):
-    """Encode each image once and decode every mask in its own box: the inferer for training.
+    """Encode each image once and decode every label in its own box: the inferer for training.
 
-    One encoding serves K labels, and the cost of a label is that of its box. Outside the box the logit is -20
-    (probability 2e-9), so that the loss still counts the voxels of the target there.
+    One encoding serves K labels, and the cost of a label is that of its box. There are two ways to say which labels:
+
+    - ``groups`` of ids, drawn by ``RandSelectLabelsd(masks=False)``, beside the atlas label map. Masks and logits are
+      those of the boxes alone, and :class:`monai_lcs.losses.LabelBoxLoss` is the loss. MONAI's trainer passes them with
+      ``prepare_batch=PrepareBatchExtraInput({"groups": "selected_labels"})`` and needs ``decollate=False``.
+    - K atlas masks as channels, drawn by ``RandSelectLabelsd()``. The logits are volumes as well, for any loss. Outside
+      its box a logit is -20 (probability 2e-9), so that the loss still counts the voxels of the target there.
 
     Args:
         margin_mm: half-width of what is added around the atlas mask; ``None`` for the whole image. Use the same value
             in :class:`LabelSweepInferer`: where the logits depend on the box, the margin is part of the model.
         halo: see :meth:`monai_lcs.networks.LabelConditionedUNet.decode`. Use the same value there as well.
         image_channels: channels of the image, which come first.
-        atlas_channels: channels of the atlas image, which come next; the rest are atlas masks.
+        atlas_channels: channels of the atlas image, which come next; the rest are atlas masks, or the atlas label map.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -36,10 +45,15 @@ class LabelBoxInferer(Inferer):
         >>> import torch
         >>> from monai_lcs.networks import LabelConditionedUNet
         >>> net = LabelConditionedUNet(spatial_dims=2, channels=(4, 8))
-        >>> masks = torch.zeros(1, 3, 20, 20)
-        >>> masks[:, :, 4:9, 4:9] = 1
-        >>> LabelBoxInferer(margin_mm=4)(torch.cat([torch.rand(1, 2, 20, 20), masks], dim=1), net).shape
-        torch.Size([1, 3, 20, 20])
+        >>> atlas_labels = torch.zeros(1, 1, 20, 20)
+        >>> atlas_labels[..., 4:9, 4:9], atlas_labels[..., 4:9, 9:11] = 17, 53
+        >>> inputs = torch.cat([torch.rand(1, 2, 20, 20), atlas_labels], dim=1)
+        >>> pred = LabelBoxInferer(margin_mm=2)(inputs, net, groups=torch.tensor([[[17, 0], [17, 53]]]))
+        >>> [(one.ids, tuple(one.logits.shape)) for one in pred]
+        [((17,), (9, 9)), ((17, 53), (9, 11))]
+        >>> masks = (atlas_labels == torch.tensor([17, 53]).view(1, 2, 1, 1)).float()
+        >>> LabelBoxInferer(margin_mm=2)(torch.cat([inputs[:, :2], masks], dim=1), net).shape
+        torch.Size([1, 2, 20, 20])
     """
 
     def __init__(
@@ -57,23 +71,32 @@ class LabelBoxInferer(Inferer):
         self.image_channels = image_channels
         self.first_mask = image_channels + atlas_channels
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Predict every label whose atlas mask is among the last channels.
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, groups: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Predict the labels of ``groups``, or every label whose atlas mask is among the last channels.
 
         Args:
-            inputs: ``(B, image + atlas image + K, *spatial)``, the atlas masks last.
-            network: takes ``inputs``; with a margin also ``boxes`` and ``halo``, as
+            inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last; without ``groups``
+                ``(B, image + atlas image + K, *spatial)``, the atlas masks last.
+            network: takes ``inputs``; with a margin also ``boxes`` and ``halo``, with groups also ``masks``, as
                 :class:`~monai_lcs.networks.LabelConditionedUNet` does.
-            *args: passed to the network where there is no margin.
-            **kwargs: likewise.
+            *args: passed to the network where there is neither margin nor groups.
+            groups: ``(B, K, L)``, the ids of K labels or unions of each image, each filled up with 0.
+            **kwargs: as ``args``.
 
         Returns:
-            Logits ``(B, K, *spatial)``.
+            A list of B * K :class:`monai_lcs.losses.LabelBoxLogits`; without ``groups`` logits ``(B, K, *spatial)``.
+
+        Raises:
+            ValueError: When the atlas label map is none, or no label of ``groups`` is in it.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # metadata cost time at every layer
+        # Through forward, where wrappers such as DistributedDataParallel expect the call
+        if groups is not None:
+            return self._decode_groups(inputs, plain, network, groups)
         if self.margin_mm is None:
             return network(plain, *args, **kwargs)
-        # Through forward, where wrappers such as DistributedDataParallel expect the call
         return network(plain, boxes=self.boxes(inputs), halo=self.halo)
 
     def boxes(self, inputs: Tensor) -> list[list[Box | None]]:
@@ -86,11 +109,48 @@ class LabelBoxInferer(Inferer):
             >>> LabelBoxInferer(margin_mm=2).boxes(inputs)
             [[(slice(0, 1, None), slice(2, 7, None)), None]]
         """
-        assert self.margin_mm is not None
-        shape = inputs.shape[2:]
         masks = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        boxes = []
-        for item, masks_of_item in enumerate(masks[:, self.first_mask :]):
-            margin = margin_voxels(self.margin_mm, inputs, item)
-            boxes.append([box and grow_box(box, margin, shape) for box in map(mask_box, masks_of_item)])
-        return boxes
+        return [
+            self._grow(map(mask_box, masks_of_item), inputs, item)
+            for item, masks_of_item in enumerate(masks[:, self.first_mask :])
+        ]
+
+    def _grow(self, boxes: Iterable[Box | None], inputs: Tensor, item: int) -> list[Box | None]:
+        """The boxes of masks, grown by the margin."""
+        shape = inputs.shape[2:]
+        if self.margin_mm is None:
+            return [box and whole_box(shape) for box in boxes]
+        margin = margin_voxels(self.margin_mm, inputs, item)
+        return [box and grow_box(box, margin, shape) for box in boxes]
+
+    def _decode_groups(
+        self, inputs: Tensor, plain: Tensor, network: Callable[..., Any], groups: Tensor
+    ) -> list[LabelBoxLogits]:
+        """Predict each group in its box."""
+        check_input(plain, self.image_channels)
+        if plain.shape[1] != self.first_mask + 1 or groups.ndim != 3 or len(groups) != len(plain):
+            raise ValueError(
+                f"`groups` must be (B, K, L), and the input (B, {self.first_mask + 1}, *spatial) with the atlas label"
+                f" map at its end, got shapes {tuple(groups.shape)} and {tuple(plain.shape)}."
+            )
+        asked = [[tuple(i for i in row if i) for row in of_item] for of_item in groups.tolist()]
+        label_maps = plain[:, -1]
+        masks = [_group_masks(label_map, of_item) for label_map, of_item in zip(label_maps, asked, strict=True)]
+        if not any(0 not in size_of(mask.box) for of_item in masks for mask in of_item):
+            raise ValueError(f"The atlas label maps of this step hold none of the groups {asked}.")
+        boxes = [
+            self._grow((None if 0 in size_of(mask.box) else mask.box for mask in of_item), inputs, item)
+            for item, of_item in enumerate(masks)
+        ]
+        logits = network(plain[:, : self.first_mask], boxes=boxes, halo=self.halo, masks=masks)
+        return [
+            LabelBoxLogits(item, *one)
+            for item, of_item in enumerate(zip(asked, boxes, logits, strict=True))
+            for one in zip(*of_item, strict=True)
+        ]
+
+
+def _group_masks(label_map: Tensor, groups: Sequence[tuple[int, ...]]) -> list[Mask]:
+    """The masks of groups, each in its bounding box; the box is empty for a group that the label map lacks."""
+    found = label_boxes(label_map)
+    return [union_mask(label_map, found, ids) for ids in groups]

@@ -25,7 +25,7 @@ from monai_lcs.labels.label_map import check_label_map
 from monai_lcs.labels.limits import EXACT_INTEGERS
 from monai_lcs.networks import check_halo
 
-__all__ = ["LabelSweepInferer"]
+__all__ = ["LabelSweepInferer", "check_input"]
 
 
 class LabelSweepInferer(Inferer):
@@ -172,7 +172,7 @@ class LabelSweepInferer(Inferer):
             ValueError: When the input has the wrong shape, its last channel is no label map, or its type does not hold
                 the label ids exactly.
         """
-        _check_input(inputs, self.image_channels)
+        check_input(inputs, self.image_channels)
         adapter = adapt(network, self.image_channels, self.halo, self.labels_per_pass, args, kwargs)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         results = []
@@ -276,7 +276,7 @@ def _check_arguments(threshold: float, labels_per_pass: int, upsample: int, over
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
 
 
-def _check_input(inputs: Tensor, image_channels: int) -> None:
+def check_input(inputs: Tensor, image_channels: int) -> None:
     """Raise a ValueError unless the input is ``(B, image + atlas image + 1, *spatial)`` with a label map at its end."""
     if inputs.ndim not in (4, 5) or inputs.shape[1] < image_channels + 1:
         raise ValueError(

@@ -188,7 +188,7 @@ class Statistics:
     def _end_epoch(self, trainer: Any, evaluator: Any, best: BestModel) -> None:
         """One more epoch was trained and validated."""
         values, epoch = self.values, trainer.state.epoch
-        loss, dice = float(trainer.state.output[0]["loss"]), _rounded(evaluator.state.metrics["val_mean_dice"])
+        loss, dice = trainer.state.output["loss"].item(), _rounded(evaluator.state.metrics["val_mean_dice"])
         values.update(epoch=epoch, best_metric=_rounded(best.score), best_metric_epoch=best.epoch)
         values["train"]["loss"], values["eval"]["val_mean_dice"] = loss, dice
         values["eval"]["before"] = _rounded(best.before if best.before is not None else -1.0)

@@ -15,7 +15,7 @@ from monai_lcs.labels.label import is_integer
 from monai_lcs.labels.label_map import as_plain_tensor, values_and_positions, voxel_ids
 from monai_lcs.labels.limits import MAX_ID, holds_exactly
 
-__all__ = ["LabelGroup", "as_groups", "group_masks", "label_mask", "present_labels"]
+__all__ = ["LabelGroup", "as_groups", "group_masks", "label_mask", "label_sizes", "present_labels"]
 
 LabelGroup: TypeAlias = int | Sequence[int]
 """One label id, or several ids whose union is requested as one label."""
@@ -90,9 +90,26 @@ def present_labels(label_map: NdarrayOrTensor) -> tuple[int, ...]:
         >>> present_labels(torch.tensor([[0.0, 7.0], [3.0, 7.0]]))
         (3, 7)
     """
+    return tuple(label_sizes(label_map))
+
+
+def label_sizes(label_map: NdarrayOrTensor) -> dict[int, int]:
+    """Count the voxels of every id > 0 that occurs in a label map, ids ascending, in one pass over its voxels.
+
+    Args:
+        label_map: label ids of any shape and real type.
+
+    Raises:
+        ValueError: if a voxel is not an integer >= 0.
+
+    Example:
+        >>> label_sizes(torch.tensor([[0, 7], [3, 7]]))
+        {3: 1, 7: 2}
+    """
     values, positions = values_and_positions(voxel_ids(label_map))
     counts = torch.bincount(positions, minlength=len(values))
-    return tuple(values[(counts > 0) & (values > 0)].tolist())
+    held = (counts > 0) & (values > 0)
+    return dict(zip(values[held].tolist(), counts[held].tolist(), strict=True))
 
 
 def group_masks(

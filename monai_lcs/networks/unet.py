@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from monai.networks.layers.factories import Conv, Pool
 from monai.utils import UpsampleMode, look_up_option
@@ -199,9 +198,13 @@ class LabelConditionedUNet(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, boxes: Sequence[Sequence[Box | None]] | None = None, halo: int | str = "exact"
-    ) -> Tensor:
-        """Segment every label whose atlas mask is among the last channels.
+        self,
+        x: Tensor,
+        boxes: Sequence[Sequence[Box | None]] | None = None,
+        halo: int | str = "exact",
+        masks: Sequence[Sequence[Mask]] | None = None,
+    ) -> Tensor | list[list[Tensor | None]]:
+        """Segment every label whose atlas mask is among the last channels, or among ``masks``.
 
         Args:
             x: ``(B, image_channels + atlas_channels + K, *spatial)``, the K >= 1 atlas masks last;
@@ -209,22 +212,27 @@ class LabelConditionedUNet(nn.Module):
             boxes: where to decode each mask, ``boxes[item][k]``; ``None`` for nowhere. Outside its box the logit is -20
                 (probability 2e-9). Everywhere by default.
             halo: see :meth:`decode`.
+            masks: the atlas masks where ``x`` has none: ``masks[item][k]`` for each of ``boxes``. The logits are then
+                not padded, so that their memory is that of the boxes alone.
 
         Returns:
             Logits ``(B, K, *spatial)``, one channel for each mask; ``(B, out_channels, *spatial)`` for the plain U-Net.
+            With ``masks`` the logits ``[item][k]``, each of the size of its box; ``None`` for nowhere.
 
         Raises:
             ValueError: When ``x`` has the wrong number of dimensions or channels.
         """
         first_mask = self.image_channels + self.atlas_channels
-        self._check_input(x, first_mask + (1 if self.conditioning else 0))
-        image, masks = x[:, : self.image_channels], x[:, first_mask:]
+        self._check_input(x, first_mask + (1 if self.conditioning and masks is None else 0))
+        image, channels = x[:, : self.image_channels], x[:, first_mask:]
         if not self.conditioning:
             return self.decode(self.encode(image), None)
         features = self.encode(image, x[:, self.image_channels : first_mask])
         if boxes is None:
-            return self.decode(features, masks)
-        return self._decode_and_pad(features, masks, boxes, halo)
+            return self.decode(features, channels)
+        if masks is not None:
+            return self._decode_each(features, masks, boxes, halo)
+        return self._pad_each(features, self._decode_each(features, channels, boxes, halo), boxes)
 
     def encode(self, image: Tensor, atlas_image: Tensor | None = None) -> Features:
         """Compute the label-independent features: everything that no atlas mask changes.
@@ -366,21 +374,40 @@ class LabelConditionedUNet(nn.Module):
             x = block(levels.pop(), going_up(x))
         return self.label_head.share(x, coarse) if self.conditioning == "shared" else x
 
-    def _decode_and_pad(
-        self, features: Features, masks: Tensor, boxes: Sequence[Sequence[Box | None]], halo: int | str
-    ) -> Tensor:
-        """Decode each mask in its box and pad the logits to the window, ``(B, K, *spatial)``."""
+    def _decode_each(
+        self,
+        features: Features,
+        masks: Tensor | Sequence[Sequence[Mask]],
+        boxes: Sequence[Sequence[Box | None]],
+        halo: int | str,
+    ) -> list[list[Tensor | None]]:
+        """Decode each mask in its box, ``[item][k]``; ``None`` for nowhere."""
         asked = {(i, k): box for i, of_item in enumerate(boxes) for k, box in enumerate(of_item) if box is not None}
-        numbers, shape = list(asked), masks.shape[2:]
-        nowhere = masks.new_full(shape, OUTSIDE)
-        if not asked:  # a training step needs a gradient all the same
-            nowhere = nowhere + 0 * features.levels[0].mean()
-        chosen, items = [masks[number] for number in numbers], [item for item, _ in numbers]
-        logits = {}
+        numbers = list(asked)
+        chosen, items = [masks[i][k] for i, k in numbers], [i for i, _ in numbers]
+        logits: list[list[Tensor | None]] = [[None] * len(of_item) for of_item in boxes]
         for n, answer in self.decode_boxes(features, chosen, list(asked.values()), items, halo):
-            logits[numbers[n]] = pad(answer, asked[numbers[n]], shape, OUTSIDE)
-        of_all = [logits.get(number, nowhere) for number in np.ndindex(masks.shape[0], masks.shape[1])]
-        return torch.stack(of_all).unflatten(0, masks.shape[:2])
+            i, k = numbers[n]
+            logits[i][k] = answer
+        return logits
+
+    def _pad_each(
+        self,
+        features: Features,
+        logits: Sequence[Sequence[Tensor | None]],
+        boxes: Sequence[Sequence[Box | None]],
+    ) -> Tensor:
+        """Pad logits in boxes to the window, ``(B, K, *spatial)``."""
+        shape = features.spatial_shape
+        nowhere = features.levels[0].new_full(shape, OUTSIDE)
+        if all(answer is None for of_item in logits for answer in of_item):  # a training step needs a gradient
+            nowhere = nowhere + 0 * features.levels[0].mean()
+        padded = [
+            nowhere if answer is None or box is None else pad(answer, box, shape, OUTSIDE)
+            for of_item in zip(logits, boxes, strict=True)
+            for answer, box in zip(*of_item, strict=True)
+        ]
+        return torch.stack(padded).unflatten(0, (len(boxes), -1))
 
     def _batches(
         self, boxes: Sequence[Box], window: Sequence[int], room: float

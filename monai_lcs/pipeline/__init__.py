@@ -3,12 +3,13 @@
 from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, ToNatived, to_native
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
-from monai_lcs.pipeline.trainer import BestModel, PreparedDataset, train
+from monai_lcs.pipeline.trainer import BestModel, ClipGradient, PreparedDataset, train
 from monai_lcs.pipeline.weights import bundle_folder, load_weights, shipped_weights
 
 __all__ = [
     "AlignedAtlas",
     "BestModel",
+    "ClipGradient",
     "Preprocessing",
     "PreparedDataset",
     "Scan",

@@ -29,6 +29,7 @@ from monai_lcs.study.checks import list_failures
 
 __all__ = [
     "BestModel",
+    "ClipGradient",
     "PreparedDataset",
     "keep_resumable",
     "last_saved",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 Events, _ = optional_import("ignite.engine", name="Events")
+IterationEvents, _ = optional_import("monai.engines", name="IterationEvents")
 
 ALIGNMENTS_AT_A_TIME = 2
 
@@ -237,6 +239,35 @@ class BestModel:
                 shutil.copy2(path, path.with_stem(f"model_{time}"))
 
 
+class ClipGradient:
+    """Shortens the gradient of all weights to a largest norm before each step of the optimizer.
+
+    A handler of MONAI's trainers.
+
+    Args:
+        max_norm: the largest Euclidean norm, > 0; infinity or ``None`` for no limit.
+
+    Raises:
+        ValueError: when the norm is not > 0.
+    """
+
+    def __init__(self, max_norm: float | None) -> None:
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"`max_norm` must be > 0 or None, got {max_norm}.")
+        self.max_norm = float("inf") if max_norm is None else max_norm
+
+    def attach(self, trainer: Any) -> None:
+        """Watch a trainer."""
+        if self.max_norm < float("inf"):
+            trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, trainer: Any) -> None:
+        """After a backward: shorten the gradient."""
+        if trainer.amp and trainer.scaler is not None:  # mixed precision has scaled it
+            trainer.scaler.unscale_(trainer.optimizer)
+        torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_norm)
+
+
 def _rank() -> int:
     distributed, _ = optional_import("ignite.distributed")
     return distributed.get_rank()
@@ -306,7 +337,7 @@ def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
     bar = handlers.ProgressBar(desc="Epoch", persist=True)
 
     def shown(output: Any) -> dict[str, float]:
-        return {"loss": output[0]["loss"], **evaluator.state.metrics}
+        return {"loss": output["loss"].item(), **evaluator.state.metrics}
 
     bar.attach(trainer, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED, output_transform=shown)
 

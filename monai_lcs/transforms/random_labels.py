@@ -140,6 +140,24 @@ class RandSelectLabels(RandomizableTransform):
         size = self.R.randint(2, self.max_union + 1) if self.R.rand() < self.union_prob else 1
         return tuple(sorted(set().union(*urn.draw(size))))
 
+    def draw(
+        self,
+        label_map: NdarrayOrTensor,
+        atlas_label_map: NdarrayOrTensor,
+        groups: Iterable[LabelGroup] | None = None,
+    ) -> None:
+        """Draw ``self.groups_`` for two label maps; the arguments are those of :py:meth:`__call__`.
+
+        Example:
+            >>> select = RandSelectLabels(num_labels=1)
+            >>> select.draw(torch.tensor([[0, 1, 3]]), torch.tensor([[2, 3, 3]]))
+            >>> select.groups_
+            ((3,),)
+        """
+        check_channel(label_map)
+        check_channel(atlas_label_map)
+        self.randomize(present_labels(label_map), present_labels(atlas_label_map), groups)
+
     def __call__(  # type: ignore[override]
         self,
         label_map: NdarrayOrTensor,
@@ -158,14 +176,16 @@ class RandSelectLabels(RandomizableTransform):
         Returns:
             Target masks and atlas masks, both ``(K, *spatial)`` with the metadata of their label map.
         """
-        check_channel(label_map)
-        check_channel(atlas_label_map)
-        self.randomize(present_labels(label_map), present_labels(atlas_label_map), groups)
+        self.draw(label_map, atlas_label_map, groups)
         return group_masks(label_map, self.groups_, self.dtype), group_masks(atlas_label_map, self.groups_, self.dtype)
 
 
 class RandSelectLabelsd(RandomizableTransform, MapTransform):
     """Dictionary form of :py:class:`RandSelectLabels`: K masks replace the target and the atlas label map.
+
+    With ``masks=False`` the label maps stay as they are, and only the draw is added to the sample. This is what
+    :py:class:`monai_lcs.inferers.LabelBoxInferer` and :py:class:`monai_lcs.losses.LabelBoxLoss` take: they cut each
+    mask in its box, so that no volume of it is ever in memory.
 
     The drawn groups go to ``"selected_labels"``, an int64 tensor ``(K, L)`` with one row of ids for each mask, filled
     up with 0. L is the number of ids that a row can need at most (1 without unions), whatever was drawn, so that
@@ -182,6 +202,7 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
         dtype: type of the masks.
         groups_key: if a sample has this key, its value lists the groups that it is labeled for (partial labels), and
             only these are drawn. The key is removed, since lists of different lengths do not collate.
+        masks: make the masks.
         allow_missing_keys: return the sample as it is if one of the two label maps is missing, instead of raising
             ``KeyError``.
 
@@ -209,6 +230,7 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
         dtype: torch.dtype = torch.float32,
         groups_key: Hashable = "label_groups",
         allow_missing_keys: bool = False,
+        masks: bool = True,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self)
@@ -216,6 +238,7 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
             raise ValueError(f"`keys` must be those of the target and of the atlas label map, got {self.keys}.")
         self.selector = RandSelectLabels(num_labels, groups, union_prob, max_union, weights, absent_prob, dtype)
         self.groups_key = groups_key
+        self.masks = masks
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
@@ -226,13 +249,16 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
         return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with the masks of newly drawn groups in place of the label maps."""
+        """Return the sample with newly drawn groups, and their masks in place of the label maps."""
         d = dict(data)
         if len(list(self.key_iterator(d))) < 2:
             return d
         target_key, atlas_key = self.keys
         known = d.pop(self.groups_key, None)
-        d[target_key], d[atlas_key] = self.selector(d[target_key], d[atlas_key], known)
+        if self.masks:
+            d[target_key], d[atlas_key] = self.selector(d[target_key], d[atlas_key], known)
+        else:
+            self.selector.draw(d[target_key], d[atlas_key], known)
         d["selected_labels"] = self._selected(known)
         return d
 

@@ -71,5 +71,5 @@ class LCSTrainTask(TrainTask):
             return []
         handler, _ = optional_import("monai.handlers", name="MLFlowHandler")
         uri = asked["tracking_uri"] or f"sqlite:///{self.model_dir / 'mlflow.db'}"
-        loss = {"output_transform": lambda output: output[0]["loss"]}
+        loss = {"output_transform": lambda output: output["loss"].item()}
         return [handler(tracking_uri=uri, experiment_name="lcs", iteration_log=True, close_on_complete=True, **loss)]
