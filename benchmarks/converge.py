@@ -162,6 +162,7 @@ class MultiChannel(nn.Module):
             out_channels=count + 1,
             dropout=0.0,
             norm=contender.norm,
+            up_activation=False,
         )
         self.labels_a_step = count
 
@@ -209,6 +210,7 @@ class LabelConditioned(nn.Module):
             dropout=0.0,
             norm=contender.norm,
             prior_logit=2.0,
+            up_activation=False,
         )
         self.count = count
         self.labels_a_step = LABELS_A_STEP

@@ -1,5 +1,7 @@
 """The network against an independent reference, and its laws."""
 
+import json
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +16,9 @@ from torch import nn
 from monai_lcs.boxes import pad_end
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.networks.blocks import UpConvolution, convolve
+from monai_lcs.networks.blocks import up as make_up
 from monai_lcs.networks.crops import Mask
+from monai_lcs.pipeline import Settings, load_weights, make_network, shipped_weights
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +44,9 @@ def trained_like(net):
 class ReferenceUNet(nn.Module):
     """The paper's network for one mask, written out in plain PyTorch."""
 
-    def __init__(self, widths, multiscale, norm=nn.BatchNorm3d):
+    def __init__(self, widths, multiscale, norm=nn.BatchNorm3d, up_activation=True):
         super().__init__()
+        self.up_activation = up_activation
         self.multiscale = multiscale
 
         def block(i, o):
@@ -70,9 +75,10 @@ class ReferenceUNet(nn.Module):
         n = len(skips)
         image = torch.cat([F.max_pool3d(mask, 2**n), image, F.max_pool3d(atlas, 2**n)], 1)
         image = self.bottom(image)
-        for i, (up, block) in enumerate(zip(self.ups, self.blocks, strict=True)):
+        for i, (going_up, block) in enumerate(zip(self.ups, self.blocks, strict=True)):
             level = n - 1 - i
-            image = up(F.interpolate(image, scale_factor=2, mode="nearest"))
+            image = going_up(F.interpolate(image, scale_factor=2, mode="nearest"))
+            image = image.relu() if self.up_activation else image
             parts = [image, skips[level]]
             if self.multiscale:
                 parts = [image, F.max_pool3d(mask, 2**level), skips[level], F.max_pool3d(atlas, 2**level)]
@@ -80,12 +86,14 @@ class ReferenceUNet(nn.Module):
         return self.head(image)
 
 
+@pytest.mark.parametrize("up_activation", [True, False])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale"])
-def test_equals_reference(conditioning, norm):
-    net = trained_like(LabelConditionedUNet(channels=(4, 8, 16, 32), conditioning=conditioning, norm=norm)).double()
+def test_equals_reference(conditioning, norm, up_activation):
+    options = {"conditioning": conditioning, "norm": norm, "up_activation": up_activation}
+    net = trained_like(LabelConditionedUNet(channels=(4, 8, 16, 32), **options)).double()
     layer = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}[norm]
-    reference = ReferenceUNet((4, 8, 16, 32), conditioning == "multiscale", layer).double().eval()
+    reference = ReferenceUNet((4, 8, 16, 32), conditioning == "multiscale", layer, up_activation).double().eval()
     ours, theirs = list(net.state_dict().values()), list(reference.state_dict().values())
     order = _order(net, reference)
     assert len(ours) == len(theirs) == len(order)
@@ -95,6 +103,22 @@ def test_equals_reference(conditioning, norm):
         expected = torch.cat([reference(torch.cat([x[:, :2], x[:, k : k + 1]], 1)) for k in (2, 3, 4)], 1)
         assert torch.allclose(net(x), expected, atol=1e-5)
         assert expected.std() > 1e-2
+
+
+def test_the_shipped_weights_answer_as_they_were_trained():
+    """Their settings were written before there was an activation after the up-sampling: the reference without it."""
+    settings = Settings.of_weights(shipped_weights())
+    assert "up_activation" not in json.loads(shipped_weights().with_suffix(".json").read_text())
+    net = make_network(settings)
+    load_weights(shipped_weights(), net)
+    layer = partial(nn.InstanceNorm3d, affine=True)
+    reference = ReferenceUNet(settings.channels, True, layer, up_activation=False).eval()
+    reference.load_state_dict(_order(net, reference))
+    x = torch.rand(1, 3, 16, 24, 16)
+    x[:, 2] = x[:, 2] > 0.7
+    with torch.no_grad():
+        expected = reference(x) + settings.prior_logit * (2 * x[:, 2:] - 1)
+        assert torch.allclose(net.eval()(x), expected, atol=1e-4)
 
 
 def _order(net, reference):
@@ -261,14 +285,16 @@ def test_shared_decoder_equals_reference(dims):
         assert np.allclose(answer[0, k].numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("act", [None, "relu"])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_up_convolution_is_nearest_and_convolution(dims):
-    up = UpConvolution(dims, 3, 5)
+def test_up_convolution_is_nearest_and_convolution(dims, act):
+    up = UpConvolution(dims, 3, 5, act)
     x = torch.rand(2, 3, *(4, 6, 5)[:dims])
     convolve = F.conv2d if dims == 2 else F.conv3d
 
     def expected():
-        return convolve(F.interpolate(x, scale_factor=2, mode="nearest"), up.conv.weight, up.conv.bias, padding=1)
+        out = convolve(F.interpolate(x, scale_factor=2, mode="nearest"), up.conv.weight, up.conv.bias, padding=1)
+        return out.relu() if act else out
 
     assert torch.allclose(up(x), expected(), atol=1e-6)
     with torch.no_grad():  # the kernel is folded when it is prepared, as at each encoding
@@ -278,6 +304,35 @@ def test_up_convolution_is_nearest_and_convolution(dims):
             up.conv.weight.data.copy_(torch.rand_like(up.conv.weight))
     up.prepare()
     assert torch.allclose(up(x), expected(), atol=1e-6)
+
+
+@pytest.mark.parametrize("act", [None, "relu"])
+def test_transposed_convolution_has_kernel_3_and_stride_2(act):
+    """Each voxel adds the kernel, times its value, around twice its position."""
+    going_up = make_up(2, 1, 1, "deconv", act)
+    ((kernel,),) = going_up.conv.weight.detach().numpy()
+    x = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+    expected = np.full((10, 12), going_up.conv.bias.item(), np.float32)  # a border of one voxel falls off
+    for i, j in np.ndindex(x.shape):
+        expected[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += x[i, j] * kernel
+    with torch.no_grad():
+        found = going_up(torch.tensor(x)[None, None])[0, 0].numpy()
+    expected = expected[1:-1, 1:-1]
+    np.testing.assert_allclose(found, np.maximum(expected, 0) if act else expected, atol=1e-5)
+    assert (expected < 0).any()
+
+
+def test_dropout_is_between_the_convolutions_of_the_bottleneck():
+    """With all features dropped there, the second convolution gives its bias, whatever the image."""
+    net = LabelConditionedUNet(2, channels=(3, 4), norm=None, dropout=1.0)
+    seen = []
+    net.bottleneck.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = torch.rand(1, 3, 8, 8)
+    net(x)
+    dropped = net.bottleneck.second.conv.bias.relu().view(1, -1, 1, 1).expand(1, 4, 4, 4)
+    torch.testing.assert_close(seen[0], dropped)
+    net.eval()(x)
+    assert not torch.allclose(seen[1], dropped)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import threading
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -220,6 +221,10 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     settings.write(tmp_path / "model.json")
     assert lcs.Settings.of_weights(tmp_path / "model.pt") == settings
     assert lcs.Settings.from_dict(json.loads((tmp_path / "model.json").read_text())) == settings
+    kept = settings.to_dict()
+    assert kept.pop("up_activation") is False
+    (tmp_path / "model.json").write_text(json.dumps(kept))  # as before it was a setting, whatever the defaults
+    assert lcs.Settings.of_weights(tmp_path / "model.pt", lcs.Settings(up_activation=True)) == settings
     with pytest.raises(ValueError, match=r"no settings \['colour'\]"):
         lcs.Settings.from_dict({"colour": 1})
     with pytest.raises(ValueError, match=r"three voxel sizes in mm from 0\.1"):
@@ -252,6 +257,10 @@ def test_train(study, atlas, tmp_path):
     again = {**fast, "learning_rate": 50.0, "keep_better": True, "present": str(weights), "pretrained": str(weights)}
     lcs.train(study, atlas, tmp_path, settings=settings, **again)
     assert weights.read_bytes() == kept
+    activated = replace(settings, up_activation=True)
+    for more in ({"pretrained": str(weights)}, {"keep_better": True, "present": str(weights)}):
+        with pytest.raises(ValueError, match=r"model\.pt was trained with `up_activation` False, got True: give False"):
+            lcs.train(study, atlas, tmp_path / "other", settings=activated, **{**fast, **more})
     with pytest.raises(ValueError, match=r"no training options \['epoch'\]"):
         lcs.train(study, atlas, tmp_path, epoch=1)
     with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
@@ -384,6 +393,7 @@ def test_weights_that_are_not_finite(study, atlas, tmp_path):
         ({"margin_mm": float("nan")}, "`margin_mm` must be >= 0 or None, got nan"),
         ({"margin_mm": -1}, "`margin_mm` must be >= 0 or None, got -1"),
         ({"prior_logit": float("inf")}, "`prior_logit` must be a number, got inf"),
+        ({"up_activation": "no"}, "`up_activation` must be true or false, got 'no'"),
         ({"halo": -1}, "`halo` must be"),
         ({"align": "afine"}, "affine"),
     ],

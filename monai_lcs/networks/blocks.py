@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv
+from monai.networks.layers.utils import get_act_layer
 from monai.utils import UpsampleMode
 from torch import Tensor, nn
 
@@ -148,6 +149,7 @@ class Block(nn.Module):
         act: activation, as MONAI names it.
         norm: normalization, as MONAI names it; ``None`` for none.
         residual: concatenate the input to the output.
+        dropout: probability of dropout between the two convolutions.
 
     Example:
         >>> block = Block(2, label_channels=1, shared_channels=3, width=4, act="relu", norm="batch", residual=False)
@@ -165,6 +167,7 @@ class Block(nn.Module):
         act: str | tuple,
         norm: str | tuple | None,
         residual: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         in_channels = label_channels + shared_channels
@@ -172,6 +175,7 @@ class Block(nn.Module):
         act = in_place(act)
         self.first = Convolution(spatial_dims, in_channels, width, act=act, norm=norm, adn_ordering="NA")
         self.second = Convolution(spatial_dims, width, width, act=act, norm=norm, adn_ordering="NA")
+        self.dropout = nn.Dropout(dropout)
         self.label_channels = label_channels
         self.residual = residual
         self.out_channels = width + (in_channels if residual else 0)
@@ -205,14 +209,14 @@ class Block(nn.Module):
         return self.forward(x) if self.residual else self._finish(self.share(x))
 
     def _finish(self, x: Tensor) -> Tensor:
-        """Norm and activation of the first convolution, then the second convolution."""
-        x = self.first.get_submodule("adn")(x)
+        """Norm and activation of the first convolution, dropout, then the second convolution."""
+        x = self.dropout(self.first.get_submodule("adn")(x))
         x = convolve(x, *kernel_of(self.second))
         return self.second.get_submodule("adn")(x)
 
 
 class UpConvolution(nn.Module):
-    """Nearest up-sampling by 2, then a 3x3x3 convolution, computed as one transposed convolution.
+    """Nearest up-sampling by 2, a 3x3x3 convolution and an activation; the first two as one transposed convolution.
 
     The numbers are the same up to rounding. Along each axis the three taps of the kernel fall on only two voxels of the
     input, so this takes a third of the multiplications. The up-sampled input is never in memory.
@@ -221,15 +225,17 @@ class UpConvolution(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
+        act: activation, as MONAI names it; ``None`` for none.
 
     Example:
         >>> UpConvolution(2, in_channels=4, out_channels=3)(torch.rand(1, 4, 5, 6)).shape
         torch.Size([1, 3, 10, 12])
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, act: str | tuple | None = None) -> None:
         super().__init__()
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
+        self.act = nn.Identity() if act is None else get_act_layer(in_place(act))
         self.spatial_dims = spatial_dims
         self.folded: Tensor | None = None
 
@@ -240,7 +246,7 @@ class UpConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``(B, out_channels, *(2 * spatial))`` from ``(B, in_channels, *spatial)``."""
         kernel = self._fold(self.conv.weight) if self.folded is None or torch.is_grad_enabled() else self.folded
-        return CONVOLVE_TRANSPOSED[self.spatial_dims](x, kernel, self.conv.bias, stride=2, padding=1)
+        return self.act(CONVOLVE_TRANSPOSED[self.spatial_dims](x, kernel, self.conv.bias, stride=2, padding=1))
 
     def _fold(self, weight: Tensor) -> Tensor:
         """The kernel of the transposed convolution: each axis of 3 becomes one of 4, the sum of two shifted copies."""
@@ -252,19 +258,25 @@ class UpConvolution(nn.Module):
         return kernel
 
 
-def up(spatial_dims: int, in_channels: int, out_channels: int, upsample: str) -> nn.Module:
+def up(
+    spatial_dims: int, in_channels: int, out_channels: int, upsample: str, act: str | tuple | None = None
+) -> nn.Module:
     """Make a layer that doubles the size.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the input.
         out_channels: channels of the output.
-        upsample: ``"nontrainable"`` (nearest, then a convolution) or ``"deconv"`` (transposed convolution).
+        upsample: ``"nontrainable"`` (nearest, then a convolution) or ``"deconv"`` (transposed convolution, kernel 3).
+        act: activation of the result, as MONAI names it; ``None`` for none.
 
     Example:
         >>> up(2, 4, 3, "deconv")(torch.rand(1, 4, 5, 6)).shape
         torch.Size([1, 3, 10, 12])
     """
     if upsample == UpsampleMode.DECONV:
-        return Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel_size=2, stride=2)
-    return UpConvolution(spatial_dims, in_channels, out_channels)
+        act = None if act is None else in_place(act)
+        return Convolution(
+            spatial_dims, in_channels, out_channels, strides=2, act=act, norm=None, adn_ordering="A", is_transposed=True
+        )
+    return UpConvolution(spatial_dims, in_channels, out_channels, act)

@@ -38,7 +38,8 @@ BOX_NORMS = ("instance", "instance_nvfuser", "group", "layer")  # their statisti
 OUTSIDE = -20.0  # logit where a label cannot be: a probability of 2e-9, finite in half precision
 BOX_MULTIPLE = 8  # sizes of boxes are rounded up to a multiple of it where the logits depend on the box
 
-BlockMaker = Callable[[int, int, int], Block]  # from label channels, shared channels and width
+BlockMaker = Callable[..., Block]  # from label channels, shared channels, width and, if any, dropout
+UpMaker = Callable[[int, int], nn.Module]  # from the channels of input and output
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class LabelConditionedUNet(nn.Module):
     Ma, Lee, Sabuncu: "Label conditioned segmentation", MIDL 2022, https://arxiv.org/abs/2203.10091.
     The encoder sees the image alone. The atlas image and the atlas mask of the requested label are max-pooled to the
     bottleneck's size and concatenated there; the decoder predicts this label. The defaults are the paper's: two 3x3x3
-    convolutions with batch norm and ReLU at each level, max-pooling down, nearest up-sampling and a convolution up,
-    dropout at the bottleneck, and a 1x1x1 head that gives logits.
+    convolutions with batch norm and ReLU at each level, max-pooling down, nearest up-sampling and a convolution with
+    ReLU up, dropout between the two convolutions of the bottleneck, and a 1x1x1 head that gives logits. What differs,
+    and what is known of the widths, is in ``docs/paper.md``.
 
     With ``conditioning="shared"`` the image and the atlas image pass together through encoder *and* decoder, once for
     all labels. A label then costs only a light head (:class:`monai_lcs.networks.label_head.LabelHead`), so that many
@@ -85,10 +87,13 @@ class LabelConditionedUNet(nn.Module):
             well, pooled to that level's size; ``"shared"``: after a decoder that all labels share; ``None``: nowhere, a
             plain multi-channel U-Net.
         out_channels: output channels of the plain U-Net (``conditioning=None``); otherwise 1.
-        dropout: probability of dropout after the bottleneck.
+        dropout: probability of dropout between the two convolutions of the bottleneck.
         act: activation, as MONAI names it.
         norm: normalization, as MONAI names it; ``None`` for none.
-        upsample: ``"nontrainable"`` (nearest, then a 3x3x3 convolution) or ``"deconv"`` (transposed convolution).
+        upsample: ``"nontrainable"`` (nearest, then a 3x3x3 convolution) or ``"deconv"`` (transposed convolution, kernel
+            3 and stride 2).
+        up_activation: whether the activation follows each up-sampling convolution, as in the paper. It has no weights
+            of its own: weights fit both, and belong to the one that they were trained with.
         residual: concatenate the input of every block to its output.
         prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
             propagated label instead of from nothing; 0, as in the paper, for none.
@@ -131,6 +136,7 @@ class LabelConditionedUNet(nn.Module):
         upsample: str = "nontrainable",
         residual: bool = False,
         prior_logit: float = 0.0,
+        up_activation: bool = True,
     ) -> None:
         super().__init__()
         _check_arguments(spatial_dims, image_channels, atlas_channels, channels, conditioning, out_channels)
@@ -146,12 +152,16 @@ class LabelConditionedUNet(nn.Module):
         self.depends_on_box = self.decodes_by_label and norm_name(norm) in BOX_NORMS
         self.stitches = conditioning == "shared"
 
-        def block(label_channels: int, shared_channels: int, width: int) -> Block:
-            return Block(spatial_dims, label_channels, shared_channels, width, act, norm, residual)
+        def block(label_channels: int, shared_channels: int, width: int, dropout: float = 0.0) -> Block:
+            return Block(spatial_dims, label_channels, shared_channels, width, act, norm, residual, dropout)
 
+        def going_up(in_channels: int, out_channels: int) -> nn.Module:
+            return up(spatial_dims, in_channels, out_channels, upsample, act if up_activation else None)
+
+        upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
         self.pool = Pool[Pool.MAX, spatial_dims](kernel_size=2)
         skip_channels = self._add_encoder(block)
-        in_channels = self._add_decoder(block, skip_channels, dropout, upsample)
+        in_channels = self._add_decoder(block, going_up, skip_channels, dropout)
         if conditioning == "shared":
             self.label_head = LabelHead(spatial_dims, in_channels[-1], in_channels[-2], max(8, channels[0] // 2), act)
         else:
@@ -169,18 +179,18 @@ class LabelConditionedUNet(nn.Module):
             skip_channels.append(width_in)
         return skip_channels
 
-    def _add_decoder(self, block: BlockMaker, skip_channels: Sequence[int], dropout: float, upsample: str) -> list[int]:
+    def _add_decoder(
+        self, block: BlockMaker, going_up: UpMaker, skip_channels: Sequence[int], dropout: float
+    ) -> list[int]:
         """Add bottleneck and decoder; return the output channels of each of their blocks, from the coarsest level."""
-        upsample = look_up_option(upsample, (UpsampleMode.NONTRAINABLE, UpsampleMode.DECONV))
         atlas = self.atlas_channels if self.decodes_by_label else 0
-        self.bottleneck = block(int(self.decodes_by_label), skip_channels[-1] + atlas, self.channels[-1])
-        self.dropout = nn.Dropout(dropout)
+        self.bottleneck = block(int(self.decodes_by_label), skip_channels[-1] + atlas, self.channels[-1], dropout)
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()  # from the coarsest level to the finest
         out_channels = [self.bottleneck.out_channels]
         at_every_level = self.conditioning == "multiscale"
         for width, skip in zip(reversed(self.channels[:-1]), reversed(skip_channels), strict=True):
-            self.up.append(up(self.spatial_dims, out_channels[-1], width, upsample))
+            self.up.append(going_up(out_channels[-1], width))
             decoder_block = block(width + at_every_level, skip + (atlas if at_every_level else 0), width)
             self.decoder.append(decoder_block)
             out_channels.append(decoder_block.out_channels)
@@ -367,7 +377,7 @@ class LabelConditionedUNet(nn.Module):
 
     def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
         """The decoder without any label; it removes the levels as it goes, to free their memory."""
-        x = self.dropout(self.bottleneck(levels.pop()))
+        x = self.bottleneck(levels.pop())
         coarse = x
         for going_up, block in zip(self.up, self.decoder, strict=True):
             coarse = x
@@ -434,7 +444,7 @@ class LabelConditionedUNet(nn.Module):
                 parts.append(self._pooled_masks(masks, outer[level], level, features.levels[level].dtype))
             x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
             x = blocks[level](gather(features.levels[level], items, outer[level]), x)
-            x = recrop(x if level < self.depth else self.dropout(x), outer[level], inner[level])
+            x = recrop(x, outer[level], inner[level])
         logits = self.head(x)
         return (
             self._add_prior(logits, self._pooled_masks(masks, boxes, 0, logits.dtype)) if self.prior_logit else logits

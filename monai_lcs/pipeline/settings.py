@@ -42,6 +42,8 @@ class Settings:
         conditioning: where the network sees the label, see :class:`monai_lcs.networks.LabelConditionedUNet`.
         norm: normalization, as MONAI names it.
         prior_logit: see :class:`monai_lcs.networks.LabelConditionedUNet`.
+        up_activation: see :class:`monai_lcs.networks.LabelConditionedUNet`; not as in the paper, since weights whose
+            settings do not say it were trained without.
         fused: whether further atlases voted in training.
 
     Raises:
@@ -60,6 +62,7 @@ class Settings:
     conditioning: str | None = "multiscale"
     norm: str | Sequence[Any] | None = ("instance", {"affine": True})
     prior_logit: float = 2.0
+    up_activation: bool = False
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class Settings:
             raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
         if not _numbers([self.prior_logit]):
             raise ValueError(f"`prior_logit` must be a number, got {self.prior_logit!r}.")
+        if not isinstance(self.up_activation, bool):
+            raise ValueError(f"`up_activation` must be true or false, got {self.up_activation!r}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -118,7 +123,7 @@ class Settings:
         if path is None or not path.is_file():
             return cls.from_dict(known)
         try:
-            kept = json.loads(path.read_text())
+            kept = {"up_activation": False, **json.loads(path.read_text())}  # as weights were before it was a setting
             return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
@@ -155,7 +160,8 @@ def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:
         >>> make_network(Settings(channels=(4, 8))).channels
         (4, 8)
     """
-    shape = {name: getattr(settings, name) for name in ("channels", "conditioning", "norm", "prior_logit")}
+    names = ("channels", "conditioning", "norm", "prior_logit", "up_activation")
+    shape = {name: getattr(settings, name) for name in names}
     arguments = {"spatial_dims": 3, "dropout": 0.0, **shape, **options}
     return LabelConditionedUNet(**arguments)
 

@@ -171,7 +171,7 @@ class BestModel:
         self.before: float | None = None
         self._check_resumed()
         if pretrained and not resume:
-            load_weights(pretrained, network)
+            self._load(pretrained)
 
     @property
     def path(self) -> Path:
@@ -215,7 +215,7 @@ class BestModel:
         own, score = {name: x.clone() for name, x in self.network.state_dict().items()}, self.score
         inferer = evaluator.inferer
         if self.present:
-            load_weights(self.present, self.network)
+            self._load(self.present)
         else:
             evaluator.inferer = AtlasLabelInferer()
         self.score = float("inf")  # nothing is written now
@@ -223,6 +223,14 @@ class BestModel:
         self.score, evaluator.inferer = score, inferer
         self.network.load_state_dict(own)
         return float(evaluator.state.metrics[evaluator.state.key_metric_name])
+
+    def _load(self, weights: PathLike) -> None:
+        """Load weights, unless their settings say that they compute something else: the shapes would not tell."""
+        trained = Settings.of_weights(weights, self.settings).up_activation
+        if trained != self.settings.up_activation:
+            now = self.settings.up_activation
+            raise ValueError(f"{weights} was trained with `up_activation` {trained}, got {now}: give {trained}.")
+        load_weights(weights, self.network)
 
     def _check_resumed(self) -> None:
         kept = self.path.with_suffix(".json")
