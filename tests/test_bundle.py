@@ -357,12 +357,64 @@ def test_segments_one_fold(study, tmp_path):
     ]
 
 
-def test_paper_settings(study, tmp_path):
-    paper = {"conditioning": "bottleneck", "norm": "batch", "margin_mm": "$None"}
-    train(study, tmp_path, dropout=0.5, loss={"_target_": "monai_lcs.losses.LabelBoxLoss", "lambda_ce": 0}, **paper)
+def test_other_settings(study, tmp_path):
+    other = {"conditioning": "bottleneck", "norm": "batch", "margin_mm": "$None"}
+    train(study, tmp_path, dropout=0.5, loss={"_target_": "monai_lcs.losses.LabelBoxLoss", "lambda_ce": 0}, **other)
     assert any("running_mean" in name for name in weights(tmp_path / "model.pt"))
-    segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt", **paper)
+    segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt", **other)
     assert voxels(tmp_path / "sub-0_dseg.nii.gz").shape == SHAPE
+
+
+# ---- the paper's training
+
+
+SMALL_PAPER = {"channels": [2, 3, 4, 5, 6], "epochs": 2, "steps_per_epoch": 3, "val_interval": 2}
+"""What the tests must make smaller than it is in paper.json; what they do not give is the overlay's."""
+PAPERS_OWN = dict.fromkeys(("margin_mm", "prior_logit"), "not given")
+
+
+def test_paper_trains_and_segments(study, tmp_path):
+    run(study, "train", "paper", ckpt_dir=tmp_path, output_dir=tmp_path, **SMALL_PAPER, **PAPERS_OWN)
+    assert len(scalars(tmp_path, "train_loss")) == 2 * 3
+    kept = json.loads((tmp_path / "model.json").read_text())
+    norm = ["batch", {"momentum": 0.01, "eps": 0.001}]
+    expected = {"conditioning": "bottleneck", "norm": norm, "margin_mm": None, "prior_logit": 0, "up_activation": True}
+    assert {name: kept[name] for name in expected} == expected
+    assert weights(tmp_path / "resume_checkpoint_2.pt")["optimizer"]["param_groups"][0]["lr"] == 5e-4  # constant
+    silent = dict.fromkeys(TRAINED_WITH, "not given")
+    segment(study, tmp_path, study / "images/sub-0.nii.gz", checkpoint=tmp_path / "model.pt", **silent)
+    assert voxels(tmp_path / "sub-0_dseg.nii.gz").shape == SHAPE
+
+
+def test_paper_draws_one_label_of_each_subject_in_a_batch(study, tmp_path):
+    out = {"ckpt_dir": tmp_path, "output_dir": tmp_path, "margin_mm": "$None"}
+    flow = workflow(study, "train", "train", "paper", **out, **{**SMALL_PAPER, "batch_size": 4, "steps_per_epoch": 40})
+    batches = list(flow.parser.get_parsed_content("train#dataloader"))
+    assert len(batches) == 40
+    unions = 0
+    for batch in batches:
+        assert batch["image"].shape[:2] == (4, 3)  # image, atlas image, the mask of one label or union
+        assert sorted(batch["case"]) == ["sub-1", "sub-2", "sub-3", "sub-4"]
+        unions += (batch["selected_labels"][..., 1] > 0).sum().item()
+    assert 0.35 < unions / 160 < 0.65  # one half, four standard deviations
+
+    network = flow.parser.get_parsed_content("network")
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.01, 0.001)}
+    assert network.bottleneck.dropout.p == 0.5
+
+
+def test_paper_sums_dice_over_the_batch():
+    parser = monai.bundle.ConfigParser()
+    parser.read_config(config_files("train", "paper"))
+    logits = torch.randn(3, 1, 4, 5, 6)
+    target = (torch.rand(3, 1, 4, 5, 6) > 0.8).float()
+    p = logits.sigmoid()
+    expected = 1 - (2 * (p * target).sum() + 1) / ((p * p).sum() + (target * target).sum() + 1)
+    torch.testing.assert_close(parser.get_parsed_content("loss")(logits, target), expected)
+
+
+# ---- alignment
 
 
 def test_affine_alignment(study, tmp_path):

@@ -158,8 +158,9 @@ def items(config):
         yield from items(value)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "paper"], ids=lambda path: path.stem)
 def test_no_config_holds_a_value_of_a_setting(path):
+    """But ``paper.json``, whose purpose is to give other values."""
     settings = lcs.Settings().to_dict()
     for key, value in items(json.loads(path.read_text())):
         if str(key).rpartition("#")[2] in settings:
