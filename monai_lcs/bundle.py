@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,7 @@ __all__ = [
     "truth_ids",
     "union_ids",
     "validate_last",
+    "with_random_atlas",
 ]
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -294,6 +295,32 @@ def _check_source(dataset_dir: str | None, datalist: str | None) -> None:
 def prepared(**arguments: Any) -> pipeline.PreparedDataset:
     """See :class:`monai_lcs.pipeline.PreparedDataset`."""
     return pipeline.PreparedDataset(**arguments)
+
+
+@_one_sentence
+def with_random_atlas(
+    preprocessing: pipeline.Preprocessing,
+    random_atlas: bool,
+    cases: Sequence[Mapping[str, Any]],
+    further: Sequence[Atlas],
+    groups: Sequence[Collection[int]],
+) -> pipeline.Preprocessing | pipeline.AtlasPool:
+    """The preprocessing of training cases, whose atlas is the given one or, for each sample, a random one.
+
+    Args:
+        preprocessing: that of the validation cases, with the given atlas.
+        random_atlas: whether to draw.
+        cases: the training cases, each other's atlases unless there are further ones.
+        further: further atlases, to draw from instead.
+        groups: the labels to train.
+    """
+    if not random_atlas:
+        return preprocessing
+    table = preprocessing.atlas.table
+    pool = further or [
+        Atlas.read(case["image"], case["label"], table) for case in tqdm(cases, "Reading atlases", unit="atlas")
+    ]
+    return pipeline.AtlasPool(preprocessing, pool, groups)
 
 
 @_one_sentence

@@ -1,6 +1,7 @@
 """Scan in, segmentation out: settings, preprocessing, the segmenter and the training. Every surface is a door to it."""
 
 from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, ToNatived, to_native
+from monai_lcs.pipeline.random_atlas import AtlasPool
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
 from monai_lcs.pipeline.trainer import BestModel, ClipGradient, PreparedDataset, train
@@ -8,6 +9,7 @@ from monai_lcs.pipeline.weights import bundle_folder, load_weights, shipped_weig
 
 __all__ = [
     "AlignedAtlas",
+    "AtlasPool",
     "BestModel",
     "ClipGradient",
     "Preprocessing",

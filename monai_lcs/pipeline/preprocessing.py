@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,7 +32,7 @@ from monai_lcs.pipeline.settings import Settings
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
 
-__all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived", "to_native"]
+__all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived", "scale_intensity", "to_native"]
 
 NETWORK_KEYS = ("image", "atlas_image", "atlas_label")
 """What the network sees, in the order of its channels."""
@@ -186,13 +186,33 @@ class Preprocessing(Transform):
         first, known = self._align(scan, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
-        voters = [first, *self._align_further(scan)]
+        voters = [first, *self.align_each(scan, self.further_atlases)]
         if len(voters) == 1:
             return AlignedAtlas(first.image, first.label_map, quality)
         images, label_maps = zip(*((voter.image, voter.label_map) for voter in voters), strict=True)
         fused = (on_grid_of(first.image, x, first.image.meta) for x in fuse_atlases(scan.image, images, label_maps))
         image, label_map, agreement = fused
         return AlignedAtlas(image, label_map, quality, agreement)
+
+    def align_each(
+        self, scan: Scan, atlases: Sequence[Atlas], check_orientation: bool = False
+    ) -> Iterator[AlignedAtlas]:
+        """Align each atlas that is not the scan itself; one that cannot be aligned is left out with a warning.
+
+        Args:
+            scan: on the network's grid.
+            atlases: the atlases.
+            check_orientation: whether the first alignment looks if the scan's header turns it the wrong way.
+        """
+        aligner = self.aligner if check_orientation else self.further_aligner
+        for atlas in atlases:
+            if atlas.is_image(scan.source):
+                continue
+            try:
+                yield self._align(scan, atlas, aligner)[0]
+            except ValueError as error:
+                warnings.warn(f"The atlas {atlas.files['image']} is left out: {error}", stacklevel=2)
+            aligner = self.further_aligner
 
     def network_input(
         self, scan: Scan, aligned: AlignedAtlas, more: Mapping[str, MetaTensor] | None = None
@@ -207,9 +227,9 @@ class Preprocessing(Transform):
         Returns:
             :data:`NETWORK_KEYS` and the keys of ``more``, ``(1, *spatial)`` each; images in [0, 1].
         """
-        scale = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
         label_map = MetaTensor(aligned.label_map.as_tensor().float(), affine=aligned.label_map.affine)
-        volumes: Any = {"image": scale(scan.image), "atlas_image": scale(aligned.image), "atlas_label": label_map}
+        images = {"image": scale_intensity(scan.image), "atlas_image": scale_intensity(aligned.image)}
+        volumes: Any = {**images, "atlas_label": label_map}
         volumes.update(more or {})
         crop: Any = CropForegroundd(list(volumes), source_key="atlas_label", margin=self.margin, allow_smaller=True)
         return crop(volumes)
@@ -271,17 +291,16 @@ class Preprocessing(Transform):
             )
         return said
 
-    def _align_further(self, scan: Scan) -> list[AlignedAtlas]:
-        """The further atlases that can be aligned and are not the scan itself."""
-        aligned = []
-        for atlas in self.further_atlases:
-            if atlas.is_image(scan.source):
-                continue
-            try:
-                aligned.append(self._align(scan, atlas, self.further_aligner)[0])
-            except ValueError as error:
-                warnings.warn(f"The atlas {atlas.files['image']} does not vote: {error}", stacklevel=2)
-        return aligned
+
+def scale_intensity(image: MetaTensor) -> MetaTensor:
+    """Scale an image from its 0.5 and 99.5 percentiles to [0, 1].
+
+    Example:
+        >>> scale_intensity(MetaTensor(torch.arange(401.0)[None])).flatten()[[0, 2, 101, 200, 398, 400]]
+        metatensor([0.0000, 0.0000, 0.2500, 0.5000, 1.0000, 1.0000])
+    """
+    scaled: Any = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)(image)
+    return scaled
 
 
 def as_volume(image: Any) -> MetaTensor:

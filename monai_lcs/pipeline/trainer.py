@@ -23,6 +23,7 @@ from monai_lcs.atlas import Atlas
 from monai_lcs.files import write_atomically
 from monai_lcs.inferers import AtlasLabelInferer
 from monai_lcs.pipeline.preprocessing import Preprocessing
+from monai_lcs.pipeline.random_atlas import AtlasPool
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.weights import bundle_folder, load_weights
 from monai_lcs.study.checks import list_failures
@@ -53,7 +54,7 @@ class PreparedDataset(Dataset):
 
     Args:
         data: the cases, ``"image"`` and ``"label"`` files each.
-        preprocessing: what is done once.
+        preprocessing: what is done once; an :class:`monai_lcs.pipeline.AtlasPool` where samples draw their atlas.
         transform: what is done for each sample.
         strict: whether a case that cannot be aligned is an error; otherwise it is named and left out.
         progress: show bars.
@@ -75,7 +76,7 @@ class PreparedDataset(Dataset):
     def __init__(
         self,
         data: Sequence[Mapping[Hashable, Any]],
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | AtlasPool,
         transform: Callable[[Any], Any] | None = None,
         strict: bool = False,
         progress: bool = True,

@@ -19,6 +19,9 @@ __all__ = [
     "AddAtlasD",
     "AddAtlasDict",
     "AddAtlasd",
+    "RandDrawAtlasD",
+    "RandDrawAtlasDict",
+    "RandDrawAtlasd",
     "RandPickAtlas",
     "RandPickAtlasD",
     "RandPickAtlasDict",
@@ -189,6 +192,48 @@ class RandPickAtlasd(RandomizableTransform, MapTransform):
 
 
 RandPickAtlasD = RandPickAtlasDict = RandPickAtlasd
+
+
+class RandDrawAtlasd(RandomizableTransform):
+    """Draw one of the atlases that a sample holds, all aligned to it before; see :class:`monai_lcs.pipeline.AtlasPool`.
+
+    Args:
+        key: where the sample holds them: a list of mappings with the same keys, volumes of any type. It is removed; the
+            keys of the drawn one are added, as float32.
+
+    Raises:
+        KeyError: when called, if the sample has no such key.
+        ValueError: when called, if the list is empty.
+
+    Example:
+        >>> atlases = [{"atlas_label": torch.tensor([[i]], dtype=torch.uint8)} for i in (7, 8)]
+        >>> draw = RandDrawAtlasd().set_random_state(seed=0)
+        >>> [draw({"image": "ann.nii.gz", "atlases": atlases})["atlas_label"].item() for _ in range(4)]
+        [7.0, 8.0, 8.0, 7.0]
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, key: Hashable = "atlases") -> None:
+        super().__init__()
+        self.key = key
+        self.index_: int | None = None
+
+    def randomize(self, count: int) -> None:
+        """Draw ``self.index_``, the position of one of ``count`` atlases."""
+        if count < 1:
+            raise ValueError(f"The sample's {self.key!r} must hold at least one atlas, got none.")
+        self.index_ = int(self.R.randint(count))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the sample with one atlas."""
+        d = dict(data)
+        atlases = d.pop(self.key)
+        self.randomize(len(atlases))
+        return {**d, **{key: volume.float() for key, volume in atlases[self.index_].items()}}
+
+
+RandDrawAtlasD = RandDrawAtlasDict = RandDrawAtlasd
 
 
 class AddAtlasd(Transform):
