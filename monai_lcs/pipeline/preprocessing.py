@@ -209,10 +209,12 @@ class Preprocessing(Transform):
             if atlas.is_image(scan.source):
                 continue
             try:
-                yield self._align(scan, atlas, aligner)[0]
+                aligned, _ = self._align(scan, atlas, aligner)
             except ValueError as error:
                 warnings.warn(f"The atlas {atlas.files['image']} is left out: {error}", stacklevel=2)
+                continue
             aligner = self.further_aligner
+            yield aligned
 
     def network_input(
         self, scan: Scan, aligned: AlignedAtlas, more: Mapping[str, MetaTensor] | None = None
