@@ -839,6 +839,27 @@ def test_further_atlases_vote(study, trained, tmp_path, capsys):
     assert sorted(Path(atlas.files["image"]).name for atlas in found) == ["sub-1.nii.gz", "sub-2.nii.gz"]
 
 
+def test_random_atlases_are_the_other_cases_or_the_further_atlases(study, tmp_path):
+    """Further atlases then do not vote, and the validation has the given atlas."""
+    items = [{"image": f"images/sub-{i}.nii.gz", "label": f"labels/sub-{i}.nii.gz"} for i in (0, 5)]
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": items}))
+    further = {"atlases_dir": study, "atlases_datalist": datalist, "fold": 0}
+    training = ["sub-1", "sub-2", "sub-3", "sub-4"]
+    for more, names in (({}, training), (further, ["sub-5"])):
+        parser = monai.bundle.ConfigParser()
+        parser.read_config(config_files("train"))
+        parser.update({**overrides(study, align="rigid", random_atlas=True, **more)})
+        pool = parser.get_parsed_content("train#dataset").preprocessing
+        assert case_names([atlas.files for atlas in pool.atlases]) == names
+        validation = parser.get_parsed_content("validate#dataset").preprocessing
+        assert validation.atlas.files["image"] == str(study / "atlas/T1w.nii.gz")
+        assert not validation.further_atlases
+        assert not parser.get_parsed_content("settings").fused
+        draw = parser.get_parsed_content("train#preprocessing").transforms[0]
+        assert type(draw).__name__ == "RandDrawAtlasd"
+
+
 def test_atlases_with_other_labels_are_refused(study, tmp_path):
     for name in ("a", "b"):
         image, labels = make_volume()

@@ -586,6 +586,7 @@ def test_dictionary_transform_contract(transform, sample):
         ("RandSelectLabels", random_module),
         ("MapLabels", labels_module),
         ("RandPickAtlas", pool_module),
+        ("RandDrawAtlas", pool_module),
     ],
 )
 def test_aliases(name, module):
