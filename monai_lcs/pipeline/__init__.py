@@ -5,7 +5,7 @@ from monai_lcs.pipeline.random_atlas import AtlasPool
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
 from monai_lcs.pipeline.trainer import BestModel, ClipGradient, PreparedDataset, train
-from monai_lcs.pipeline.weights import bundle_folder, load_weights, shipped_weights
+from monai_lcs.pipeline.weights import bundle_folder, check_trained_for, describe_weights, load_weights, shipped_weights
 
 __all__ = [
     "AlignedAtlas",
@@ -19,6 +19,8 @@ __all__ = [
     "Settings",
     "ToNatived",
     "bundle_folder",
+    "check_trained_for",
+    "describe_weights",
     "load_weights",
     "make_network",
     "on_device",

@@ -14,7 +14,7 @@ from monai_lcs.atlas import AlignmentCache, Atlas
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, to_native
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
-from monai_lcs.pipeline.weights import load_weights
+from monai_lcs.pipeline.weights import check_trained_for, load_weights
 from monai_lcs.results import Segmentation
 
 __all__ = ["Segmenter", "select_requested"]
@@ -104,6 +104,7 @@ class Segmenter:
         if checkpoint:
             network = make_network(settings)
             load_weights(checkpoint, network)
+            check_trained_for(checkpoint, atlas)
         return cls(atlas, network, settings, device=device, **options)
 
     @property

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.config import PathLike
 
-__all__ = ["BUNDLE_NAME", "bundle_folder", "cause", "load_weights", "shipped_weights"]
+from monai_lcs.atlas import Atlas, fingerprint
+
+__all__ = [
+    "BUNDLE_NAME",
+    "atlas_card",
+    "bundle_folder",
+    "cause",
+    "check_trained_for",
+    "describe_weights",
+    "load_weights",
+    "shipped_weights",
+]
 
 BUNDLE_NAME = "whole_brain_lcs_segmentation"
+SHIPPED_WEIGHTS = {"permissive": "model.pt", "research": "model_research.pt"}
 
 
 def bundle_folder() -> Path:
@@ -31,14 +45,72 @@ def bundle_folder() -> Path:
     raise FileNotFoundError(f"The bundle {BUNDLE_NAME} is missing: looked in {places[0]} and {places[1]}.")
 
 
-def shipped_weights() -> Path:
-    """The weights that ship with the bundle.
+def shipped_weights(name: str = "permissive") -> Path:
+    """Weights that ship with the bundle.
+
+    Args:
+        name: ``"permissive"``, for any use and any atlas of T1-weighted brains; or ``"research"``, not for commercial
+            use, for the atlas ``named_atlas("neuromorphometrics")``.
+
+    Raises:
+        ValueError: for another name.
 
     Example:
-        >>> shipped_weights().is_file()
+        >>> shipped_weights().is_file(), shipped_weights("research").name
+        (True, 'model_research.pt')
+    """
+    if name not in SHIPPED_WEIGHTS:
+        raise ValueError(f"The weights that ship are {' and '.join(SHIPPED_WEIGHTS)}, got {name!r}.")
+    return bundle_folder() / "models" / SHIPPED_WEIGHTS[name]
+
+
+def describe_weights(checkpoint: PathLike | None) -> str:
+    """One line that says which weights are used, and what is known of their license and training.
+
+    Example:
+        >>> describe_weights(shipped_weights()).startswith("Weights: model.pt; Apache-2.0")
         True
     """
-    return bundle_folder() / "models" / "model.pt"
+    if not checkpoint:
+        return "Weights: none, the labels of the aligned atlas are the answer."
+    card = _card(checkpoint)
+    return "; ".join([f"Weights: {Path(checkpoint).name}", *(card[key] for key in ("license", "data") if key in card)])
+
+
+def check_trained_for(checkpoint: PathLike | None, atlas: Atlas) -> None:
+    """Warn where weights were trained for one atlas and are used with another.
+
+    Args:
+        checkpoint: file of the weights. What they were trained for stands in the JSON file beside it.
+        atlas: the one that is used.
+    """
+    trained_for = _card(checkpoint).get("atlas", {}) if checkpoint else {}
+    if trained_for and trained_for["fingerprint"] != _fingerprint(atlas):
+        warnings.warn(
+            f"The weights {Path(str(checkpoint)).name} were trained for the atlas {trained_for['name']} alone. With "
+            "another atlas they may be no better than its aligned labels: use the permissive weights, or train.",
+            stacklevel=2,
+        )
+
+
+def atlas_card(name: str, atlas: Atlas) -> dict[str, str]:
+    """What the JSON file of weights says of the one atlas that they were trained for, under ``"card"``, ``"atlas"``."""
+    return {"name": name, "fingerprint": _fingerprint(atlas)}
+
+
+def _fingerprint(atlas: Atlas) -> str:
+    return fingerprint(atlas.image)[:16] + fingerprint(atlas.label_map)[:16]
+
+
+def _card(checkpoint: PathLike) -> dict[str, Any]:
+    """``"license"``, ``"data"`` and ``"atlas"`` of weights, as far as the JSON file beside them says it."""
+    path = Path(checkpoint).with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()).get("card", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
 
 
 def load_weights(path: PathLike, network: torch.nn.Module) -> None:
