@@ -86,6 +86,7 @@ ROWS = {
     "MNI atlas, affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine"), mni=True),
     "MNI atlas, deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable"), mni=True),
     "MNI atlas, shipped weights": Row(evaluate=FINER, weights=shipped_weights(), mni=True),
+    "MNI atlas, research weights": Row(weights=shipped_weights("research"), mni=True),
     "hippocampus, affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine"), study="hippocampus"),
     "hippocampus, deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable"), study="hippocampus"),
     "hippocampus, LCS": Row(epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus"),
