@@ -13,11 +13,11 @@ from monai.utils import set_determinism
 from scipy.ndimage import correlate, map_coordinates
 from torch import nn
 
-from monai_lcs.boxes import pad_end
+from monai_lcs.boxes import crop, pad_end
 from monai_lcs.networks import LabelConditionedUNet
-from monai_lcs.networks.blocks import UpConvolution, convolve
+from monai_lcs.networks.blocks import InstanceNormalization, UpConvolution, convolve
 from monai_lcs.networks.blocks import up as make_up
-from monai_lcs.networks.crops import Mask
+from monai_lcs.networks.crops import Mask, crop_source, gather
 from monai_lcs.pipeline import Settings, load_weights, make_network, shipped_weights
 
 
@@ -582,3 +582,48 @@ def test_a_tensor_with_metadata_trains_as_a_plain_one(conditioning):
         gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     for plain, meta in zip(*gradients, strict=True):
         torch.testing.assert_close(torch.as_tensor(meta), torch.as_tensor(plain))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6, 7), (1, 8, 20, 20, 20), (3, 2, 9, 9)])
+def test_normalization_has_the_gradients_of_pytorchs_group_norm(shape):
+    """To rounding in double precision; in float32, with a mean far from 0, as exact as PyTorch's own."""
+
+    def gradients(normalize, dtype):
+        random = torch.Generator().manual_seed(0)
+        x = (torch.rand(shape, dtype=torch.float64, generator=random) * 3 + 2).to(dtype)
+        x = x.to(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last).requires_grad_()
+        weight, bias = (torch.linspace(a, b, shape[1], dtype=dtype).requires_grad_() for a, b in ((0.5, 2), (-1, 1)))
+        y = normalize(x, weight, bias)
+        return torch.autograd.grad((y**3 * torch.rand(shape, generator=random)).sum(), (x, weight, bias))
+
+    def own(*arguments):
+        return InstanceNormalization.apply(*arguments, 1e-5)
+
+    def pytorchs(x, weight, bias):
+        return F.group_norm(x, shape[1], weight, bias, 1e-5)
+
+    exact = gradients(pytorchs, torch.float64)
+    single, reference = gradients(own, torch.float32), gradients(pytorchs, torch.float32)
+    for a, b, c, e in zip(gradients(own, torch.float64), single, reference, exact, strict=True):
+        size = e.abs().max()
+        assert torch.allclose(a, e, rtol=0, atol=1e-10 * size.item())
+        assert (b - e).abs().max() <= 2 * (c - e).abs().max() + 1e-6 * size
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_crops_have_the_gradients_of_slices(layout):
+    """Overlapping crops of both items, one of them the whole; the backward twice."""
+    x = torch.rand(2, 3, 6, 7, 8, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    boxes = [(slice(0, 4), slice(1, 4), slice(2, 8)), (slice(2, 6), slice(0, 3), slice(1, 7))]
+    whole = (slice(0, 6), slice(0, 7), slice(0, 8))
+    source = crop_source(x)
+    crops = [gather(source, [1, 0], boxes), gather(source, [1, 1], boxes), gather(source, [1], [whole])]
+    slices = [torch.stack([crop(x[i], box) for i, box in zip(items, boxes, strict=True)]) for items in ([1, 0], [1, 1])]
+    slices.append(x[1:])
+    for a, b in zip(crops, slices, strict=True):
+        assert torch.equal(a, b)
+    weights = [torch.rand_like(b) for b in slices]
+    loss = sum((a**2 * w).sum() for a, w in zip(crops, weights, strict=True))
+    expected = torch.autograd.grad(sum((b**2 * w).sum() for b, w in zip(slices, weights, strict=True)), x)[0]
+    for _ in range(2):
+        assert torch.allclose(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)

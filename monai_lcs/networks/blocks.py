@@ -11,10 +11,22 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer
 from monai.utils import UpsampleMode
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from monai_lcs.networks.crops import exporting
 
-__all__ = ["Block", "UpConvolution", "convolve", "in_place", "kernel_of", "norm_name", "normalization", "up"]
+__all__ = [
+    "Block",
+    "InstanceNormalization",
+    "UpConvolution",
+    "convolve",
+    "in_place",
+    "kernel_of",
+    "norm_name",
+    "normalization",
+    "normalize_and_activate",
+    "up",
+]
 
 CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -84,6 +96,54 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return OneVolumeConvolution.apply(x.as_subclass(Tensor), weight, bias)  # a MetaTensor makes it a view
         return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
     return CONVOLVE[x.ndim - 2](x, weight, bias, padding=1)
+
+
+class InstanceNormalization(torch.autograd.Function):
+    """A group norm with one channel in each group, whose backward on a CPU is four times faster than PyTorch's.
+
+    For volumes with their channels last in memory PyTorch's passes over them one channel at a time. Here each sum and
+    the gradient itself is one pass over all channels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalize ``(N, C, *spatial)`` over the spatial axes."""
+        count, width = x.shape[:2]
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, count, width, x[0, 0].numel(), width, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients by the volume, the weight and the bias."""
+        x, weight, mean, rstd = ctx.saved_tensors
+        axes, voxels = list(range(2, x.ndim)), x[0, 0].numel()
+        by_bias = gradient.sum(axes)  # of each volume: (N, C)
+        by_weight = ((gradient * x).sum(axes) - mean * by_bias) * rstd
+        slope = rstd * weight
+        by_square = -slope * rstd * by_weight / voxels
+        constant = -slope * by_bias / voxels - by_square * mean
+        slope, by_square, constant = (each.view(*each.shape, *[1] * len(axes)) for each in (slope, by_square, constant))
+        by_x = torch.addcmul(constant, x, by_square).addcmul_(gradient, slope)
+        return by_x, by_weight.sum(0), by_bias.sum(0), None
+
+
+def normalize_and_activate(layers: nn.Module, x: Tensor) -> Tensor:
+    """Call the norm and the activation of MONAI's ``Convolution``, an instance norm by the faster backward.
+
+    Example:
+        >>> layers = Convolution(2, 1, 1, act="relu", norm=normalization("instance", 1), adn_ordering="NA").adn
+        >>> normalize_and_activate(layers, torch.tensor([[[[1.0, 3.0]]]])).round(decimals=3)
+        tensor([[[[0., 1.]]]])
+    """
+    for layer in layers.children():
+        faster = isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels and layer.affine
+        if faster and x.device.type == "cpu" and torch.is_grad_enabled() and not exporting():
+            x = InstanceNormalization.apply(x, layer.weight, layer.bias, layer.eps)
+        else:
+            x = layer(x)
+    return x
 
 
 def kernel_of(convolution: nn.Module) -> tuple[Tensor, Tensor]:
@@ -210,9 +270,9 @@ class Block(nn.Module):
 
     def _finish(self, x: Tensor) -> Tensor:
         """Norm and activation of the first convolution, dropout, then the second convolution."""
-        x = self.dropout(self.first.get_submodule("adn")(x))
+        x = self.dropout(normalize_and_activate(self.first.get_submodule("adn"), x))
         x = convolve(x, *kernel_of(self.second))
-        return self.second.get_submodule("adn")(x)
+        return normalize_and_activate(self.second.get_submodule("adn"), x)
 
 
 class UpConvolution(nn.Module):

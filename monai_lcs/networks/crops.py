@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from monai_lcs.boxes import Box, crop, intersect, mask_box, scale, shift, size_of, whole_box
 
-__all__ = ["EXACT_HALO", "Mask", "check_halo", "exporting", "gather", "pool_times", "recrop"]
+__all__ = [
+    "EXACT_HALO",
+    "CropSource",
+    "Mask",
+    "check_halo",
+    "crop_source",
+    "exporting",
+    "gather",
+    "pool_times",
+    "recrop",
+]
 
 EXACT_HALO = 3  # voxels that a decoder level sees beyond what it passes on: two convolutions, and one going up
 
@@ -42,13 +53,75 @@ def check_halo(halo: int | str) -> int:
     return min(int(halo), EXACT_HALO)
 
 
-def gather(x: Tensor, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
+class CropSource:
+    """A tensor out of which crops are taken; their gradients add up in one tensor.
+
+    PyTorch's backward of an indexing fills a tensor of the whole size with zeros for each crop. With many small crops
+    of a large tensor that takes most of a training step.
+
+    Args:
+        x: ``(B, C, *spatial)``.
+
+    Example:
+        >>> x = torch.ones(1, 1, 5, requires_grad=True)
+        >>> source = CropSource(x)
+        >>> first, second = gather(source, [0], [(slice(0, 3),)]), gather(source, [0], [(slice(2, 4),)])
+        >>> (first.sum() + 5 * second.sum()).backward()
+        >>> x.grad
+        tensor([[[1., 1., 6., 5., 0.]]])
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach()
+        self.gradient: list[Tensor] = []  # empty, or the one tensor in which gradients add up
+        self.anchor = _CollectGradient.apply(x, self.gradient)
+
+    def gather(self, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
+        """See :func:`gather`."""
+        return _GatherCrops.apply(self.anchor, self.x, self.gradient, items, boxes)
+
+
+class _CollectGradient(torch.autograd.Function):
+    """Makes the scalar that all crops depend on, so that its backward comes after theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gradient: list[Tensor]) -> Tensor:
+        ctx.gradient = gradient
+        return x.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient.pop(), None
+
+
+class _GatherCrops(torch.autograd.Function):
+    """Takes crops, and adds their gradients to those of the other crops."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, x: Tensor, gradient: list[Tensor], items: Sequence[int], boxes: Sequence[Box]
+    ) -> Tensor:
+        ctx.shaped_like, ctx.gradient, ctx.items, ctx.boxes = x, gradient, items, boxes
+        return _gather(x, items, boxes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_crops: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.gradient:
+            ctx.gradient.append(torch.zeros_like(ctx.shaped_like))
+        for by_crop, item, box in zip(by_crops, ctx.items, ctx.boxes, strict=True):
+            crop(ctx.gradient[0][item], box).add_(by_crop)
+        return by_crops.new_zeros(()), None, None, None, None
+
+
+def gather(x: Tensor | CropSource, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
     """Crop N boxes of the same size, each out of its own item of a batch, and stack the crops.
 
     The result is a view where all crops are the same one, or where each item is cropped once with the same box.
 
     Args:
-        x: ``(B, C, *spatial)``.
+        x: ``(B, C, *spatial)``; a :class:`CropSource` where it is cropped several times in training.
         items: for each box, the index in the batch.
         boxes: N boxes of the same size.
 
@@ -61,6 +134,25 @@ def gather(x: Tensor, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
         <BLANKLINE>
                 [[1, 2]]])
     """
+    if isinstance(x, CropSource):
+        return x.gather(items, boxes)
+    if list(items) == list(range(len(x))) and all(size_of(box) == tuple(x.shape[2:]) for box in boxes):
+        return x
+    source = crop_source(x)
+    return source.gather(items, boxes) if isinstance(source, CropSource) else _gather(x, items, boxes)
+
+
+def crop_source(x: Tensor) -> Tensor | CropSource:
+    """A :class:`CropSource` where ``x`` will get a gradient, otherwise ``x`` itself.
+
+    Example:
+        >>> type(crop_source(torch.ones(1, requires_grad=True))).__name__, type(crop_source(torch.ones(1))).__name__
+        ('CropSource', 'Tensor')
+    """
+    return CropSource(x) if x.requires_grad and torch.is_grad_enabled() and not exporting() else x
+
+
+def _gather(x: Tensor, items: Sequence[int], boxes: Sequence[Box]) -> Tensor:
     if all(box == boxes[0] for box in boxes):
         return _gather_same_box(crop(x, boxes[0]), items)
     if x.is_contiguous():

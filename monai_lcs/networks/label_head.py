@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_lcs.boxes import Box, intersect, shift, volume_of, whole_box
 from monai_lcs.networks.blocks import convolve, in_place, kernel_of
-from monai_lcs.networks.crops import Mask, gather
+from monai_lcs.networks.crops import CropSource, Mask, gather
 
 __all__ = ["LabelHead"]
 
@@ -77,7 +77,7 @@ class LabelHead(nn.Module):
 
     def forward(
         self,
-        shared: Tensor,
+        shared: Tensor | CropSource,
         prototypes: Tensor,
         items: Sequence[int],
         masks: Sequence[Mask],
@@ -86,7 +86,7 @@ class LabelHead(nn.Module):
         """Compute the logits of N labels, each in its box.
 
         Args:
-            shared: from :meth:`share`, in any precision.
+            shared: from :meth:`share`, in any precision, or a :class:`~monai_lcs.networks.crops.CropSource` of it.
             prototypes: from :meth:`prototypes`, ``(N, width)``.
             items: for each label, the index in the batch.
             masks: for each label, its atlas mask in the window.
@@ -106,27 +106,28 @@ class LabelHead(nn.Module):
         return self.head(activation(x)), sampled[:, :1]
 
     def prototypes(
-        self, shared: Tensor, spatial_shape: Sequence[int], items: Sequence[int], masks: Sequence[Mask]
+        self, shared: Tensor | CropSource, spatial_shape: Sequence[int], items: Sequence[int], masks: Sequence[Mask]
     ) -> Tensor:
         """Average the embedding inside each mask, ``(N, width)``; 0 for an empty mask.
 
         Args:
-            shared: from :meth:`share`.
+            shared: as for :meth:`forward`.
             spatial_shape: shape of the window before it was padded; the padding does not count.
             items: for each label, the index in the batch.
             masks: for each label, its atlas mask in the window.
         """
-        exact = torch.promote_types(shared.dtype, torch.float32)  # sums over large masks overflow in half precision
+        weight = self.first.weight
+        exact = torch.promote_types(weight.dtype, torch.float32)  # sums over large masks overflow in half precision
         means = []
         for item, mask in zip(items, masks, strict=True):
             box = intersect(mask.box, whole_box(spatial_shape))
             if box is None:
-                means.append(shared.new_zeros(shared.shape[1] - self.spatial_dims, dtype=exact))
+                means.append(weight.new_zeros(weight.shape[1], dtype=exact))
                 continue
             inside = mask.values[shift(box, mask.box)].to(exact)[..., None]
-            embedding = shared[item, self.spatial_dims :].movedim(0, -1)[box].to(exact)
+            embedding = gather(shared, [item], [box])[0, self.spatial_dims :].movedim(0, -1).to(exact)
             means.append((embedding * inside).flatten(0, -2).sum(dim=0) / inside.sum().clamp(min=1))
-        return torch.stack(means).to(self.first.weight.dtype)
+        return torch.stack(means).to(weight.dtype)
 
     def _apply_prototypes(self, x: Tensor, prototypes: Tensor) -> Tensor:
         """A 1x1x1 convolution of ``(N, 2 + width, *size)`` with its own weights and bias for each label."""

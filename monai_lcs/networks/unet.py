@@ -28,7 +28,7 @@ from monai_lcs.boxes import (
     whole_box,
 )
 from monai_lcs.networks.blocks import Block, UpConvolution, norm_name, up
-from monai_lcs.networks.crops import Mask, check_halo, gather, pool_times, recrop
+from monai_lcs.networks.crops import CropSource, Mask, check_halo, crop_source, gather, pool_times, recrop
 from monai_lcs.networks.label_head import LabelHead
 
 __all__ = ["Features", "LabelConditionedUNet"]
@@ -336,14 +336,15 @@ class LabelConditionedUNet(nn.Module):
         _check_boxes(boxes, features.spatial_shape)
         window = tuple(features.levels[0].shape[2:])
         room = room or math.prod(window) / 8
+        sources = [crop_source(level) for level in features.levels]
         for chosen, size in self._batches(boxes, window, room):
             crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
             cropped = [self._crop_mask(masks[i], window) for i in chosen]
             of_items = [items[i] if items else 0 for i in chosen]
             if self.conditioning == "shared":
-                logits = self._apply_label_head(features, cropped, crops, of_items, room)
+                logits = self._apply_label_head(features, sources[0], cropped, crops, of_items, room)
             else:
-                logits = self._decode_levels(features, cropped, crops, of_items, check_halo(halo))
+                logits = self._decode_levels(features, sources, cropped, crops, of_items, check_halo(halo))
             for i, around, answer in zip(chosen, crops, logits, strict=True):
                 yield i, answer[0][shift(boxes[i], around)]
 
@@ -429,7 +430,13 @@ class LabelConditionedUNet(nn.Module):
         return batch_sizes(sizes, room)
 
     def _decode_levels(
-        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], reach: int
+        self,
+        features: Features,
+        sources: Sequence[Tensor | CropSource],
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
+        items: Sequence[int],
+        reach: int,
     ) -> Tensor:
         """The decoder, from the coarsest level to the finest: logits ``(N, 1, *size)`` in boxes of the same size."""
         outer, inner = crop_pyramid(boxes, features.levels[0].shape[2:], self.depth, reach)
@@ -443,7 +450,7 @@ class LabelConditionedUNet(nn.Module):
             if x is None or self.conditioning == "multiscale":
                 parts.append(self._pooled_masks(masks, outer[level], level, features.levels[level].dtype))
             x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            x = blocks[level](gather(features.levels[level], items, outer[level]), x)
+            x = blocks[level](gather(sources[level], items, outer[level]), x)
             x = recrop(x, outer[level], inner[level])
         logits = self.head(x)
         return (
@@ -451,15 +458,21 @@ class LabelConditionedUNet(nn.Module):
         )
 
     def _apply_label_head(
-        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], items: Sequence[int], room: float
+        self,
+        features: Features,
+        source: Tensor | CropSource,
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
+        items: Sequence[int],
+        room: float,
     ) -> Tensor:
         """The label head, slab by slab: logits ``(N, 1, *size)`` in boxes of the same size."""
-        shared = features.levels[0]
-        prototypes = self.label_head.prototypes(shared, features.spatial_shape, items, masks)
+        shape = features.levels[0].shape[2:]
+        prototypes = self.label_head.prototypes(source, features.spatial_shape, items, masks)
         answers = []
         for slabs in zip(*(slabs_of(box, room / len(boxes)) for box in boxes), strict=True):
-            outer = [reach_out(slab, LabelHead.REACH, shared.shape[2:]) for slab in slabs]
-            logits, sampled = self.label_head(shared, prototypes, items, masks, outer)
+            outer = [reach_out(slab, LabelHead.REACH, shape) for slab in slabs]
+            logits, sampled = self.label_head(source, prototypes, items, masks, outer)
             answers.append(recrop(self._add_prior(logits, sampled), outer, slabs))
         return torch.cat(answers, dim=2)
 
