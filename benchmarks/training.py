@@ -173,12 +173,12 @@ def run(args: argparse.Namespace, folder: Path) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table, and the ratios that it is made for."""
-    first = table.groupby("contender", sort=False)["GiB"].first()
+    fewest = table[table.labels == table.labels.min()].set_index("contender")["GiB"]
     speed = table[table.contender == BEFORE].set_index("labels")["labels a second"]
     table = table.assign(
         **{
             "times before": table["labels a second"] / table["labels"].map(speed),
-            "memory / fewest labels": table["GiB"] / table["contender"].map(first),
+            "memory / fewest labels": table["GiB"] / table["contender"].map(fewest),
         }
     )
     cells = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)).replace("nan", "")
