@@ -29,7 +29,9 @@ from monai_lcs.pipeline import (
     to_native,
 )
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
+from monai_lcs.pipeline.preprocessing import as_volume
 from monai_lcs.pipeline.weights import atlas_card
+from monai_lcs.study.images import GridWarning, notes_of
 
 MM = 4.0
 SHAPE = (24, 26, 22)
@@ -111,6 +113,32 @@ def test_a_scan_in_any_form(study, atlas):
         segmenter(array)
     with pytest.raises(ValueError, match="has 1 NaN or Inf voxels"):
         segmenter((np.where(np.arange(array.size).reshape(array.shape) == 5, np.nan, array), AFFINE))
+
+
+def test_an_image_of_nibabel_is_read_as_its_file(tmp_path):
+    """Units, the order of bytes and axes of length 1 count, and what the header leaves open is said."""
+    ramp = np.arange(4 * 5 * 6, dtype=">i2").reshape(4, 5, 6, 1)
+    image = nib.Nifti1Image(ramp, np.diag([2000.0, 2000, 3000, 1]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "scan.nii")
+    of_file = as_volume(tmp_path / "scan.nii")
+    for scan in (image, nib.load(tmp_path / "scan.nii"), (ramp[..., 0], np.diag([2.0, 2, 3, 1]).tolist())):
+        found = as_volume(scan)
+        np.testing.assert_array_equal(found, of_file)
+        np.testing.assert_array_equal(found.affine, of_file.affine)
+    assert of_file.affine.diagonal().tolist() == [2, 2, 3, 1]
+    assert tuple(as_volume((ramp[None, ..., 0], AFFINE)).shape) == (1, 4, 5, 6)
+
+    image.header["sform_code"] = 0
+    with pytest.warns(GridWarning, match="the scan: its header says nothing about orientation"):
+        assert notes_of(as_volume(image))
+    for wrong, message in (
+        ((ramp * 1j, np.eye(4)), "the scan is a complex image: give its magnitude"),
+        ((np.zeros((4, 5, 6, 2)), np.eye(4)), "got a 4D file of 2 channels"),
+        ((ramp, np.eye(3)), r"affine of the scan must have the shape \(4, 4\), got \(3, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            as_volume(wrong)
 
 
 def test_the_steps_are_the_whole(study, atlas):

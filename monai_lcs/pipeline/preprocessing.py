@@ -31,6 +31,7 @@ from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
+from monai_lcs.study.images import volume_of_nibabel
 
 __all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived", "scale_intensity", "to_native"]
 
@@ -321,10 +322,8 @@ def as_volume(image: Any) -> MetaTensor:
     """
     if isinstance(image, str) or hasattr(image, "__fspath__"):
         return read_scan(image)
-    if hasattr(image, "dataobj"):
-        image = (np.asanyarray(image.dataobj), image.affine)
-    if isinstance(image, tuple) and len(image) == 2:
-        image = MetaTensor(torch.as_tensor(np.ascontiguousarray(image[0])), affine=torch.as_tensor(image[1]))
+    if hasattr(image, "dataobj") or (isinstance(image, tuple) and len(image) == 2):
+        image = volume_of_nibabel(image)
     if not isinstance(image, MetaTensor):
         raise ValueError(
             "A scan must be a file, a MetaTensor, an image of nibabel or a pair (array, affine), got"

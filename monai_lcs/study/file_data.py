@@ -15,6 +15,7 @@ __all__ = [
     "ImageFileError",
     "check_byte_order",
     "check_directions",
+    "check_one_number",
     "check_possible",
     "compare_sizes",
     "count_bytes",
@@ -121,6 +122,34 @@ def is_gzip(path: Path) -> bool:
     """Tells by its first bytes whether a file is compressed; names lie."""
     with open(path, "rb") as stream:
         return stream.read(2) == b"\x1f\x8b"
+
+
+def check_one_number(name: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Checks that each voxel is one real number; axes of length 1 after the third do not count.
+
+    Args:
+        name: what the message names, such as the path.
+        dtype: of the voxels.
+        shape: of the file.
+
+    Raises:
+        ImageFileError: for colors, complex numbers and several channels.
+
+    Example:
+        >>> check_one_number("scan.nii", np.dtype(np.int16), (4, 5, 6, 1))
+        >>> check_one_number("scan.nii", np.dtype(complex), (4, 5, 6))
+        Traceback (most recent call last):
+        monai_lcs.study.file_data.ImageFileError: scan.nii is a complex image: give its magnitude.
+    """
+    if dtype.fields:
+        raise ImageFileError(f"{name} is a color image, with {len(dtype.fields)} numbers a voxel: give one of them.")
+    if dtype.kind == "c":
+        raise ImageFileError(f"{name} is a complex image: give its magnitude.")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        channels = int(np.prod([int(size) for size in shape[3:]], dtype=object))
+        raise ImageFileError(f"{name} must be 3D, got a {len(shape)}D file of {channels} channels: give one of them.")
 
 
 # ---- the order of bytes

@@ -9,18 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import PathLike
 from monai.data import MetaTensor, NibabelReader, is_supported_format
 from monai.transforms import LoadImage
 from monai.transforms.io.array import SUPPORTED_READERS
-from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy
+from nibabel.spatialimages import SpatialImage
 
 from monai_lcs.study.file_data import FileImage, ImageFileError
 from monai_lcs.study.metaimage import META_EXTENSIONS, metaimage_shape, read_metaimage
-from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, nibabel_shape, read_with_nibabel
+from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, image_of_nibabel, nibabel_shape, read_with_nibabel
 from monai_lcs.study.nrrd import NRRD_EXTENSIONS, nrrd_shape, read_nrrd
 
-__all__ = ["IMAGE_EXTENSIONS", "GridWarning", "MGHReader", "check_there", "notes_of", "read_image", "read_shape"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "GridWarning",
+    "MGHReader",
+    "check_there",
+    "notes_of",
+    "read_image",
+    "read_shape",
+    "volume_of_nibabel",
+]
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """Endings of the file names that count as images in a folder, the longer ones first."""
@@ -84,9 +95,47 @@ def read_image(path: PathLike) -> MetaTensor:
         raise ValueError(
             f"{path} cannot be read as an image, it may be truncated or damaged: {_reason(error, str(path))}"
         ) from error
-    if notes := notes_of(image):
-        warnings.warn(f"{path}: {'; '.join(notes)}.", GridWarning, stacklevel=2)
+    _warn_of_notes(image, str(path))
     return image
+
+
+def volume_of_nibabel(image: Any, name: str = "the scan") -> MetaTensor:
+    """Converts an image of nibabel, or a pair of an array and its affine, as :func:`read_image` reads a file.
+
+    Args:
+        image: the image; or an array, ``(*spatial)`` or ``(1, *spatial)``, and an affine ``(4, 4)``, voxels to mm in
+            RAS orientation.
+        name: what messages call it.
+
+    Returns:
+        ``(1, *spatial)``, float32, with no file name in its metadata: the voxels may be others than those of its file.
+
+    Raises:
+        ValueError: if a voxel is more than one real number, or the affine is not ``(4, 4)``.
+
+    Example:
+        >>> volume_of_nibabel((np.zeros((4, 5, 6), ">i2"), np.diag([1.0, 1, 2, 1]))).pixdim.tolist()
+        [1.0, 1.0, 2.0]
+    """
+    if isinstance(image, tuple):
+        voxels, affine = (np.asarray(convert_to_numpy(part)) for part in image)
+        if affine.shape != (4, 4):
+            raise ValueError(f"The affine of {name} must have the shape (4, 4), got {affine.shape}.")
+        voxels = voxels[0] if voxels.ndim == 4 and len(voxels) == 1 else voxels
+        image = SpatialImage(voxels, affine)
+    found = image_of_nibabel(image, name)
+    meta = {_NOTES: "\n".join(found.notes)} if found.notes else {}
+    volume = MetaTensor(
+        torch.from_numpy(_as_float32(name, found.voxels)[None]), affine=torch.from_numpy(found.affine), meta=meta
+    )
+    _warn_of_notes(volume, name)
+    return volume
+
+
+def _warn_of_notes(image: MetaTensor, name: str) -> None:
+    """Says what the header left open, at the line that calls the caller."""
+    if notes := notes_of(image):
+        warnings.warn(f"{name}: {'; '.join(notes)}.", GridWarning, stacklevel=3)
 
 
 def read_shape(path: PathLike) -> tuple[int, ...]:
@@ -193,12 +242,12 @@ def _is_text_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "SUO"
 
 
-def _as_float32(path: Path, voxels: np.ndarray) -> np.ndarray:
+def _as_float32(name: object, voxels: np.ndarray) -> np.ndarray:
     """Converts voxels, which must not become infinite."""
     if voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4:
         for extreme in (np.nanmin(voxels, initial=0), np.nanmax(voxels, initial=0)):
             if np.finfo(np.float32).max < abs(extreme) < np.inf:
-                raise ImageFileError(f"{path} holds the value {extreme:.3g}, more than float32 holds: rescale it.")
+                raise ImageFileError(f"{name} holds the value {extreme:.3g}, more than float32 holds: rescale it.")
     return np.array(voxels, dtype=np.float32, order="C")
 
 

@@ -21,6 +21,7 @@ from monai_lcs.study.file_data import (
     ImageFileError,
     check_byte_order,
     check_directions,
+    check_one_number,
     check_possible,
     compare_sizes,
     count_bytes,
@@ -28,7 +29,7 @@ from monai_lcs.study.file_data import (
     stored_bytes,
 )
 
-__all__ = ["NIBABEL_EXTENSIONS", "mm_by_unit", "nibabel_shape", "read_with_nibabel"]
+__all__ = ["NIBABEL_EXTENSIONS", "image_of_nibabel", "mm_by_unit", "nibabel_shape", "read_with_nibabel"]
 
 NIBABEL_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", ".img", ".hdr.gz", ".img.gz")
 """Endings of the files that are read with nibabel."""
@@ -63,6 +64,29 @@ def read_with_nibabel(path: Path) -> FileImage:
     if name.endswith((".nii", ".nii.gz")):
         return _read_nifti(path)
     return _read_pair(path)
+
+
+def image_of_nibabel(image: Any, name: str) -> FileImage:
+    """Takes an image that nibabel has loaded or made, with its affine in mm.
+
+    Args:
+        image: the image.
+        name: what an error message calls it.
+
+    Raises:
+        ImageFileError: if a voxel is more than one real number.
+
+    Example:
+        >>> image_of_nibabel(nib.Nifti1Image(np.ones((4, 5, 6, 1)), np.eye(4)), "the scan").voxels.shape
+        (4, 5, 6)
+    """
+    affine, notes = np.array(image.affine, dtype=np.float64), []
+    if isinstance(image, nib.Nifti1Pair):
+        affine[:3] *= mm_by_unit(image.header["xyzt_units"])
+        notes = _orientation_notes(image.header, image.shape[:3])
+    voxels = np.asanyarray(image.dataobj)
+    check_one_number(name, voxels.dtype, voxels.shape)
+    return FileImage(voxels.reshape(voxels.shape[:3]), affine, notes=tuple(notes))
 
 
 def nibabel_shape(path: Path) -> tuple[int, ...]:
@@ -176,21 +200,8 @@ def _claimed(path: Path, header: Any) -> int:
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
     if not shape or min(shape) < 1:
         raise ImageFileError(f"{path} must have at least one voxel along each axis, got the shape {tuple(shape)}.")
-    _check_one_number(path, dtype, shape)
+    check_one_number(path, dtype, shape)
     return int(np.prod([int(size) for size in shape], dtype=object)) * int(dtype.itemsize)
-
-
-def _check_one_number(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Each voxel must be one real number."""
-    if dtype.fields:
-        raise ImageFileError(f"{path} is a color image, with {len(dtype.fields)} numbers a voxel: give one of them.")
-    if dtype.kind == "c":
-        raise ImageFileError(f"{path} is a complex image: give its magnitude.")
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) > 3:
-        channels = int(np.prod([int(size) for size in shape[3:]], dtype=object))
-        raise ImageFileError(f"{path} must be 3D, got a {len(shape)}D file of {channels} channels: give one of them.")
 
 
 def _check_bits(path: Path, raw: Any) -> None:
