@@ -7,7 +7,6 @@ not ended are in the curves, and in the table without a Dice of the test scans.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,28 +60,34 @@ def table(out: Path, curves: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in sorted({*dice, *curves.contender}):
         own = curves[curves.contender == name]
-        folders = [out / f"{name}-seed{seed}" for seed in sorted(own.seed.unique())]
-        done = [json.loads((f / "done.json").read_text()) for f in folders if (f / "done.json").is_file()]
-        best = own.groupby("seed").validation_dice.max()
-        last = own.groupby("seed")[["step", "label_samples", "core_seconds"]].max()
-        row = {
-            "contender": name,
-            "seeds": len(folders) or "",
-            "steps": " ".join(f"{step:.0f}" for step in last.step),
-            "label samples": " ".join(f"{n:,.0f}" for n in last.label_samples),
-            "core-hours": " ".join(f"{seconds / 3600:.1f}" for seconds in last.core_seconds),
-            "best validation": " ".join(f"{value:.3f}" for value in best),
-            "test": "unconverged",
-            f"minus {BASELINE}": "",
-        }
-        if name in dice and len(done) == len(folders):
+        row = {"contender": name, **cost(own), "test": "unconverged", f"minus {BASELINE}": ""}
+        if name in dice and all((out / f"{name}-seed{seed}/done.json").is_file() for seed in own.seed.unique()):
             row["test"] = f"{np.nanmean(dice[name]):.3f}"
-            if BASELINE in dice and name != BASELINE:
-                difference = dice[name] - dice[BASELINE]
-                low, high = interval(difference, rng)
-                row[f"minus {BASELINE}"] = f"{np.nanmean(difference):+.3f} ({low:+.3f} to {high:+.3f})"
+            row[f"minus {BASELINE}"] = difference(dice, name, rng)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def cost(own: pd.DataFrame) -> dict[str, object]:
+    """What the trainings of a contender took and reached, a number for each seed."""
+    best = own.groupby("seed").validation_dice.max()
+    last = own.groupby("seed")[["step", "label_samples", "core_seconds"]].max()
+    return {
+        "seeds": len(last) or "",
+        "steps": " ".join(f"{step:.0f}" for step in last.step),
+        "label samples": " ".join(f"{n:,.0f}" for n in last.label_samples),
+        "core-hours": " ".join(f"{seconds / 3600:.1f}" for seconds in last.core_seconds),
+        "best validation": " ".join(f"{value:.3f}" for value in best),
+    }
+
+
+def difference(dice: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> str:
+    """The mean difference to the baseline with its interval; empty for the baseline itself and without it."""
+    if BASELINE not in dice or name == BASELINE:
+        return ""
+    paired = dice[name] - dice[BASELINE]
+    low, high = interval(paired, rng)
+    return f"{np.nanmean(paired):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def draw(curves: pd.DataFrame, path: Path) -> None:
