@@ -7,6 +7,7 @@ import json
 import threading
 from collections import OrderedDict, defaultdict
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 from monai.config import PathLike
@@ -77,7 +78,7 @@ class AlignmentCache:
             alignment = known or aligner.align(scan, atlas.image)
             if known is None:
                 self._save(key, alignment)
-        self._remember(key, alignment)
+            self._remember(key, alignment)  # before another thread that waits for it goes on
         return alignment, known is not None
 
     def _recall(self, key: str) -> Alignment | None:
@@ -94,16 +95,26 @@ class AlignmentCache:
 
     def _load(self, key: str, scan: MetaTensor, atlas: Atlas) -> Alignment | None:
         """The alignment that is on disk; the atlas image is resampled again, which takes a fraction of a second."""
-        if self.folder is None or not (self.folder / f"{key}.json").is_file():
+        found = self._read(key)
+        if found is None:
             return None
-        report = json.loads((self.folder / f"{key}.json").read_text())
-        with _HDF5:
-            transform = sitk.ReadTransform(str(self.folder / f"{key}.h5"))
+        report, transform = found
         fixed, moving = (to_sitk(x[:1].float(), affine_of(x)) for x in (scan, atlas.image))
         if report["mode"] == "none":
             moving.CopyInformation(fixed)
         voxels, _ = from_sitk(registration.resample(moving, fixed, transform))
         return Alignment(on_grid_of(scan, voxels, atlas.image.meta), transform, **report)
+
+    def _read(self, key: str) -> tuple[dict[str, Any], sitk.Transform] | None:
+        """The report and the transform on disk; ``None`` where one of them is missing or damaged."""
+        if self.folder is None or not (self.folder / f"{key}.json").is_file():
+            return None
+        try:
+            report = json.loads((self.folder / f"{key}.json").read_text())
+            with _HDF5:
+                return report, sitk.ReadTransform(str(self.folder / f"{key}.h5"))
+        except (OSError, ValueError, RuntimeError):  # the folder may be emptied at any time, also in part
+            return None
 
     def _save(self, key: str, alignment: Alignment) -> None:
         """Write the transform, then the report: where there is a report, the alignment is complete."""
