@@ -169,11 +169,19 @@ def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:
 def on_device(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
     """The network on a device, in the memory format that is the fastest there.
 
+    Raises:
+        ValueError: when there is no such device.
+
     Example:
         >>> net = on_device(make_network(Settings(channels=(4, 8))), "cpu")
         >>> next(net.parameters()).device.type
         'cpu'
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise ValueError(f"Cannot compute on the device {str(device)!r}: {reason}") from error
     on_cpu = torch.device(device).type == "cpu"
     memory_format = torch.channels_last_3d if on_cpu else torch.preserve_format
     return network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
