@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ _GRID_FIELDS = (
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The segmentation of one scan: label map, volumes and quality.
+    """The segmentation of one scan: label map, volumes and quality. An empty label map gets a warning.
 
     Attributes:
         label_map: integers ``(1, *spatial)`` on the scan's own grid: 0 and ids of the table.
@@ -75,6 +76,11 @@ class Segmentation:
             object.__setattr__(self, "case", case_names([self._file])[0] if self._file else "scan")
         if notes := notes_of(self.image):
             object.__setattr__(self, "quality", {**self.quality, "notes": notes})
+        if not (self.label_map != 0).any():
+            said = (
+                f"The label map of {self._source} is empty: none of the requested labels, {len(self.table)}, was found."
+            )
+            warnings.warn(said, stacklevel=4)
 
     @cached_property
     def volumes(self) -> pd.DataFrame:
