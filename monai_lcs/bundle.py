@@ -24,7 +24,13 @@ from monai_lcs import files, pipeline
 from monai_lcs.atlas import Atlas
 from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
 from monai_lcs.pipeline import Settings, on_device
-from monai_lcs.pipeline.trainer import keep_resumable, polynomial_decay, show_epochs, validate_last
+from monai_lcs.pipeline.trainer import (
+    keep_resumable,
+    polynomial_decay,
+    say_missing_labels,
+    show_epochs,
+    validate_last,
+)
 from monai_lcs.pipeline.trainer import last_saved as last_saved_file
 from monai_lcs.pipeline.weights import cause
 from monai_lcs.results import dice as dice_tables
@@ -325,7 +331,11 @@ def with_random_atlas(
 
 @_one_sentence
 def align_all(*datasets: pipeline.PreparedDataset) -> None:
-    """Align the atlas to the cases of all datasets, whose files are all read and checked by now."""
+    """Align the atlas to the cases of all datasets, whose files are all read and checked by now.
+
+    Before that, one line says which of their labels the atlas lacks.
+    """
+    say_missing_labels(*datasets)
     for dataset in datasets:
         dataset.align()
 

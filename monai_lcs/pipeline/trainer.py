@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -22,19 +24,23 @@ from tqdm import tqdm
 from monai_lcs.atlas import Atlas
 from monai_lcs.files import write_atomically
 from monai_lcs.inferers import AtlasLabelInferer
+from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.preprocessing import Preprocessing
 from monai_lcs.pipeline.random_atlas import AtlasPool
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.weights import bundle_folder, load_weights
+from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import list_failures
 
 __all__ = [
     "BestModel",
     "ClipGradient",
+    "KeepNewest",
     "PreparedDataset",
     "keep_resumable",
     "last_saved",
     "polynomial_decay",
+    "say_missing_labels",
     "show_epochs",
     "train",
     "validate_last",
@@ -131,6 +137,23 @@ def _attempt(
     return [result for result in results if not isinstance(result, Exception)], failed
 
 
+def say_missing_labels(*datasets: PreparedDataset) -> None:
+    """Say in one line which labels of the cases the atlas lacks: they are neither trained nor scored.
+
+    Args:
+        datasets: those of a training, which share an atlas.
+    """
+    if _rank() > 0:
+        return
+    atlas = datasets[0].preprocessing.atlas
+    held = {id for dataset in datasets for case in dataset.data for id in present_labels(case["label"])}
+    missing = sorted(held.difference(atlas.ids))
+    if missing:
+        names = [f"{id} ({atlas.table[id].name})" if id in atlas.table else str(id) for id in missing]
+        said = f"Note: the atlas lacks {len(missing)} of the {len(held)} labels of the cases, which are not trained:"
+        print(f"{said} {shorten_names(names, most=8)}.", file=sys.stderr)
+
+
 class BestModel:
     """Writes the weights whenever the validation Dice beats all before, and the settings beside them.
 
@@ -193,6 +216,10 @@ class BestModel:
     def __call__(self, evaluator: Any) -> None:
         """After a validation: write the weights if they are the best so far."""
         score = float(evaluator.state.metrics[evaluator.state.key_metric_name])
+        if math.isnan(score):
+            raise ValueError(
+                "The validation cases have none of the labels that are trained: nothing tells the best network."
+            )
         if not score > self.score:
             return
         self.score, self.epoch = score, evaluator.state.epoch
@@ -292,13 +319,16 @@ def last_saved(ckpt_dir: str, epochs: int) -> str:
     Raises:
         ValueError: when there is nothing to resume, or nothing left to do.
     """
-    found = sorted(Path(ckpt_dir).glob("resume_*.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    saved = {path: re.fullmatch(r"resume_checkpoint_(\d+)\.pt", path.name) for path in Path(ckpt_dir).glob("resume_*")}
+    done = {path: int(match[1]) for path, match in saved.items() if match}
+    if not done:
         raise ValueError(f"There is no training to resume in {ckpt_dir}.")
-    done = int(found[-1].stem.rpartition("_")[2])
-    if done >= epochs:
-        raise ValueError(f"The training in {ckpt_dir} already has {done} epochs: give more than that as --epochs.")
-    return str(found[-1])
+    newest = max(done, key=lambda path: (path.stat().st_mtime_ns, done[path]))
+    if done[newest] >= epochs:
+        raise ValueError(
+            f"The training in {ckpt_dir} already has {done[newest]} epochs: give more than that as --epochs."
+        )
+    return str(newest)
 
 
 def keep_resumable(
@@ -318,14 +348,46 @@ def keep_resumable(
     everything = {**state, "trainer": trainer}
     saver = handlers.Checkpoint(
         everything,
-        handlers.DiskSaver(ckpt_dir, require_empty=False, atomic=False),
+        KeepNewest(ckpt_dir, resume_from),
         filename_prefix="resume",
         global_step_transform=lambda engine, _: engine.state.epoch,
-        include_self=True,
     )
     if resume_from is not None:
-        loader(resume_from, {**everything, "checkpointer": saver}, map_location="cpu").attach(trainer)
+        loader(resume_from, everything, map_location="cpu").attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, saver)
+
+
+class KeepNewest:
+    """Saves the checkpoints of a training; the one before is removed once the new one is complete.
+
+    So a training that is killed while it saves, or that fills the disk, can still be resumed.
+
+    Args:
+        folder: where to save.
+        present: the checkpoint that the training goes on from; those of other trainings stay.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> save = KeepNewest(folder)
+        >>> for epoch in (1, 2):
+        ...     save({"epoch": epoch}, f"resume_checkpoint_{epoch}.pt")
+        >>> [path.name for path in folder.iterdir()]
+        ['resume_checkpoint_2.pt']
+    """
+
+    def __init__(self, folder: PathLike, present: PathLike | None = None) -> None:
+        self.folder = Path(folder)
+        self.present = None if present is None else Path(present)
+
+    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Any = None) -> None:
+        """Save a checkpoint, as ignite's ``Checkpoint`` asks for it."""
+        if _rank() > 0:
+            return
+        path = self.folder / filename
+        write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+        if self.present is not None and self.present != path:
+            self.present.unlink(missing_ok=True)
+        self.present = path
 
 
 def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
@@ -401,7 +463,7 @@ def train(
             ...
 
     Returns:
-        The file of the weights.
+        The file of the weights; with ``keep_better`` it may not be there, since nothing better was found.
 
     Raises:
         ValueError: when files cannot be used, or a key is none of ``train.json``.
