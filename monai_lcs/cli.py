@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,9 +63,7 @@ def segment(options: argparse.Namespace) -> int:
 
     failed = _for_each(cases, segment_and_save)
     print(f"{len(cases) - len(failed)} of {len(cases)} scans are in {options.out}: label maps, volumes, pictures.")
-    if failed:
-        print(f"{len(failed)} of {len(cases)} scans failed:", *failed, sep="\n  ", file=sys.stderr)
-    return 1 if failed else 0
+    return _end(failed, f"{len(cases)} scans")
 
 
 def _check_new(options: argparse.Namespace, names: Sequence[str]) -> None:
@@ -76,6 +75,8 @@ def _check_new(options: argparse.Namespace, names: Sequence[str]) -> None:
 
 def _for_each(cases: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], None]) -> list[str]:
     """Do something with each case; a bad one does not stop the others. Returns what is wrong with the bad ones."""
+    from monai_lcs.pipeline.weights import cause
+
     failed = []
     for case in tqdm(cases, "Cases", unit="case"):
         try:
@@ -83,38 +84,62 @@ def _for_each(cases: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], No
         except (ValueError, OSError) as error:
             message = str(error)
             failed.append(message if case["image"] in message else f"{case['image']}: {message}")
+        except Exception as error:  # such as a GPU without memory left
+            failed.append(f"{case['image']}: {type(error).__name__}: {cause(error)[:300]}")
     return failed
+
+
+def _end(failed: Sequence[str], all_cases: str) -> int:
+    """List the cases that failed; the exit status."""
+    if failed:
+        print(f"{len(failed)} of {all_cases} failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score label maps against true ones: the Dice of each label."""
+    from monai_lcs.files import check_absent, check_writable
     from monai_lcs.labels import LabelTable
-    from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
+    from monai_lcs.pipeline.evaluation import pair_label_maps, score_case, score_table
     from monai_lcs.results.dice import dice_summary, write_dice_tsv
 
     table = LabelTable.read(options.table) if options.table else None
-    dice = score_label_maps(pair_label_maps(options.predictions, options.truths), table)
-    print(dice_summary(dice))
     if options.out:
-        write_dice_tsv(dice, options.out, overwrite=options.overwrite)
-        print(f"Dice of each label: {options.out}")
-    return 0
+        check_absent([Path(options.out)], options.overwrite)
+        check_writable(Path(options.out).parent)
+    pairs = pair_label_maps(options.predictions, options.truths)
+    cases = [{"case": case, "image": str(predicted), "label": true} for case, (predicted, true) in pairs.items()]
+    scores: dict[str, dict[int, float]] = {}
+
+    def score(case: dict[str, Any]) -> None:
+        scores[case["case"]] = score_case(case["image"], case["label"])
+
+    failed = _for_each(cases, score)
+    if scores:
+        dice = score_table(scores, table)
+        print(dice_summary(dice))
+        if options.out:
+            write_dice_tsv(dice, options.out, overwrite=options.overwrite)
+            print(f"Dice of each label: {options.out}")
+    return _end(failed, f"{len(cases)} cases")
 
 
 def train(options: argparse.Namespace) -> int:
     """Train a network on the labeled scans of a study."""
     from monai_lcs.pipeline import train as train_network
 
-    given = {name: getattr(options, name) for name in ("epochs", "device", "labels") if getattr(options, name)}
-    weights = train_network(
-        options.study,
-        _atlas(options),
-        options.out,
-        resume=options.resume,
-        **given,
-        **dict(map(_override, options.set or [])),
-    )
-    print(f"The best network is {weights}; use it with: monai-lcs segment SCAN --weights {weights} --atlas ...")
+    given = {
+        name: getattr(options, name) for name in ("epochs", "device", "labels", "resume") if getattr(options, name)
+    }
+    given.update(_override(text) for text in options.set or [])
+    own = sorted(given.keys() & inspect.signature(train_network).parameters.keys())
+    if own:
+        raise ValueError(f"--set takes keys of the bundle's train.json, not {', '.join(own)}.")
+    weights = train_network(options.study, _atlas(options), options.out, **given)
+    if weights.is_file():
+        print(f"The best network is {weights}; use it with: monai-lcs segment SCAN --weights {weights} --atlas ...")
+    else:
+        print("No network was better than what is there: none was written.")
     return 0
 
 
@@ -179,7 +204,9 @@ def _weights(words: str) -> Any:
 
 def _override(text: str) -> tuple[str, Any]:
     """``key=value``; the value is a number, a list, True, None ... as Python writes it, or else a text."""
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes KEY=VALUE, got {text!r}.")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
