@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 import threading
+import time
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +22,9 @@ from monai.data import MetaTensor
 import monai_lcs as lcs
 from monai_lcs import cli
 from monai_lcs.atlas import AlignmentCache, AtlasAligner, fingerprint
+from monai_lcs.bundle import align_all
 from monai_lcs.pipeline import (
+    BestModel,
     PreparedDataset,
     Preprocessing,
     check_trained_for,
@@ -30,6 +34,7 @@ from monai_lcs.pipeline import (
 )
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
 from monai_lcs.pipeline.preprocessing import as_volume
+from monai_lcs.pipeline.trainer import KeepNewest, last_saved
 from monai_lcs.pipeline.weights import atlas_card
 from monai_lcs.study.images import GridWarning, notes_of
 
@@ -228,6 +233,46 @@ def test_alignments_on_disk_are_those_computed(study, atlas, tmp_path, monkeypat
         second.align(second.prepare(study / "images/sub-1.nii.gz"))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: next(folder.glob("*.h5")).unlink(),
+        lambda folder: next(folder.glob("*.h5")).write_bytes(b"half a file"),
+        lambda folder: next(folder.glob("*.json")).write_text("{"),
+    ],
+)
+def test_a_damaged_cache_is_computed_again(study, atlas, tmp_path, damage):
+    preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS), cache=tmp_path)
+    scan = preprocessing.prepare(study / "images/sub-0.nii.gz")
+    first = preprocessing.align(scan)
+    damage(tmp_path)
+    for expected in ("new", "cached"):
+        preprocessing.cache = AlignmentCache(tmp_path)
+        aligned = preprocessing.align(scan)
+        assert aligned.quality["aligned"] == expected
+        assert torch.equal(aligned.image, first.image)
+
+
+def test_an_alignment_that_two_threads_ask_for_is_computed_once(study, atlas, monkeypatch):
+    preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS))
+    scan = preprocessing.prepare(study / "images/sub-0.nii.gz")
+    align, remember = AtlasAligner.align, AlignmentCache._remember
+    computed, both = [], threading.Barrier(2)
+
+    def slowly(*arguments):
+        time.sleep(0.2)  # the other thread may go on now
+        remember(*arguments)
+
+    monkeypatch.setattr(AlignmentCache, "_remember", slowly)
+    monkeypatch.setattr(AtlasAligner, "align", lambda *arguments: computed.append(1) or align(*arguments))
+    threads = [threading.Thread(target=lambda: (both.wait(), preprocessing.align(scan))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(computed) == 1
+
+
 def test_the_cache_forgets_the_oldest(study, atlas):
     cache = AlignmentCache(in_memory=2)
     preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS), cache=cache)
@@ -284,6 +329,52 @@ def test_prepared_cases_that_cannot_be_aligned(study, atlas, tmp_path, capsys):
             PreparedDataset(cases, preprocessing, strict=strict, progress=False).align()
 
 
+def test_labels_that_the_atlas_lacks_are_said_before_training(study, atlas, capsys):
+    few = atlas.with_labels(np.where(atlas.label_map == 16, 0, atlas.label_map), atlas.table.subset([11, 16]))
+    case = {name: study / f"{name}s/sub-1.nii.gz" for name in ("image", "label")}
+    preprocessing = Preprocessing(few, lcs.Settings.from_dict(SETTINGS), target="network")
+    datasets = [PreparedDataset([case], preprocessing, progress=False) for _ in range(2)]
+    align_all(*datasets)
+    expected = "Note: the atlas lacks 2 of the 3 labels of the cases, which are not trained: 16 (Brain-Stem), 50.\n"
+    assert capsys.readouterr().err == expected
+    align_all(PreparedDataset([case], Preprocessing(atlas, preprocessing.settings, target="network"), progress=False))
+    assert "Note" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_removed_only_when_the_next_is_complete(tmp_path, monkeypatch):
+    other = tmp_path / "resume_checkpoint_9.pt"  # of another training
+    other.write_bytes(b"")
+    save = KeepNewest(tmp_path)
+    save({"epoch": 1}, "resume_checkpoint_1.pt")
+    save({"epoch": 1}, "resume_checkpoint_1.pt")  # once more at the end
+
+    def full_disk(checkpoint, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(torch, "save", full_disk)
+        with pytest.raises(RuntimeError, match="failed writing"):
+            save({"epoch": 2}, "resume_checkpoint_2.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resume_checkpoint_1.pt", "resume_checkpoint_9.pt"]
+    assert torch.load(tmp_path / "resume_checkpoint_1.pt") == {"epoch": 1}
+
+    KeepNewest(tmp_path, tmp_path / "resume_checkpoint_1.pt")({"epoch": 3}, "resume_checkpoint_3.pt")
+    (tmp_path / "resume_checkpoint_x.pt").write_bytes(b"")
+    other.unlink()
+    assert last_saved(str(tmp_path), 4) == str(tmp_path / "resume_checkpoint_3.pt")
+
+
+def test_a_validation_without_labels_is_an_error(tmp_path):
+    best = BestModel(tmp_path, torch.nn.Linear(1, 1), lcs.Settings())
+    state = SimpleNamespace(metrics={"dice": float("nan")}, key_metric_name="dice", epoch=1)
+    with pytest.raises(ValueError, match="The validation cases have none of the labels"):
+        best(SimpleNamespace(state=state))
+    state.metrics["dice"] = 0.1
+    best(SimpleNamespace(state=state))
+    assert (tmp_path / "model.pt").is_file()
+
+
 @pytest.mark.filterwarnings("ignore:parsing config_file")
 def test_train(study, atlas, tmp_path):
     settings = lcs.Settings.from_dict(SETTINGS)
@@ -330,6 +421,58 @@ def test_segment_and_evaluate(study, words, tmp_path, capsys):
     )
 
 
+def test_a_bad_label_map_does_not_stop_the_evaluation(study, tmp_path, capsys):
+    for i in range(3):
+        for name in ("out", "truths"):
+            save_nifti(voxels(study / f"labels/sub-{i}.nii.gz"), tmp_path / name / f"sub-{i}.nii.gz", AFFINE)
+    save_nifti(volume()[0] / 7, tmp_path / "out/sub-0.nii.gz", AFFINE)  # no label map
+    save_nifti(0 * volume()[1], tmp_path / "truths/sub-2.nii.gz", AFFINE)  # no labels
+    dice, run = tmp_path / "new/dice.tsv", ["evaluate", str(tmp_path / "out"), str(tmp_path / "truths")]
+    assert cli.main([*run, "-o", str(dice)]) == 1
+    shown = capsys.readouterr()
+    assert re.search(r"1 of 3 cases failed:\n  The label map .*sub-0.nii.gz must hold integers", shown.err)
+    assert re.search(r"sub-1 1\.0000  3 labels\nsub-2 nan  0 labels\nmean  1\.0000", shown.out)
+    table = pd.read_csv(dice, sep="\t")
+    assert table.case.tolist() == ["sub-1"] * 3 + ["sub-2"] * 3
+    assert table.dice.notna().tolist() == [True] * 3 + [False] * 3
+
+    assert cli.main([*run, "-o", str(dice)]) == 1  # before it has read anything
+    assert "exists: write elsewhere" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path / "out"), str(dice)]) == 1
+    assert "Give two label maps or two folders of them" in capsys.readouterr().err
+    assert cli.main(["evaluate", *[str(tmp_path / "truths/sub-2.nii.gz")] * 2]) == 1
+    assert "There is nothing to score" in capsys.readouterr().err
+
+
+def test_any_error_is_that_of_one_scan(study, words, tmp_path, monkeypatch, capsys):
+    def segment(self, image, *_):
+        if "sub-0" in image:
+            raise RuntimeError("CUDA out of memory")
+        return segment_scan(self, image, *_)
+
+    segment_scan = lcs.Segmenter.segment
+    monkeypatch.setattr(lcs.Segmenter, "segment", segment)
+    scans = [str(study / f"images/sub-{i}.nii.gz") for i in range(2)]
+    run = ["segment", *scans, "-o", str(tmp_path), *words, "--weights", str(study / "model/model.pt"), "--no-picture"]
+    assert cli.main(run) == 1
+    assert re.search(r"1 of 2 scans failed:\n  .*sub-0.nii.gz: RuntimeError: CUDA", capsys.readouterr().err)
+    assert (tmp_path / "sub-1_dseg.nii.gz").is_file()
+
+
+def test_an_empty_result_is_said(study, words, tmp_path):
+    run = ["segment", str(study / "images/sub-0.nii.gz"), "-o", str(tmp_path), *words, "--no-picture"]
+    settings = lcs.Settings.from_dict(SETTINGS)
+    network = make_network(settings)
+    torch.nn.init.constant_(network.head.bias, -1000.0)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    settings.write(tmp_path / "model.json")
+    with pytest.warns(
+        UserWarning, match=r"label map of .*sub-0\.nii\.gz is empty: none of the requested labels, 1, was"
+    ):
+        assert cli.main([*run, "--weights", str(tmp_path / "model.pt"), "--labels", "Left-*"]) == 0
+    assert not voxels(tmp_path / "sub-0_dseg.nii.gz").any()
+
+
 def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
     run = ["segment", str(study / "atlas/T1w.nii.gz"), "-o", str(tmp_path), *words, "--weights", "none"]
     assert cli.main([*run, "--no-picture"]) == 0
@@ -343,7 +486,14 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
         (["segment", "no.nii.gz", "--labels", "Left-Caudat"], "'Left-Caudat' names no label .* 'Left-Caudate'"),
         (["segment", "no.nii.gz"], r"1 of 1 scans failed:\n  .*no.nii.gz does not exist"),
         (["segment", "no.nii.gz", "--weights", "no.pt"], "There are no weights in no.pt"),
+        (["segment", "no.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
         (["train", "nowhere"], "There is no folder .*nowhere"),
+        (["train", "nowhere", "--device", "cpu", "--set", "device=cpu"], "There is no folder .*nowhere"),
+        (
+            ["train", "nowhere", "--set", "out=there", "settings=3"],
+            "keys of the bundle's train.json, not out, settings",
+        ),
+        (["train", "nowhere", "--set", "epochs"], "--set takes KEY=VALUE, got 'epochs'"),
     ],
 )
 def test_mistakes_are_one_sentence(words, tmp_path, monkeypatch, capsys, arguments, message):

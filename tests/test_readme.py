@@ -49,6 +49,24 @@ def volume(shift=(0, 0, 0)):
     return image.astype(np.float32), labels
 
 
+def test_defaults_of_the_overrides_are_those_of_the_configs():
+    settings, checked = lcs.Settings().to_dict(), []
+    for row in re.findall(r"^\| (`--.*) \|$", README, re.M):
+        options, defaults = (
+            re.findall(pattern, cell)
+            for pattern, cell in zip((r"`--(\w+)", "`([^`]+)`"), row.split(" | "), strict=False)
+        )
+        if len(options) != len(defaults):
+            continue  # paths, or words
+        for name, text in zip(options, defaults, strict=True):
+            value = next((CONFIGS[kind][name] for kind in ("train", "inference") if name in CONFIGS[kind]), None)
+            value = settings.get(name, value)
+            if isinstance(value, bool | int | float | list):
+                assert ast.literal_eval(text) == value, name
+                checked.append(name)
+    assert {"labels_per_image", "learning_rate", "epochs", "spacing", "upsample", "strict"} <= set(checked)
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The files that the README names, in the current folder; its training takes one epoch."""
