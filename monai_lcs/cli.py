@@ -54,7 +54,7 @@ def segment(options: argparse.Namespace) -> int:
     _check_new(options, [case["case"] for case in cases])
     weights = _weights(options.weights)
     print(describe_weights(weights), file=sys.stderr)
-    segmenter = Segmenter.load(weights, _atlas(options), options.device, cache=options.cache)
+    segmenter = Segmenter.load(weights, _atlas(options), options.device, align=options.align, cache=options.cache)
     requests = segmenter.request(options.labels)
 
     def segment_and_save(case: dict[str, Any]) -> None:
@@ -256,6 +256,7 @@ def _add_segment(command: argparse.ArgumentParser) -> None:
         help="permissive: any use and any atlas; research: not for commercial use, for the atlas neuromorphometrics;"
         " none: the aligned atlas labels; or a file (default: %(default)s)",
     )
+    command.add_argument("--align", metavar="MODE", help="how, e.g. deformable_fine; default: as in training")
     command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
     command.add_argument("--no-picture", action="store_true", help="draw no picture")
     command.add_argument("--overwrite", action="store_true", help="replace earlier results")

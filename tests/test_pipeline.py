@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers import save_nifti, voxels
 from monai.data import MetaTensor
+from monai.transforms import SpatialCrop
 
 import monai_lcs as lcs
 from monai_lcs import cli
@@ -210,6 +211,49 @@ def test_a_scan_that_is_the_atlas_is_known_by_its_content(study, atlas, tmp_path
     unknown = MetaTensor(atlas.image.as_tensor(), affine=atlas.image.affine)  # no file in its metadata
     assert atlas.is_image(unknown)
     assert fingerprint(unknown) != fingerprint(MetaTensor(unknown.as_tensor(), affine=2 * unknown.affine))
+
+
+def test_modes_are_told_apart_in_the_cache(study, atlas, tmp_path):
+    found = {}
+    for mode in ("affine", "deformable", "deformable_fine", "affine", "deformable_fine"):
+        segmenter = lcs.Segmenter.load(study / "model/model.pt", atlas, align=mode, cache=tmp_path)
+        assert segmenter.settings == replace(lcs.Settings.from_dict(SETTINGS), align=mode)
+        quality = segmenter.align(segmenter.prepare(study / "images/sub-0.nii.gz")).quality
+        assert quality["mode"] == mode
+        found.setdefault(mode, []).append(quality["aligned"])
+    assert found == {"affine": ["new", "cached"], "deformable": ["new"], "deformable_fine": ["new", "cached"]}
+
+
+def test_the_networks_voxels_do_not_matter_to_the_alignment(study, atlas):
+    """Of one scan, networks at 6 and 8 mm share the alignment, which is that of the scan's own 4 mm."""
+    cache, path = AlignmentCache(), study / "images/sub-0.nii.gz"
+    aligned = {}
+    for mm in (6.0, 8.0, 4.0):
+        settings = lcs.Settings.from_dict({**SETTINGS, "align": "affine", "spacing": [mm] * 3})
+        preprocessing = Preprocessing(atlas, settings, cache=cache)
+        scan = preprocessing.prepare(path)
+        aligned[mm] = preprocessing.align(scan)
+        for volume in (aligned[mm].image, aligned[mm].label_map):
+            assert volume.shape == scan.image.shape
+            torch.testing.assert_close(volume.affine, scan.image.affine)
+    assert [aligned[mm].quality["aligned"] for mm in aligned] == ["new", "cached", "cached"]
+    finest = aligned[4.0]
+    for mm in (6.0, 8.0):  # the same atlas in the same place, sampled at other points
+        again = to_native(aligned[mm].image, finest.image, "bilinear")
+        inside = (finest.label_map > 0)[0].numpy()
+        assert np.corrcoef(again[0].numpy()[inside], finest.image[0].numpy()[inside])[0, 1] > 0.8
+
+
+def test_an_alignment_on_another_grid(atlas):
+    alignment = AtlasAligner("none").align(atlas.image, atlas.image)
+    with pytest.raises(ValueError, match="mode 'none' holds for one grid alone"):
+        alignment.on_grid_of(atlas.image, atlas.image)
+    alignment = AtlasAligner("affine").align(atlas.image, atlas.image)
+    crop = SpatialCrop(roi_slices=[slice(2, 9), slice(None), slice(5, None)])
+    part = alignment.on_grid_of(crop(atlas.image), atlas.image)
+    torch.testing.assert_close(part.image.as_tensor(), crop(alignment.image).as_tensor(), rtol=0, atol=1e-3)
+    assert torch.equal(part.propagate(atlas.label_map), crop(alignment.propagate(atlas.label_map)))
+    assert part.report == alignment.report
 
 
 @pytest.mark.parametrize("mode", ["rigid", "deformable"])
@@ -487,6 +531,7 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
         (["segment", "no.nii.gz"], r"1 of 1 scans failed:\n  .*no.nii.gz does not exist"),
         (["segment", "no.nii.gz", "--weights", "no.pt"], "There are no weights in no.pt"),
         (["segment", "no.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
+        (["segment", "no.nii.gz", "--align", "deformable-fine"], "did you mean 'deformable_fine'"),
         (["train", "nowhere"], "There is no folder .*nowhere"),
         (["train", "nowhere", "--device", "cpu", "--set", "device=cpu"], "There is no folder .*nowhere"),
         (

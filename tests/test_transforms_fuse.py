@@ -9,9 +9,11 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter, map_coordinates
-from test_transforms_align import grid, mean_dice, scan
+from test_transforms_align import affine_3d, grid, mean_dice, scan
 
 from monai_lcs.transforms import AlignAtlas, AlignAtlasd, FuseAtlasesd, fuse_atlases
+
+MODES = ("deformable", "deformable_fine")
 
 
 def bent(amplitude_mm: float, phase: float = 0.0) -> np.ndarray:
@@ -50,17 +52,34 @@ class TestDeformable:
         _, labels = AlignAtlas("deformable")(atlas[0], *atlas)
         assert mean_dice(labels, atlas[1]) > 0.98
 
-    def test_same_bits_on_any_number_of_cores(self, atlas):
-        image = warped(atlas[0], bent(4.0), 1)
+    @pytest.mark.parametrize("mode", MODES)
+    def test_same_bits_on_any_number_of_cores(self, mode):
+        atlas = scan(*grid((4, 4, 4)))
+        image, _ = scan(*grid((2.5, 3, 3)), affine_3d())
         threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
         results = []
         try:
             for n in (1, 2):
                 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n)
-                results.append(AlignAtlas("deformable")(image, *atlas)[0])
+                results.append(AlignAtlas(mode, spacing_mm=6)(image, *atlas)[0])
         finally:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         assert torch.equal(*results)
+
+    def test_the_fine_mode_follows_what_the_other_is_too_coarse_for(self):
+        """Stripes of 4 mm, two voxels of the coarser mode, that wave by 1.2 mm to either side every 30 mm."""
+        y, x = np.meshgrid(np.arange(128.0), np.arange(128.0))
+        disc = (x - 64) ** 2 + (y - 64) ** 2 < 50**2
+
+        def sampled(shift: np.ndarray) -> tuple[MetaTensor, MetaTensor]:
+            labels = np.where(disc, 1 + (x + shift) // 4 % 2, 0)
+            image = np.where(disc, 60 + 40 * np.sin(np.pi * (x + shift) / 4), 0)
+            volumes = (torch.from_numpy(v)[None] for v in (image, labels.astype(np.int32)))
+            return tuple(MetaTensor(v, affine=torch.eye(3, dtype=torch.float64)) for v in volumes)
+
+        (image, truth), still = sampled(1.2 * np.sin(2 * np.pi * y / 30)), sampled(0 * x)
+        dice = {mode: mean_dice(AlignAtlas(mode)(image, *still)[1], truth) for mode in MODES}
+        assert dice["deformable_fine"] > dice["deformable"] + 0.05
 
     def test_is_given_up_where_it_makes_things_worse(self, atlas):
         """Demons take inverted contrast for a displacement; mutual information does not."""
@@ -90,9 +109,9 @@ def reference(image, atlas_images, atlas_labels, spacing_mm):
     def local(x):
         x = np.asarray(x[0], dtype=np.float64)
         x = x / x.std()
-        mean = gaussian_filter(x, 16 / spacing_mm, mode="nearest", truncate=6)
+        mean = gaussian_filter(x, 6 / spacing_mm, mode="nearest", truncate=6)
         return (x - mean) / (
-            np.sqrt(gaussian_filter((x - mean) ** 2, 16 / spacing_mm, mode="nearest", truncate=6)) + 0.1
+            np.sqrt(gaussian_filter((x - mean) ** 2, 6 / spacing_mm, mode="nearest", truncate=6)) + 0.1
         )
 
     d = [gaussian_filter((local(image) - local(x)) ** 2, 2 / spacing_mm, mode="nearest") for x in atlas_images]

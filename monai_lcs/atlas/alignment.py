@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from monai_lcs.grids import affine_of, from_sitk, grid_distance, on_grid_of, to_
 
 __all__ = ["ALIGNMENTS", "Alignment", "AtlasAligner", "check_alignable"]
 
-ALIGNMENTS = ("none", "rigid", "affine", "deformable")
+ALIGNMENTS = ("none", "rigid", "affine", "deformable", "deformable_fine")
 """The kinds of alignment, each with more freedom than the one before."""
 
 GRID_TOLERANCE_MM = 0.1
@@ -66,6 +67,27 @@ class Alignment:
     def report(self) -> dict[str, Any]:
         """``mode``, ``metric``, ``overlap``, ``seconds`` and ``orientation``."""
         return {name: getattr(self, name) for name in ("mode", "metric", "overlap", "seconds", "orientation")}
+
+    def on_grid_of(self, volume: MetaTensor, atlas_image: MetaTensor) -> Alignment:
+        """The same alignment for another grid of the scan.
+
+        Args:
+            volume: ``(C, *spatial)``, on the grid that atlas image and labels are to have.
+            atlas_image: ``(1, *spatial)``, the image that was aligned, on its own grid.
+
+        Raises:
+            ValueError: with the mode ``"none"``, which has one grid for all.
+
+        Example:
+            >>> image = MetaTensor(torch.rand(1, 8, 8))
+            >>> AtlasAligner("rigid").align(image, image).on_grid_of(image[:, :5], image).image.shape
+            torch.Size([1, 5, 8])
+        """
+        if self.mode == "none":
+            raise ValueError("An alignment with the mode 'none' holds for one grid alone: align on the other grid.")
+        moving = to_sitk(atlas_image.float(), affine_of(atlas_image))
+        voxels, _ = from_sitk(registration.resample(moving, reference_grid(volume), self.transform))
+        return replace(self, image=on_grid_of(volume, voxels, atlas_image.meta))
 
     def propagate(self, label_map: torch.Tensor) -> MetaTensor:
         """Carry an atlas label map to the scan's grid, by nearest neighbor.
@@ -157,8 +179,11 @@ class AtlasAligner:
         check_alignable(scan, scan, "the image")
         check_alignable(atlas, scan, "the atlas image")
         fixed, moving = self._as_sitk(scan, atlas)
-        problem, transform, metric, overlap = self._register(fixed, moving)
-        found = self._orientation(scan, atlas)
+        # Most of either runs on one thread, so that the bits do not depend on the cores: side by side they use two.
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(self._orientation, scan, atlas)
+            problem, transform, metric, overlap = self._register(fixed, moving)
+            found = looking.result()
         if problem:
             better = "" if found in UNSUSPICIOUS else f" (it fits better with {found})"
             self.fail(problem + better, scan, atlas)
@@ -220,7 +245,8 @@ class AtlasAligner:
 
     def _register(self, fixed: sitk.Image, moving: sitk.Image) -> tuple[str, sitk.Transform, float, float]:
         """Find the transform from scan to atlas: what went wrong if anything, transform, metric and overlap."""
-        fixed, moving = (registration.shrink(image, self.spacing_mm) for image in (fixed, moving))
+        images = fixed, moving
+        fixed, moving = (registration.shrink(image, self.spacing_mm) for image in images)
         for name, image in (("image", fixed), ("atlas image", moving)):
             if np.ptp(sitk.GetArrayViewFromImage(image)) == 0:
                 return f"the {name} is constant", registration.first_placement(fixed, moving, self.mode), 0.0, 0.0
@@ -228,7 +254,7 @@ class AtlasAligner:
         problem = ""
         transform: sitk.Transform = placement
         try:
-            transform = registration.register(fixed, moving, placement, self.mode, self.seed)
+            transform = registration.register(*images, placement, self.mode, self.seed, self.spacing_mm)
         except RuntimeError as error:
             problem = f"the optimizer stopped with {str(error).strip().splitlines()[-1]!r}"
         overlap = registration.overlap(fixed, moving, transform)
@@ -251,7 +277,7 @@ def name_of(x: MetaTensor, default: str) -> str:
 
 def reference_grid(image: MetaTensor) -> sitk.Image:
     """An empty image of SimpleITK on the grid of ``(1, *spatial)``."""
-    return to_sitk(torch.zeros(image.shape, dtype=torch.uint8), affine_of(image))
+    return to_sitk(torch.zeros(1, *image.shape[1:], dtype=torch.uint8), affine_of(image))
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -103,22 +104,39 @@ def mutual_information(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Tr
     return -method.MetricEvaluate(fixed, warped)
 
 
-def optimize(fixed: sitk.Image, moving: sitk.Image, start: Stage, seed: int) -> Stage:
-    """Maximize mutual information, coarse to fine, over the parameters of ``start``; ``start`` is not changed."""
+RIGID_VOXELS = 24  # along the shortest axis: where a level has more, the affine stage goes on
+SAMPLES = 10_000  # voxels that each level looks at
+
+
+def shrink_factors(fixed: sitk.Image, moving: sitk.Image) -> list[int]:
+    """The levels of a registration, coarse to fine."""
+    smallest = min(*fixed.GetSize(), *moving.GetSize())
+    return [factor for factor in (8, 4, 2, 1) if factor == 1 or smallest // factor >= 4]
+
+
+def coarse_factors(fixed: sitk.Image, moving: sitk.Image) -> list[int]:
+    """The levels that are enough to find position and rotation."""
+    smallest = min(*fixed.GetSize(), *moving.GetSize())
+    first, *others = shrink_factors(fixed, moving)
+    return [first, *(factor for factor in others if smallest // factor <= RIGID_VOXELS)]
+
+
+def optimize(fixed: sitk.Image, moving: sitk.Image, start: Stage, factors: Sequence[int], seed: int) -> Stage:
+    """Maximize mutual information, level by level, over the parameters of ``start``; ``start`` is not changed."""
     method = mattes(fixed, seed)
+    voxels = fixed.GetNumberOfPixels() / np.array(factors) ** fixed.GetDimension()
+    method.SetMetricSamplingPercentagePerLevel(np.minimum(1.0, SAMPLES / voxels).tolist(), seed + 1)
     voxel_mm = max(fixed.GetSpacing())
     # The step shrinks slowly (0.8, not ITK's 0.5): twice the iterations, but rotations of 40 degrees are found.
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2 * voxel_mm,
-        minStep=voxel_mm / 200,
+        minStep=voxel_mm / 20,
         numberOfIterations=100,
         relaxationFactor=0.8,
         gradientMagnitudeTolerance=1e-6,
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    smallest = min(*fixed.GetSize(), *moving.GetSize())
-    factors = [factor for factor in (8, 4, 2, 1) if factor == 1 or smallest // factor >= 4]
-    method.SetShrinkFactorsPerLevel(factors)
+    method.SetShrinkFactorsPerLevel(list(factors))
     method.SetSmoothingSigmasPerLevel([factor // 2 for factor in factors])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     transform = type(start)(start)
@@ -153,39 +171,63 @@ def best_placement(fixed: sitk.Image, moving: sitk.Image, mode: str, seed: int) 
     return max(candidates, key=lambda placement: mutual_information(fixed, moving, placement, seed))
 
 
-def register(fixed: sitk.Image, moving: sitk.Image, placement: Rigid, mode: str, seed: int) -> sitk.Transform:
+def register(
+    fixed: sitk.Image, moving: sitk.Image, placement: Rigid, mode: str, seed: int, spacing_mm: float
+) -> sitk.Transform:
     """Rigid, then affine, then deformable registration, as far as the mode goes; a stage must raise mutual information.
+
+    Args:
+        fixed: the scan, as fine as it is.
+        moving: the atlas image.
+        placement: where the rigid registration starts.
+        mode: how far to go.
+        seed: of the choice of voxels.
+        spacing_mm: resolution of the rigid and affine stages, to which that of the demons is relative.
 
     Raises:
         RuntimeError: from SimpleITK, when the optimizer fails.
     """
-
-    def better(first: Any, second: Any) -> Any:
-        return max(first, second, key=lambda transform: mutual_information(fixed, moving, transform, seed))
-
     if mode == "none":
         return placement
-    transform = rigid = better(placement, optimize(fixed, moving, placement, seed))
-    if mode != "rigid":
-        transform = better(rigid, optimize(fixed, moving, as_affine(rigid), seed))
-    if mode == "deformable":
-        transform = better(transform, deform(fixed, moving, transform))
-    return transform
+    images = shrink(fixed, spacing_mm), shrink(moving, spacing_mm)
+
+    def better(first: sitk.Transform, second: sitk.Transform) -> Any:
+        return max(first, second, key=lambda transform: mutual_information(*images, transform, seed))
+
+    levels = shrink_factors(*images)
+    if mode == "rigid":
+        return better(placement, optimize(*images, placement, levels, seed))
+    coarse = coarse_factors(*images)
+    rigid = better(placement, optimize(*images, placement, coarse, seed))
+    finer = [factor for factor in levels if factor <= coarse[-1]]
+    affine = better(rigid, optimize(*images, as_affine(rigid), finer, seed))
+    if mode not in DEMONS:
+        return affine
+    resolution, demons_levels = DEMONS[mode]
+    finest = shrink(fixed, resolution * spacing_mm), shrink(moving, resolution * spacing_mm)
+    return better(affine, deform(*finest, affine, demons_levels))
 
 
+DEMONS = {  # voxel size, times that of the affine stage; shrink factor and iterations of each level
+    "deformable": (1.0, ((4, 100), (2, 60), (1, 30))),
+    "deformable_fine": (0.5, ((4, 100), (2, 60), (1, 15))),
+}
 MIN_DEMONS_SIZE = 8  # voxels an axis, at the coarsest level
 LOCAL_MM = 6.0  # intensities are normalized by their mean and standard deviation in a Gaussian window this wide
-DEMONS_LEVELS = ((4, 100), (2, 60), (1, 30))  # shrink factor, iterations
 SMOOTH_VOXELS = 0.75  # of the displacement field after each iteration
 
 
-def deform(fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform) -> sitk.Transform:
+def deform(
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, levels: Sequence[tuple[int, int]]
+) -> sitk.Transform:
     """Add a smooth displacement of every voxel to ``start``: symmetric-forces demons, coarse to fine."""
     images = [_locally_normalized(image) for image in (fixed, resample(moving, fixed, start))]
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetStandardDeviations(SMOOTH_VOXELS)
+    # The mean change is summed up in whichever order the threads finish: it must not decide when to stop.
+    demons.SetMaximumRMSError(0.0)
     field = None
-    for factor, iterations in DEMONS_LEVELS:
+    for factor, iterations in levels:
         if min(fixed.GetSize()) // factor < MIN_DEMONS_SIZE:
             continue
         small_fixed, small_moving = (_smoothed_and_shrunk(image, factor) for image in images)
@@ -229,4 +271,4 @@ def similarity(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
 
 def constants() -> tuple[object, ...]:
     """What an alignment depends on besides its images and arguments: an alignment kept on disk is found by it."""
-    return MIN_DEMONS_SIZE, LOCAL_MM, DEMONS_LEVELS, SMOOTH_VOXELS
+    return RIGID_VOXELS, SAMPLES, tuple(DEMONS.items()), MIN_DEMONS_SIZE, LOCAL_MM, SMOOTH_VOXELS

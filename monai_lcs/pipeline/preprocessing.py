@@ -39,6 +39,8 @@ NETWORK_KEYS = ("image", "atlas_image", "atlas_label")
 """What the network sees, in the order of its channels."""
 
 TARGETS = (None, "network", "scan")
+REGISTERED_MM = 1.0
+"""Scans with finer voxels are registered at this voxel size, unless the network works at a finer one."""
 TIE_MM = 1e-3
 """A voxel halfway between two others takes the one on the right, in front, above, whatever the axes of its file."""
 
@@ -183,11 +185,16 @@ class Preprocessing(Transform):
         return Scan(self.on_network_grid(source), source)
 
     def align(self, scan: Scan) -> AlignedAtlas:
-        """Align the atlas to a scan, and fuse it with the further atlases."""
-        first, known = self._align(scan, self.atlas, self.aligner)
+        """Align the atlas to a scan, and fuse it with the further atlases.
+
+        What is registered does not depend on the network's voxel size where that is the coarser one, see
+        :data:`REGISTERED_MM`.
+        """
+        to_register = self._to_register(scan)
+        first, known = self._align(scan, to_register, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
-        voters = [first, *self.align_each(scan, self.further_atlases)]
+        voters = [first, *self.align_each(scan, self.further_atlases, to_register)]
         if len(voters) == 1:
             return AlignedAtlas(first.image, first.label_map, quality)
         images, label_maps = zip(*((voter.image, voter.label_map) for voter in voters), strict=True)
@@ -196,21 +203,27 @@ class Preprocessing(Transform):
         return AlignedAtlas(image, label_map, quality, agreement)
 
     def align_each(
-        self, scan: Scan, atlases: Sequence[Atlas], check_orientation: bool = False
+        self,
+        scan: Scan,
+        atlases: Sequence[Atlas],
+        to_register: MetaTensor | None = None,
+        check_orientation: bool = False,
     ) -> Iterator[AlignedAtlas]:
         """Align each atlas that is not the scan itself; one that cannot be aligned is left out with a warning.
 
         Args:
             scan: on the network's grid.
             atlases: the atlases.
+            to_register: what is registered of the scan; made of it by default.
             check_orientation: whether the first alignment looks if the scan's header turns it the wrong way.
         """
+        to_register = self._to_register(scan) if to_register is None else to_register
         aligner = self.aligner if check_orientation else self.further_aligner
         for atlas in atlases:
             if atlas.is_image(scan.source):
                 continue
             try:
-                aligned, _ = self._align(scan, atlas, aligner)
+                aligned, _ = self._align(scan, to_register, atlas, aligner)
             except ValueError as error:
                 warnings.warn(f"The atlas {atlas.files['image']} is left out: {error}", stacklevel=2)
                 continue
@@ -245,14 +258,17 @@ class Preprocessing(Transform):
 
     def on_network_grid(self, volume: MetaTensor, mode: str = "bilinear") -> MetaTensor:
         """``(1, *spatial)`` turned to RAS and resampled, float32."""
-        name = str(volume.meta.get("filename_or_obj") or "the scan")
-        check_resampled_size(volume, self.settings.spacing, name)
-        # A copy: where nothing is to be turned, MONAI would change the affine of the volume it was given
-        turned = Orientation(axcodes="RAS", labels=None)(volume.clone())
-        resampled: Any = Spacing(pixdim=self.settings.spacing, mode=mode)(turned)
-        return resampled
+        return self._resampled(volume, self.settings.spacing, mode)
 
     # ---- parts of steps ----------------------------------------------------------------------------------------------
+
+    def _resampled(self, volume: MetaTensor, spacing: Sequence[float], mode: str = "bilinear") -> MetaTensor:
+        name = str(volume.meta.get("filename_or_obj") or "the scan")
+        check_resampled_size(volume, spacing, name)
+        # A copy: where nothing is to be turned, MONAI would change the affine of the volume it was given
+        turned = Orientation(axcodes="RAS", labels=None)(volume.clone())
+        resampled: Any = Spacing(pixdim=spacing, mode=mode)(turned)
+        return resampled
 
     def _target(self, d: Mapping[Hashable, Any], source: MetaTensor) -> MetaTensor:
         """The sample's label map, checked, on the grid where it is wanted."""
@@ -269,10 +285,22 @@ class Preprocessing(Transform):
         label_map = self.on_network_grid(label_map, "nearest")
         return Atlas(image, label_map, self.atlas.table)
 
-    def _align(self, scan: Scan, atlas: Atlas, aligner: AtlasAligner) -> tuple[AlignedAtlas, bool]:
+    def _to_register(self, scan: Scan) -> MetaTensor:
+        """The scan with voxels as fine as its own, down to 1 mm; on the network's grid where that is no coarser."""
+        own = np.linalg.norm(affine_of(scan.source)[:-1, :-1], axis=0).min()
+        spacing = [min(mm, max(own, REGISTERED_MM)) for mm in self.settings.spacing]
+        if self.settings.align == "none" or spacing == list(self.settings.spacing):
+            return scan.image
+        return self._resampled(scan.source, spacing)
+
+    def _align(
+        self, scan: Scan, to_register: MetaTensor, atlas: Atlas, aligner: AtlasAligner
+    ) -> tuple[AlignedAtlas, bool]:
         if self.settings.align == "none":
             atlas = self._atlas_on_network_grid
-        alignment, known = self.cache.align(aligner, scan.image, atlas)
+        alignment, known = self.cache.align(aligner, to_register, atlas)
+        if to_register is not scan.image:
+            alignment = alignment.on_grid_of(scan.image, atlas.image)
         label_map = aligner.propagate(alignment, atlas.label_map, scan.image)
         return AlignedAtlas(alignment.image, label_map, alignment.report), known
 

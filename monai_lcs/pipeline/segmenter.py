@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class Segmenter:
         atlas: Atlas,
         device: torch.device | str = "cpu",
         defaults: Settings | None = None,
+        align: str | None = None,
         **options: Any,
     ) -> Segmenter:
         """A segmenter with the weights of a file and the settings that are kept beside it.
@@ -94,12 +96,16 @@ class Segmenter:
             atlas: the atlas.
             device: where the network runs.
             defaults: settings for weights that come without.
+            align: how to align, instead of as in training: ``"deformable_fine"`` follows the anatomy more closely than
+                ``"deformable"`` and takes longer.
             **options: the other arguments of :class:`Segmenter`.
 
         Raises:
             ValueError: when weights or settings cannot be read or do not fit each other.
         """
         settings = Settings.of_weights(checkpoint, defaults)
+        if align is not None:
+            settings = replace(settings, align=align)
         network = None
         if checkpoint:
             network = make_network(settings)
