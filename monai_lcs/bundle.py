@@ -330,12 +330,12 @@ def with_random_atlas(
 
 
 @_one_sentence
-def align_all(*datasets: pipeline.PreparedDataset) -> None:
+def align_all(atlas: Atlas, *datasets: pipeline.PreparedDataset) -> None:
     """Align the atlas to the cases of all datasets, whose files are all read and checked by now.
 
     Before that, one line says which of their labels the atlas lacks.
     """
-    say_missing_labels(*datasets)
+    say_missing_labels(atlas, *datasets)
     for dataset in datasets:
         dataset.align()
 

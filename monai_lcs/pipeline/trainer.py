@@ -137,15 +137,15 @@ def _attempt(
     return [result for result in results if not isinstance(result, Exception)], failed
 
 
-def say_missing_labels(*datasets: PreparedDataset) -> None:
+def say_missing_labels(atlas: Atlas, *datasets: PreparedDataset) -> None:
     """Say in one line which labels of the cases the atlas lacks: they are neither trained nor scored.
 
     Args:
-        datasets: those of a training, which share an atlas.
+        atlas: the given one.
+        datasets: those of a training.
     """
     if _rank() > 0:
         return
-    atlas = datasets[0].preprocessing.atlas
     held = {id for dataset in datasets for case in dataset.data for id in present_labels(case["label"])}
     missing = sorted(held.difference(atlas.ids))
     if missing:
