@@ -378,10 +378,12 @@ def test_labels_that_the_atlas_lacks_are_said_before_training(study, atlas, caps
     case = {name: study / f"{name}s/sub-1.nii.gz" for name in ("image", "label")}
     preprocessing = Preprocessing(few, lcs.Settings.from_dict(SETTINGS), target="network")
     datasets = [PreparedDataset([case], preprocessing, progress=False) for _ in range(2)]
-    align_all(*datasets)
+    align_all(few, *datasets)
     expected = "Note: the atlas lacks 2 of the 3 labels of the cases, which are not trained: 16 (Brain-Stem), 50.\n"
     assert capsys.readouterr().err == expected
-    align_all(PreparedDataset([case], Preprocessing(atlas, preprocessing.settings, target="network"), progress=False))
+    align_all(
+        atlas, PreparedDataset([case], Preprocessing(atlas, preprocessing.settings, target="network"), progress=False)
+    )
     assert "Note" not in capsys.readouterr().err
 
 
