@@ -160,15 +160,6 @@ class TestRegistration:
             assert torch.equal(first[1].as_tensor(), other[1].as_tensor())
             assert first[0].meta["alignment"]["metric"] == other[0].meta["alignment"]["metric"]
 
-    @pytest.mark.parametrize("size", [4, 7, 24, 33, 54, 80, 100, 199, 256])
-    def test_coarse_levels_begin_the_levels(self, size):
-        image = sitk.Image([size, 256, 256], sitk.sitkUInt8)
-        levels, coarse = registration.shrink_factors(image, image), registration.coarse_factors(image, image)
-        assert coarse
-        assert coarse == levels[: len(coarse)]
-        assert levels[-1] == 1
-        assert all(size // factor >= 4 for factor in levels)
-
     def test_first_channel_registers(self, atlas):
         image, _ = scan(*grid((3, 3, 3)), affine_3d())
         two = MetaTensor(torch.cat([image.as_tensor(), torch.rand(image.shape)]), affine=image.affine)
