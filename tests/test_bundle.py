@@ -123,7 +123,7 @@ def run(study, *configs, **more):
 
 
 def train(study, folder, **more):
-    settings = {"epochs": 1, "val_interval": 1, "labels_per_image": 4, "learning_rate": 0.03}
+    settings = {"epochs": 1, "val_interval": 1, "labels_per_image": 4, "learning_rate": 0.02}
     run(study, "train", **{**settings, "ckpt_dir": folder, "output_dir": folder, **more})
 
 
@@ -165,7 +165,7 @@ def numpy_dice(pred, true, label):
 def trained(study, tmp_path_factory):
     """A folder with a trained model."""
     folder = tmp_path_factory.mktemp("trained")
-    train(study, folder, epochs=9, val_interval=3, labels_per_image=6)
+    train(study, folder, epochs=15, val_interval=5, labels_per_image=6)
     return folder
 
 
@@ -205,11 +205,11 @@ def test_settings_go_with_the_weights(study, trained, segmented, tmp_path):
 
 def test_training_learns(trained):
     loss = list(scalars(trained, "train_loss").values())
-    assert len(loss) == 9 * 4
+    assert len(loss) == 15 * 4
     assert np.mean(loss[-4:]) < 0.6 * np.mean(loss[:4])
     dice = scalars(trained, "val_mean_dice")
-    assert list(dice) == [3, 6, 9]
-    assert dice[9] > dice[3]
+    assert list(dice) == [5, 10, 15]
+    assert dice[15] > dice[5]
 
 
 def test_resumes_where_it_stopped(study, tmp_path):

@@ -410,7 +410,7 @@ def test_training_keeps_the_best_network_of_all_runs(study, store, tmp_path):
         for n, case in enumerate(cases)
     ]
     model = tmp_path / "model"
-    arguments = {"max_epochs": 8, "labels_per_image": 3, "learning_rate": 0.01}
+    arguments = {"max_epochs": 24, "labels_per_image": 3, "learning_rate": 0.02}
     stats = train_on_corrections(
         segmenter, Weights.find([tmp_path / "random.pt"], settings), cases, model, TrainOptions(**arguments)
     )
