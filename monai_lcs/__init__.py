@@ -51,3 +51,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"monai_lcs.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'monai_lcs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What is offered where a name is completed, also before its first use."""
+    return sorted({*globals(), *__all__})

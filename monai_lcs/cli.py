@@ -144,7 +144,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def labels(options: argparse.Namespace) -> int:
-    """Show the labels of a label table or a label map, or write them in another format."""
+    """Show the labels of a label table or a label map: id, name, coarse name, side. Or write them in another format."""
     from monai_lcs.labels import LabelTable, present_labels
     from monai_lcs.study.checks import read_label_map
     from monai_lcs.study.images import IMAGE_EXTENSIONS
@@ -265,7 +265,11 @@ def _add_segment(command: argparse.ArgumentParser) -> None:
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("predictions", metavar="PREDICTIONS", help="a label map, or a folder of them")
     command.add_argument("truths", metavar="TRUTHS", help="the true label map, or a folder of them; paired by name")
-    command.add_argument("--table", metavar="FILE", help="which labels to score; by default those of the true maps")
+    command.add_argument(
+        "--table",
+        metavar="FILE",
+        help="label table: which labels to score, and their names; default: all ids of the true maps",
+    )
     command.add_argument("-o", "--out", metavar="FILE.tsv", help="write the Dice of each label here")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier file")
 

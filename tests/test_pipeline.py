@@ -531,7 +531,7 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
     [
         (["segment", "no.nii.gz", "--labels", "Left-Caudat"], "'Left-Caudat' names no label .* 'Left-Caudate'"),
         (["segment", "no.nii.gz"], r"1 of 1 scans failed:\n  .*no.nii.gz does not exist"),
-        (["segment", "no.nii.gz", "--weights", "no.pt"], "There are no weights in no.pt"),
+        (["segment", "no.nii.gz", "--weights", "no.pt"], "no weights in no.pt: train first, or name another file"),
         (["segment", "no.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
         (["segment", "no.nii.gz", "--align", "deformable-fine"], "did you mean 'deformable_fine'"),
         (["train", "nowhere"], "There is no folder .*nowhere"),
@@ -562,11 +562,18 @@ def test_labels_command(study, tmp_path, capsys):
         cli.main(["labels"])
 
 
+def test_the_names_of_the_api_are_completed():
+    assert set(lcs.__all__) <= set(dir(lcs))
+
+
 def test_folders_that_do_not_match(study, tmp_path):
     for name in ("a", "b"):
         save_nifti(volume()[1], tmp_path / f"{name}/{name}.nii.gz", AFFINE)
-    with pytest.raises(ValueError, match="must hold the same cases, these are in only one: a, b"):
+    with pytest.raises(ValueError, match=r"of the same cases: a in .*/a alone; b in .*/b alone"):
         pair_label_maps(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match=r"of the same cases: a in .*/a alone\.$"):
+        pair_label_maps(tmp_path / "a", tmp_path / "c")
 
 
 # ---- the way back to the scan ---------------------------------------------------------------------------------------

@@ -394,7 +394,7 @@ def test_last_of_a_postprocessing(tmp_path):
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install .monai-lcs\[bundle\]., or set picture=False"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib, or draw none \(picture=False, --no-picture\)"):
         SaveSegmentation(tmp_path, TABLE)
     SaveSegmentation(tmp_path, TABLE, picture=False)
 

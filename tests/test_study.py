@@ -107,8 +107,15 @@ def test_exclude_follows_links_and_matches_labels(folders):
 
 def test_fold_without_cases_left(folders):
     exclude = [folders / "images/s1.nii.gz", folders / "images/s6.nii.gz"]
-    with pytest.raises(ValueError, match=r"No validation cases are left in .*: 2 before `exclude`"):
+    with pytest.raises(ValueError, match=r"No validation cases are left in .*: all 2 are left out by `exclude`"):
         find_cases(folders, section="validation", fold=1, exclude=exclude)
+
+
+def test_a_study_of_one_case_has_none_to_train_on(tmp_path):
+    touch(tmp_path / "images/a.nii", tmp_path / "labels/a.nii")
+    assert len(find_cases(tmp_path, section="validation")) == 1
+    with pytest.raises(ValueError, match="is left to train on: fold 0 is for validation and has all of them, 1"):
+        find_cases(tmp_path, section="training")
 
 
 def test_nnunet_suffix_and_relative_folder(tmp_path, monkeypatch):

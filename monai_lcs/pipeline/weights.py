@@ -127,10 +127,10 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     Example:
         >>> load_weights("no/model.pt", torch.nn.Linear(2, 2))
         Traceback (most recent call last):
-        ValueError: There are no weights in no/model.pt: train first, or give --checkpoint.
+        ValueError: There are no weights in no/model.pt: train first, or name another file.
     """
     if not Path(path).is_file():
-        raise ValueError(f"There are no weights in {path}: train first, or give --checkpoint.")
+        raise ValueError(f"There are no weights in {path}: train first, or name another file.")
     state = _read_state(path)
     bare: Any = getattr(network, "module", network)  # DistributedDataParallel
     found, expected = ({name: tuple(x.shape) for name, x in one.items()} for one in (state, bare.state_dict()))

@@ -252,4 +252,6 @@ def _matplotlib(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError('Pictures need matplotlib: pip install "monai-lcs[bundle]", or set picture=False.') from error
+        raise ImportError(
+            "Pictures need matplotlib: pip install matplotlib, or draw none (picture=False, --no-picture)."
+        ) from error

@@ -57,8 +57,8 @@ class Segmentation:
         >>> import tempfile, torch
         >>> image = MetaTensor(torch.rand(1, 8, 8, 8), meta={"filename_or_obj": "scans/ann.mgz"})
         >>> result = Segmentation((image > 0.5) * 300, image, LabelTable.from_ids([4, 300]))
-        >>> result.case, result.volumes["name"].tolist()
-        ('ann', ['label-4', 'label-300'])
+        >>> result, result.volumes["name"].tolist()
+        (Segmentation('ann', 2 labels, (8, 8, 8) voxels), ['label-4', 'label-300'])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     sorted(Path(path).name for path in result.save(folder, picture=False).values())
         ['ann_dseg.nii.gz', 'ann_dseg.tsv', 'ann_volumes.tsv']
@@ -81,6 +81,10 @@ class Segmentation:
                 f"The label map of {self._source} is empty: none of the requested labels, {len(self.table)}, was found."
             )
             warnings.warn(said, stacklevel=4)
+
+    def __repr__(self) -> str:
+        voxels = tuple(self.label_map.shape[1:])
+        return f"Segmentation({self.case!r}, {len(self.table)} labels, {voxels} voxels)"
 
     @cached_property
     def volumes(self) -> pd.DataFrame:

@@ -93,7 +93,8 @@ def find_cases(
 
     kept = _leave_out(cases, files, exclude)
     if not kept:
-        raise ValueError(f"No {section} cases are left in {datalist or dataset_dir}: {len(cases)} before `exclude`.")
+        why = f"all {len(cases)} are left out by `exclude`, such as the atlas" if cases else "there are none"
+        raise ValueError(f"No {section} cases are left in {datalist or dataset_dir}: {why}.")
     return kept
 
 

@@ -88,7 +88,7 @@ def select_fold(cases: Sequence[Case], folds: Sequence[Any], section: str, fold:
         source: what an error message calls the origin of the cases.
 
     Raises:
-        ValueError: if no case has that fold.
+        ValueError: if no case has that fold, or all have it and none is left to train on.
 
     Example:
         >>> select_fold([{"case": "ann"}, {"case": "bo"}], [0, 1], "training", 0, "a.json")
@@ -97,4 +97,8 @@ def select_fold(cases: Sequence[Case], folds: Sequence[Any], section: str, fold:
     fold = 0 if fold is None else fold
     if fold not in folds:
         raise ValueError(f"`fold` must be one of {sorted(set(folds), key=str)[:20]}, which {source} has, got {fold}.")
+    if section == "training" and set(folds) == {fold}:
+        raise ValueError(
+            f"No case of {source} is left to train on: fold {fold} is for validation and has all of them, {len(cases)}."
+        )
     return [case for case, number in zip(cases, folds, strict=True) if (number == fold) == (section == "validation")]
