@@ -136,7 +136,7 @@ def test_commands_are_understood(line):
 def test_overrides_are_keys_of_the_configs(text):
     others = {"bundle_root", "config_file", "meta_file", "n", "p", "any"}  # of `python -m monai.bundle`
     others |= {"standalone", "nproc_per_node"}  # of torchrun
-    others |= {"atlas", "weights", "set"}  # of monai-lcs
+    others |= {"atlas", "weights", "set", "table"}  # of monai-lcs
     others |= {"no"}  # of pip: --no-deps
     others |= {"subjects"}  # of monai_lcs.sample_data
     named = set(re.findall(r"(?<![\w-])--(\w+)", text))
