@@ -61,12 +61,11 @@ Step = Callable[[], Tensor]  # returns the loss
 def pytorchs_own_backward() -> None:
     """Undo, in this process, what the package does for the backward."""
 
-    class Plain:
-        apply = staticmethod(
-            lambda x, weight, bias: torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
-        )
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, constant: Tensor | None = None) -> Tensor:
+        x = x if constant is None else torch.cat([x, constant], dim=1)
+        return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
 
-    blocks.OneVolumeConvolution = Plain
+    blocks.convolve = convolve
     blocks.normalize_and_activate = lambda layers, x: layers(x)
     crops.crop_source = unet.crop_source = lambda x: x
 
@@ -155,7 +154,9 @@ def run(args: argparse.Namespace, folder: Path) -> pd.DataFrame:
     rows = []
     for count in args.counts:
         path = folder / f"volume_{count}.npy"
-        np.save(path, np.stack([*volume[:2], recut(volume[2], count)]))
+        ids, numbers = np.unique(recut(volume[2], count), return_inverse=True)  # ids become numbers of channels
+        assert len(ids) == count + 1
+        np.save(path, np.stack([*volume[:2], numbers.reshape(volume[2].shape).astype(np.float32)]))
         for contender in args.contenders:
             if contender == VOLUMES and count > 133:
                 rows.append(

@@ -32,69 +32,90 @@ CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-class OneVolumeConvolution(torch.autograd.Function):
-    """A 3x3x3 convolution of one small volume by the oneDNN kernels, forward and backward; see :func:`convolve`.
+class FasterConvolution(torch.autograd.Function):
+    """A 3x3x3 convolution on a CPU by the fastest oneDNN kernels, forward and backward; see :func:`convolve`.
 
-    In the backward PyTorch chooses the kernel again, and for a single volume the slow one. The two halves of the
-    volume, with the plane that each sees of the other, are a batch of two: the same gradients to rounding.
+    The gradient by the volume is the convolution of the gradient with the mirrored kernel. That keeps to the fast
+    kernel where there is one volume, and leaves out the channels that are no function of any weight.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve ``(1, C, *spatial)`` to ``(1, width, *spatial)``."""
-        return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, constant: Tensor | None) -> Tensor:
+        """Convolve ``(N, C, *spatial)`` to ``(N, width, *spatial)``."""
+        both = x if constant is None else torch.cat([x, constant], dim=1)
+        ctx.save_for_backward(both, weight)
+        ctx.channels, ctx.has_bias = x.shape[1], bias is not None
+        return _onednn(both, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        """Keep what the gradients are made of."""
-        x, weight, bias = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.bias_sizes = None if bias is None else bias.shape
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients by the volume, the weight and the bias, where they are asked for."""
         x, weight = ctx.saved_tensors
-        depth = x.shape[2]
-        half = -(-depth // 2)
-        x = F.pad(x, (0, 0, 0, 0, 1, 1 + 2 * half - depth))
-        gradient = F.pad(gradient, (0, 0, 0, 0, 0, 2 * half - depth))
-        by_x, by_weight, by_bias = torch.ops.aten.convolution_backward(
-            torch.cat([gradient[:, :, :half], gradient[:, :, half:]]),
-            torch.cat([x[:, :, : half + 2], x[:, :, half:]]),
-            weight,
-            ctx.bias_sizes,
-            [1] * 3,
-            [0, 1, 1],  # the planes before and after are there already
-            [1] * 3,
-            False,
-            [0] * 3,
-            1,
-            [*ctx.needs_input_grad[:2], ctx.bias_sizes is not None and ctx.needs_input_grad[2]],
-        )
-        if by_x is not None:  # what the halves share gets its gradient from both
-            first, second = by_x[:1], by_x[1:]
-            by_x = F.pad(first, (0, 0, 0, 0, 0, half)) + F.pad(second, (0, 0, 0, 0, half, 0))
-            by_x = by_x[:, :, 1 : depth + 1]
-        return by_x, by_weight, by_bias
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            mirrored = weight[:, : ctx.channels].transpose(0, 1).flip(2, 3, 4)
+            by_x = _onednn(gradient, mirrored.contiguous(memory_format=torch.channels_last_3d))
+        if ctx.needs_input_grad[1]:
+            by_weight = _weight_gradient(x, gradient, weight)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            by_bias = gradient.sum((0, 2, 3, 4))
+        return by_x, by_weight, by_bias, None
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
+
+
+def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a convolution by its weight.
+
+    For a single small volume PyTorch would choose the slow kernel. The two halves of the volume, with the plane that
+    each sees of the other, are a batch of two: the same gradient to rounding.
+    """
+    padding = [1, 1, 1]
+    if _is_small(x):
+        half = -(-x.shape[2] // 2)
+        missing = 2 * half - x.shape[2]
+        x = F.pad(x, (0, 0, 0, 0, 1, 1 + missing))
+        gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
+        x = torch.cat([x[:, :, : half + 2], x[:, :, half:]])
+        gradient = torch.cat([gradient[:, :, :half], gradient[:, :, half:]])
+        padding = [0, 1, 1]  # the planes before and after are there already
+    wanted = [False, True, False]
+    return torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [1] * 3, padding, [1] * 3, False, [0] * 3, 1, wanted
+    )[1]
+
+
+def _is_small(x: Tensor) -> bool:
+    """Whether PyTorch sends a volume to its slow path: one volume, channels times the first two axes 20480 or less."""
+    return x.ndim == 5 and len(x) == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= 20480
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, constant: Tensor | None = None) -> Tensor:
     """A 3x3 or 3x3x3 convolution that keeps the size.
 
-    PyTorch sends a single small volume on a CPU (channels times the first two axes 20480 or less) to a path that is six
-    to fifteen times slower than the oneDNN kernel it takes for two; that kernel is called here for one as well.
+    PyTorch sends a single small volume on a CPU to a path that is six to fifteen times slower than the oneDNN kernel it
+    takes for two; that kernel is called here for one as well.
+
+    Args:
+        x: ``(N, C, *spatial)``.
+        weight: ``(width, C, ...)``, for the channels of ``constant`` as well.
+        bias: ``(width,)``.
+        constant: further channels, of which no gradient is needed.
     """
-    small = x.device.type == "cpu" and x.ndim == 5 and len(x) == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= 20480
-    if (
-        small
-        and x.dtype == weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
-    ):
+    plain = x.device.type != "cpu" or x.ndim != 5 or not x.dtype == weight.dtype == torch.float32
+    if not plain and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
         if torch.is_grad_enabled() and not torch.jit.is_tracing():
-            return OneVolumeConvolution.apply(x.as_subclass(Tensor), weight, bias)  # a MetaTensor makes it a view
-        return torch.mkldnn_convolution(x, weight, bias, [1] * 3, [1] * 3, [1] * 3, 1)
+            return FasterConvolution.apply(
+                x.as_subclass(Tensor), weight, bias, constant
+            )  # a MetaTensor makes it a view
+        x = x if constant is None else torch.cat([x, constant], dim=1)
+        if _is_small(x):
+            return _onednn(x, weight, bias)
+    elif constant is not None:
+        x = torch.cat([x, constant], dim=1)
     return CONVOLVE[x.ndim - 2](x, weight, bias, padding=1)
 
 
@@ -240,26 +261,33 @@ class Block(nn.Module):
         self.residual = residual
         self.out_channels = width + (in_channels if residual else 0)
 
-    def share(self, shared: Tensor) -> Tensor:
-        """Compute what :meth:`forward` takes as ``shared`` from the channels ``(B, shared_channels, *spatial)``."""
-        if self.residual:  # the output needs the channels themselves
-            return shared
-        weight, bias = kernel_of(self.first)
-        return convolve(shared, weight[:, self.label_channels :], bias)
+    def share(self, shared: Tensor, constant: Tensor | None = None) -> Tensor:
+        """Compute what :meth:`forward` takes as ``shared``.
 
-    def forward(self, shared: Tensor, label: Tensor | None = None) -> Tensor:
+        Args:
+            shared: ``(B, shared_channels, *spatial)``.
+            constant: the last of these channels where they are no function of any weight.
+        """
+        if self.residual:  # the output needs the channels themselves
+            return shared if constant is None else torch.cat([shared, constant], dim=1)
+        weight, bias = kernel_of(self.first)
+        return convolve(shared, weight[:, self.label_channels :], bias, constant)
+
+    def forward(self, shared: Tensor, label: Tensor | None = None, constant: Tensor | None = None) -> Tensor:
         """Compute features ``(B, out_channels, *spatial)``.
 
         Args:
             shared: from :meth:`share`.
             label: ``(B, label_channels, *spatial)``; ``None`` where there are no such channels.
+            constant: the last of the label channels where they are no function of any weight.
         """
         weight, bias = kernel_of(self.first)
         if self.residual:
+            label = label if constant is None or label is None else torch.cat([label, constant], dim=1)
             x = shared if label is None else torch.cat([label, shared], dim=1)
             return torch.cat([self._finish(convolve(x, weight, bias)), x], dim=1)
         if label is not None:
-            own = convolve(label, weight[:, : self.label_channels])
+            own = convolve(label, weight[:, : self.label_channels], constant=constant)
             shared = own.add_(shared)  # in place: these are the largest tensors of the network
             del own
         return self._finish(shared)

@@ -362,9 +362,10 @@ class LabelConditionedUNet(nn.Module):
             if level < self.depth:
                 skip = encoder[level].plain(x)
                 x = self.pool(skip)
+            pooled = None
             if atlas is not None and (level == self.depth or self.conditioning == "multiscale"):
-                skip = torch.cat([skip, pool_times(self.pool, atlas, level).to(skip.dtype)], dim=1)
-            levels.append(block.share(skip))
+                pooled = pool_times(self.pool, atlas, level).to(skip.dtype)
+            levels.append(block.share(skip, pooled))
             del skip  # a full volume that nothing needs any more
         return levels
 
@@ -441,17 +442,16 @@ class LabelConditionedUNet(nn.Module):
         """The decoder, from the coarsest level to the finest: logits ``(N, 1, *size)`` in boxes of the same size."""
         outer, inner = crop_pyramid(boxes, features.levels[0].shape[2:], self.depth, reach)
         blocks = self._decoder_blocks()
-        x = None
+        x: Tensor | None = None
         for level in reversed(range(self.depth + 1)):
-            parts = []
+            pooled = None
+            if x is None or self.conditioning == "multiscale":
+                pooled = self._pooled_masks(masks, outer[level], level, features.levels[level].dtype)
             if x is not None:
                 going_up = self.up[self.depth - 1 - level]
-                parts.append(recrop(going_up(x), [scale(box, 2) for box in inner[level + 1]], outer[level]))
-            if x is None or self.conditioning == "multiscale":
-                parts.append(self._pooled_masks(masks, outer[level], level, features.levels[level].dtype))
-            x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            x = blocks[level](gather(sources[level], items, outer[level]), x)
-            x = recrop(x, outer[level], inner[level])
+                x = recrop(going_up(x), [scale(box, 2) for box in inner[level + 1]], outer[level])
+            own = (pooled,) if x is None else (x, pooled)
+            x = recrop(blocks[level](gather(sources[level], items, outer[level]), *own), outer[level], inner[level])
         logits = self.head(x)
         return (
             self._add_prior(logits, self._pooled_masks(masks, boxes, 0, logits.dtype)) if self.prior_logit else logits
