@@ -42,25 +42,27 @@ class FasterConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, constant: Tensor | None) -> Tensor:
         """Convolve ``(N, C, *spatial)`` to ``(N, width, *spatial)``."""
-        both = x if constant is None else torch.cat([x, constant], dim=1)
-        ctx.save_for_backward(both, weight)
-        ctx.channels, ctx.has_bias = x.shape[1], bias is not None
-        return _onednn(both, weight, bias)
+        ctx.save_for_backward(x, weight, constant)
+        ctx.has_bias = bias is not None
+        return _onednn(_with_constant(x, constant), weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients by the volume, the weight and the bias, where they are asked for."""
-        x, weight = ctx.saved_tensors
+        x, weight, constant = ctx.saved_tensors
         by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
-            mirrored = weight[:, : ctx.channels].transpose(0, 1).flip(2, 3, 4)
+            mirrored = weight[:, : x.shape[1]].transpose(0, 1).flip(2, 3, 4)
             by_x = _onednn(gradient, mirrored.contiguous(memory_format=torch.channels_last_3d))
         if ctx.needs_input_grad[1]:
-            by_weight = _weight_gradient(x, gradient, weight)
+            by_weight = _weight_gradient(_with_constant(x, constant), gradient, weight)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             by_bias = gradient.sum((0, 2, 3, 4))
         return by_x, by_weight, by_bias, None
+
+
+def _with_constant(x: Tensor, constant: Tensor | None) -> Tensor:
+    return x if constant is None else torch.cat([x, constant], dim=1)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -111,12 +113,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, constant: Te
             return FasterConvolution.apply(
                 x.as_subclass(Tensor), weight, bias, constant
             )  # a MetaTensor makes it a view
-        x = x if constant is None else torch.cat([x, constant], dim=1)
-        if _is_small(x):
-            return _onednn(x, weight, bias)
-    elif constant is not None:
-        x = torch.cat([x, constant], dim=1)
-    return CONVOLVE[x.ndim - 2](x, weight, bias, padding=1)
+        if _is_small(both := _with_constant(x, constant)):
+            return _onednn(both, weight, bias)
+    return CONVOLVE[x.ndim - 2](_with_constant(x, constant), weight, bias, padding=1)
 
 
 class InstanceNormalization(torch.autograd.Function):
