@@ -52,7 +52,7 @@ LCS = {
 }
 BEFORE, MULTI_CHANNEL, VOLUMES = "before", "multi-channel", "multi-channel, volumes"
 CONTENDERS = (BEFORE, *LCS, MULTI_CHANNEL, VOLUMES)
-LABELS_BEFORE, LABELS_A_STEP = 16, 32
+LABELS_BEFORE = 16
 WIDE = (16, 32, 64, 128)  # 139 channels made of 8 would have rank 8
 
 Step = Callable[[], Tensor]  # returns the loss
@@ -84,9 +84,9 @@ def before(volume: Tensor, target: Tensor, network: torch.nn.Module) -> Step:
     return step
 
 
-def in_boxes(volume: Tensor, target: Tensor, network: torch.nn.Module) -> Step:
+def in_boxes(volume: Tensor, target: Tensor, network: torch.nn.Module, labels: int) -> Step:
     """Masks and logits are those of the boxes."""
-    select = RandSelectLabels(LABELS_A_STEP).set_random_state(0)
+    select = RandSelectLabels(labels).set_random_state(0)
     inferer, loss = LabelBoxInferer(margin_mm=MARGIN_MM, halo=0), LabelBoxLoss()
     inputs = as_input(volume, argparse.Namespace(spacing=SPACING))
 
@@ -128,8 +128,13 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
         make_network(settings, **({"out_channels": args.count + 1} if conditioning is None else {})), "cpu"
     )
     steps = {BEFORE: before, MULTI_CHANNEL: multi_channel, VOLUMES: in_volumes}
-    step = steps.get(args.contender, in_boxes)(volume, target, network)
-    labels = {BEFORE: LABELS_BEFORE, MULTI_CHANNEL: args.count, VOLUMES: args.count}.get(args.contender, LABELS_A_STEP)
+    if args.contender in LCS:
+        step = in_boxes(volume, target, network, args.labels_a_step)
+    else:
+        step = steps[args.contender](volume, target, network)
+    labels = {BEFORE: LABELS_BEFORE, MULTI_CHANNEL: args.count, VOLUMES: args.count}.get(
+        args.contender, args.labels_a_step
+    )
     seconds, used = measure(step, network, args.steps)
     rates = {"labels a second": labels / seconds, "steps a second": 1 / seconds, "GiB": used / 2**30}
     return {"contender": args.contender, "labels": args.count, "labels a step": labels, **rates}
@@ -196,6 +201,7 @@ def main() -> None:
     parser.add_argument("--atlas", default="1000", help="default: %(default)s")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 133, 1000], help="numbers of labels")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--labels_a_step", type=int, default=32, help="of lcs; default: %(default)s")
     parser.add_argument("--steps", type=int, default=4, help="steps to measure; default: %(default)s")
     for name in ("--contender", "--volume"):
         parser.add_argument(name, help=argparse.SUPPRESS)
