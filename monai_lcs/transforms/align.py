@@ -23,7 +23,7 @@ class AlignAtlas(Transform):
     orientation and position. Registration starts from the best of three placements (positions as the files give them,
     centers of the grids, centers of the foregrounds), runs coarse to fine, rigid first, on copies shrunk to about
     ``spacing_mm``, on one thread: the same input gives the same output bit for bit, on any number of cores. They take
-    about SECONDS_AFFINE s for a brain. Only the final resampling takes longer on finer grids.
+    about 3 s for a brain. Only the final resampling takes longer on finer grids.
 
     The deformable modes go on from the affine one with symmetric-forces demons (Thirion 1998; Vercauteren et al. 2009)
     on all cores, with the same bits on any number of them. ``"deformable"`` takes another 5 s of one core.
@@ -37,8 +37,8 @@ class AlignAtlas(Transform):
     it by Otsu's threshold, taken on the square root of the difference. The overlap compared with ``min_overlap`` is the
     Dice score of the foregrounds of image and aligned atlas: it finds atlases that missed or that show something else,
     not a head turned the wrong way inside a round outline. So the image is compared with the atlas in all 24
-    orientations, in about 2 s, except with the mode ``"none"``: where another one than the header's fits clearly
-    better, a warning says which. Rotations up to about 40 degrees beyond what the affines say are recovered.
+    orientations, meanwhile and in about 2 s, except with the mode ``"none"``: where another one than the header's fits
+    clearly better, a warning says which. Rotations up to about 40 degrees beyond what the affines say are recovered.
 
     Args:
         mode: ``"none"`` only checks that all grids agree within 0.1 mm; ``"rigid"`` rotates and translates;
