@@ -145,9 +145,9 @@ def main() -> None:
     lines = measure(parser.parse_args())
     lines["found"] = lines.dice >= SUCCESS * lines.untouched
     groups = lines[lines.start > 0].groupby(["atlas", "mode"], sort=False)
-    table = groups.agg(starts=("found", "size"), found=("found", "sum"), seconds=("seconds", "median"))
+    table = groups.agg(starts=("found", "size"), found=("found", "sum"), median=("seconds", "median"))
     first = lines[lines.start == 0].set_index(["atlas", "mode"])[["dice", "seconds", "folded"]]
-    print(first.join(table, rsuffix=" from a start").reset_index().to_markdown(index=False, floatfmt=".3f"))
+    print(first.join(table).to_string(float_format="%.3f"))
 
 
 if __name__ == "__main__":
