@@ -1,0 +1,46 @@
+"""Segment scans by an atlas, evaluate label maps, train on a study, show label tables: the command monai-lcs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from monai_lcs import __version__
+from monai_lcs.cli import atlases, evaluate, labels, segment, train
+
+__all__ = ["main"]
+
+COMMANDS = {"segment": segment, "evaluate": evaluate, "train": train, "labels": labels, "atlases": atlases}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: words of the command line; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 1 when a file or a case failed. Wrong usage ends with 2.
+    """
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except BrokenPipeError:  # the reader of what is printed has seen enough
+        sys.stderr.close()
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="monai-lcs", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.run.__doc__, description=module.run.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser

@@ -1,0 +1,68 @@
+"""Words that commands share: the atlas, the cases, what is said at the end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+DEFAULT_ATLAS = "desikan-killiany"
+
+
+def add_atlas(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    """An atlas, labels of it, and where to compute."""
+    command.add_argument(
+        "--atlas",
+        nargs="+",
+        default=[default],
+        required=not default,
+        metavar="ATLAS",
+        help="files: image, label map and perhaps label table; or a name that `monai-lcs atlases` lists"
+        + (f" (default: {default})" if default else ""),
+    )
+    command.add_argument("--labels", nargs="+", metavar="LABEL", help='ids, names, patterns or unions "A + B"')
+    command.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+
+
+def read_atlas(options: argparse.Namespace) -> Any:
+    """The atlas of the words; what is known of it is printed."""
+    from monai_lcs.atlas import NAMED_ATLASES, Atlas, named_atlas
+
+    if len(options.atlas) == 1:
+        known = NAMED_ATLASES.get(options.atlas[0])
+        atlas = named_atlas(options.atlas[0])
+        if known:
+            print(f"Atlas {options.atlas[0]}: {known.count} labels of {known.package}; {known.terms}.", file=sys.stderr)
+    elif len(options.atlas) <= 3:
+        atlas = Atlas.read(*options.atlas)
+    else:
+        raise ValueError(f"--atlas takes a name, or an image, its label map and perhaps a table, got {options.atlas}.")
+    if atlas.mismatch:
+        print(f"Note: {atlas.mismatch}", file=sys.stderr)
+    return atlas
+
+
+def for_each(cases: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], None]) -> list[str]:
+    """Do something with each case; a bad one does not stop the others. Returns what is wrong with the bad ones."""
+    from monai_lcs.pipeline.weights import cause
+
+    failed = []
+    for case in tqdm(cases, "Cases", unit="case"):
+        try:
+            do(case)
+        except (ValueError, OSError) as error:
+            message = str(error)
+            failed.append(message if case["image"] in message else f"{case['image']}: {message}")
+        except Exception as error:  # such as a GPU without memory left
+            failed.append(f"{case['image']}: {type(error).__name__}: {cause(error)[:300]}")
+    return failed
+
+
+def end(failed: Sequence[str], all_cases: str) -> int:
+    """List the cases that failed; the exit status."""
+    if failed:
+        print(f"{len(failed)} of {all_cases} failed:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
