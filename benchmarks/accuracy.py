@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pandas as pd
+from coarse_labels import LEFT_OUT, coarse_labels
 
 from monai_lcs import Atlas, named_atlas, shipped_weights
 from monai_lcs.grids import affine_of
@@ -39,16 +40,6 @@ FINER = ("--spacing", "[1.5,1.5,1.5]")  # than in training; chosen on the valida
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
-LEFT_OUT = 5  # every fifth label is never trained in the row "a fifth left out"
-FIRST_GYRUS = 100  # the smallest id of a gyrus in labels.csv
-LOBES = {  # the first word after the side, as labels.csv abbreviates the gyri
-    "frontal": "AOrG FO FRP GRe IFG IOrG LOrG MFC MFG MOrG MPrG MSFG OFC OpIFG OrIFG POrG PrG SCA SFG SMC TrIFG CO",
-    "parietal": "AnG MPoG PCu PO PoG SMG SPL",
-    "temporal": "Ent FuG ITG MTG PHG PP PT STG TMP TTG",
-    "occipital": "Calc Cun IOG LiG MOG OCP OFuG SCLC SOG",
-    "cingulate": "ACgG CgG MCgG PCgG",
-    "insula": "AIns PIns",
-}
 
 
 @dataclass(frozen=True)
@@ -94,45 +85,6 @@ ROWS = {
         epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus", coarse="one"
     ),
 }
-
-
-def coarse_labels(kind: str, table: pd.DataFrame) -> dict[str, list[int]]:
-    """Names and fine ids of the groups to train on.
-
-    Args:
-        kind: ``"sides"``: left and right of each structure together; ``"lobes"``: the gyri of a lobe and a side
-            together; ``"left out"``: four labels of five, each by itself; ``"one"``: all together.
-        table: ids and names of the labels that the atlas has.
-    """
-    if kind == "one":
-        return {"all": table.id.tolist()}
-    if kind == "left out":
-        kept = table.drop(index=table.index[LEFT_OUT - 1 :: LEFT_OUT])
-        return {name: [int(label)] for label, name in zip(kept.id, kept.name, strict=True)}
-    name_of = structure_of if kind == "sides" else lobe_of
-    groups: dict[str, list[int]] = {}
-    for label, name in zip(table.id, table.name, strict=True):
-        groups.setdefault(name_of(int(label), name), []).append(int(label))
-    return groups
-
-
-def split_side(name: str) -> tuple[str, str]:
-    """``"Left"``, ``"Right"`` or nothing, and the rest of a label's name."""
-    side, _, structure = name.partition(" ") if name.startswith(("Left", "Right")) else ("", "", name)
-    return side, structure
-
-
-def structure_of(label: int, name: str) -> str:
-    """The name of a label without its side."""
-    return split_side(name)[1].strip()
-
-
-def lobe_of(label: int, name: str) -> str:
-    """The side and lobe of a gyrus; the name of any other label."""
-    side, structure = split_side(name)
-    gyrus = structure.split()[0]
-    lobe = next((lobe for lobe, gyri in LOBES.items() if gyrus in gyri.split()), structure)
-    return f"{side} {lobe if label >= FIRST_GYRUS else structure}".strip()
 
 
 def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:

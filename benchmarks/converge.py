@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from coarse_labels import coarse_labels
 from torch import Tensor, nn
 
-from monai_lcs.boxes import Box, grow_box, label_boxes
+from monai_lcs.boxes import Box, grow_box, label_boxes, union_box
 from monai_lcs.files import write_atomically
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.networks.crops import Mask
@@ -55,6 +56,8 @@ class Contender:
         conditioning: of the network; ``None`` for one channel per label.
         least_steps: before the learning rate may drop.
         atlas: whether one channel per label sees the atlas.
+        coarse: what label conditioning is trained on, and its checkpoint chosen by, instead of all labels: see
+            :func:`coarse_labels.coarse_labels`. The test asks for all labels.
     """
 
     conditioning: str | None
@@ -63,6 +66,7 @@ class Contender:
     least_steps: int
     norm: Any = INSTANCE
     atlas: bool = False
+    coarse: str | None = None
 
 
 CONTENDERS = {
@@ -73,7 +77,11 @@ CONTENDERS = {
     "lcs-every-level-16": Contender("multiscale", (16, 32, 64, 128), 0.002, 2500),
     "lcs-shared": Contender("shared", (16, 32, 64, 128), 0.002, 2500),
 }
-ATLAS_ALONE = "atlas"  # the atlas labels as they were aligned, nothing trained
+CONTENDERS |= {
+    f"unseen-{kind.replace(' ', '-')}": replace(CONTENDERS["lcs-every-level"], coarse=kind)
+    for kind in ("sides", "lobes", "left out")
+}
+ATLAS_ALONE = {"atlas": "affine", "atlas-deformable": "deformable"}  # its labels as they were aligned, nothing trained
 
 
 class MultiChannelLoss(torch.autograd.Function):
@@ -198,11 +206,12 @@ class LabelConditioned(nn.Module):
     Args:
         contender: what to build.
         count: labels.
+        groups: the labels that are trained, each a list of channels; all, each by itself, by default.
     """
 
     threshold = 0.5
 
-    def __init__(self, contender: Contender, count: int) -> None:
+    def __init__(self, contender: Contender, count: int, groups: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__()
         self.network = LabelConditionedUNet(
             channels=contender.channels,
@@ -212,32 +221,37 @@ class LabelConditioned(nn.Module):
             prior_logit=2.0,
             up_activation=False,
         )
-        self.count = count
-        self.labels_a_step = LABELS_A_STEP
+        self.fine = [[label] for label in range(1, count + 1)]
+        self.groups = groups or self.fine
+        self.labels_a_step = min(LABELS_A_STEP, len(self.groups))
 
     def loss(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> Tensor:
         """Dice (squared terms, smoothed by 1) + binary cross-entropy in the box, the mean over labels at random."""
-        chosen = rng.choice(np.arange(1, self.count + 1), self.labels_a_step, replace=False).tolist()
-        sizes = torch.bincount(labels[0].flatten(), minlength=self.count + 1)  # beyond the box as well
+        chosen = [self.groups[i] for i in rng.choice(len(self.groups), self.labels_a_step, replace=False)]
+        sizes = torch.bincount(labels[0].flatten(), minlength=len(self.fine) + 1)  # beyond the box as well
         losses = []
-        for label, logits, box in self._decode(images, labels[1], chosen):
-            target = (labels[0][box] == label).float()
+        for i, logits, box in self._decode(images, labels[1], chosen):
+            target = torch.isin(labels[0][box], torch.tensor(chosen[i])).float()
             p = logits.sigmoid()
-            dice = (2 * (p * target).sum() + 1) / (p.square().sum() + sizes[label] + 1)
+            dice = (2 * (p * target).sum() + 1) / (p.square().sum() + sizes[chosen[i]].sum() + 1)
             losses.append(1 - dice + F.binary_cross_entropy_with_logits(logits, target))
         return torch.stack(losses).mean()
 
-    def answers(self, images: Tensor, atlas: Tensor) -> Answers:
-        """The probabilities of every label that the atlas has, in its box."""
-        for label, logits, box in self._decode(images, atlas, range(1, self.count + 1)):
-            yield label, logits.sigmoid(), box
+    def answers(self, images: Tensor, atlas: Tensor, groups: Sequence[Sequence[int]] | None = None) -> Answers:
+        """The probabilities of every label that the atlas has, in its box; of ``groups`` instead, counted from 1."""
+        for i, logits, box in self._decode(images, atlas, groups or self.fine):
+            yield i + 1, logits.sigmoid(), box
 
-    def _decode(self, images: Tensor, atlas: Tensor, chosen: Sequence[int]) -> Answers:
-        """Labels that the atlas has, their logits, and the box of these."""
+    def _decode(self, images: Tensor, atlas: Tensor, groups: Sequence[Sequence[int]]) -> Answers:
+        """Groups that the atlas has, by their index, their logits, and the box of these."""
         found = label_boxes(atlas)
-        asked = [label for label in chosen if label in found]
-        masks = [Mask(atlas[found[label]] == label, found[label]) for label in asked]
-        boxes = [grow_box(found[label], [MARGIN] * 3, scans.GRID) for label in asked]
+        asked, masks = [], []
+        for i, group in enumerate(groups):
+            if there := [found[label] for label in group if label in found]:
+                box = union_box(there)
+                asked.append(i)
+                masks.append(Mask(torch.isin(atlas[box], torch.tensor(group)), box))
+        boxes = [grow_box(mask.box, [MARGIN] * 3, scans.GRID) for mask in masks]
         features = self.network.encode(_channels_last(images[:1]), _channels_last(images[1:]))
         for i, logits in self.network.decode_boxes(features, masks, boxes, halo=0):
             yield asked[i], logits, boxes[i]
@@ -303,8 +317,12 @@ class Training:
         self.mirrored = torch.tensor([0, *self.table.mirrored])
         self.contender = CONTENDERS[name]
         torch.manual_seed(seed)
-        kind = LabelConditioned if self.contender.conditioning else MultiChannel
-        self.model = kind(self.contender, len(self.table)).to(memory_format=torch.channels_last_3d)
+        self.seen = seen_groups(self.contender.coarse, self.table)
+        if self.contender.conditioning:
+            model = LabelConditioned(self.contender, len(self.table), self.seen)
+        else:
+            model = MultiChannel(self.contender, len(self.table))
+        self.model = model.to(memory_format=torch.channels_last_3d)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate or self.contender.learning_rate)
         self.progress = Progress()
         if self.checkpoint.is_file():
@@ -385,8 +403,8 @@ class Training:
 
     @torch.no_grad()
     def dice(self, scan: scans.Scan) -> Tensor:
-        """Of each label in the scan's own voxels."""
-        return dice_of(self.model, scan, len(self.table))
+        """Of each label that is trained, in the scan's own voxels."""
+        return dice_of(self.model, scan, len(self.table), self.seen)
 
     def save(self) -> None:
         """Write checkpoint and curve."""
@@ -415,12 +433,27 @@ class Training:
         write_result(self.folder, self.model, self.cases("testing"), self.table, record)
 
 
+def seen_groups(coarse: str | None, table: pd.DataFrame) -> list[list[int]] | None:
+    """The channels of each group of labels that is trained; ``None`` for all labels, each by itself."""
+    if coarse is None:
+        return None
+    channel_of = {label: channel for channel, label in enumerate(table.id, start=1)}
+    return [[channel_of[label] for label in group] for group in coarse_labels(coarse, table).values()]
+
+
 @torch.no_grad()
-def dice_of(model: nn.Module, scan: scans.Scan, count: int) -> Tensor:
-    """The Dice of each of ``count`` labels in the scan's own voxels."""
+def dice_of(model: nn.Module, scan: scans.Scan, count: int, groups: Sequence[Sequence[int]] | None = None) -> Tensor:
+    """The Dice of each of ``count`` labels in the scan's own voxels, or of each of the ``groups``."""
     model.eval()
     images, labels = scans.plain(scan)
-    dice = scans.score(model.answers(images, labels[1]), scan, model.threshold, count)
+    if groups is None:
+        dice = scans.score(model.answers(images, labels[1]), scan, model.threshold, count)
+    else:
+        group_of = torch.zeros(count + 1, dtype=torch.uint8)
+        for i, group in enumerate(groups, start=1):
+            group_of[group] = i
+        merged = replace(scan, truth=group_of[scan.truth.long()])
+        dice = scans.score(model.answers(images, labels[1], groups), merged, model.threshold, len(groups))
     model.train()
     return dice
 
@@ -447,17 +480,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
-    parser.add_argument("--contender", required=True, choices=[ATLAS_ALONE, *CONTENDERS])
+    parser.add_argument("--contender", required=True, choices=[*ATLAS_ALONE, *CONTENDERS])
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, help="instead of the contender's, of a new training")
     parser.add_argument("--steps", type=float, default=math.inf, help="stop here, converged or not, without a score")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = args.data / "malc2012"
-    if args.contender == ATLAS_ALONE:
-        folder, table = args.out / ATLAS_ALONE, scans.read_labels(data)
+    if args.contender in ATLAS_ALONE:
+        folder, table = args.out / args.contender, scans.read_labels(data)
         folder.mkdir(parents=True, exist_ok=True)
-        cases = scans.load_scans("testing", data, table.id.tolist(), args.out / "cache")
+        align = ATLAS_ALONE[args.contender]
+        cases = scans.load_scans("testing", data, table.id.tolist(), args.out / "cache", align)
         write_result(folder, AtlasAlone(), cases, table, {})
         return
     if (args.out / f"{args.contender}-seed{args.seed}/done.json").is_file():

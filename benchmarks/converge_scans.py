@@ -72,23 +72,24 @@ def read_labels(data: Path) -> pd.DataFrame:
     return table
 
 
-def load_scans(section: str, data: Path, ids: Sequence[int], cache: Path) -> list[Scan]:
+def load_scans(section: str, data: Path, ids: Sequence[int], cache: Path, align: str = "affine") -> list[Scan]:
     """The scans of a section of the split, with the label ``ids``, prepared once and kept in ``cache``."""
     cache.mkdir(parents=True, exist_ok=True)
     scans = []
     for case in json.loads(SPLIT.read_text())[section]:
-        path = cache / f"{Path(case['image']).name.partition('.')[0]}.pt"
+        name = Path(case["image"]).name.partition(".")[0]
+        path = cache / (f"{name}.pt" if align == "affine" else f"{name}-{align}.pt")
         if not path.is_file():
-            scan = _prepare(data / case["image"], data / case["label"], data, ids)
+            scan = _prepare(data / case["image"], data / case["label"], data, ids, align)
             write_atomically(path, lambda temporary, scan=scan: torch.save(vars(scan), temporary))
         scans.append(Scan(**torch.load(path, weights_only=True)))
     return scans
 
 
-def _prepare(image_file: Path, label_file: Path, data: Path, ids: Sequence[int]) -> Scan:
+def _prepare(image_file: Path, label_file: Path, data: Path, ids: Sequence[int], align: str) -> Scan:
     """Read a scan, align the atlas to it and cut both to the box around the aligned atlas labels."""
     image, label = _read(image_file), _read(label_file)
-    atlas = AlignAtlas(mode="affine")(image, _read(data / "images" / ATLAS), _read(data / "labels" / ATLAS))
+    atlas = AlignAtlas(mode=align)(image, _read(data / "images" / ATLAS), _read(data / "labels" / ATLAS))
     if not np.allclose(np.abs(image.affine[:3, :3]), np.eye(3), atol=1e-3):
         raise ValueError(f"The voxels of {image_file} must be 1 mm wide, got the affine {image.affine.tolist()}.")
     channel_of = torch.zeros(int(max(label.max(), atlas[1].max())) + 1, dtype=torch.uint8)

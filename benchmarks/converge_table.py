@@ -2,7 +2,8 @@
 
     python benchmarks/converge_table.py OUT
 
-writes OUT/convergence.md, OUT/convergence.tsv (every curve) and OUT/convergence.svg. Trainings that the stop rule has
+writes OUT/convergence.md, OUT/unseen.md (labels that were not trained), OUT/convergence.tsv (every curve) and
+OUT/convergence.svg. Trainings that the stop rule has
 not ended are in the curves, and in the table without a Dice of the test scans.
 """
 
@@ -12,8 +13,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from coarse_labels import coarse_labels
 
 BASELINE = "multi-channel"
+SUPERVISED, PROPAGATED, DEFORMABLE = "lcs-every-level", "atlas", "atlas-deformable"
+UNSEEN = {"sides": "left and right merged", "lobes": "gyri merged into lobes", "left out": "a fifth left out"}
 DRAWS = 10_000
 INTERVAL = (2.5, 97.5)
 
@@ -90,6 +94,48 @@ def difference(dice: dict[str, np.ndarray], name: str, rng: np.random.Generator)
     return f"{np.nanmean(paired):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
+def unseen_ids(kind: str, labels: pd.DataFrame) -> list[int]:
+    """The labels that no group trains by itself."""
+    alone = {group[0] for group in coarse_labels(kind, labels).values() if len(group) == 1}
+    return [label for label in labels.id if label not in alone]
+
+
+def unseen_table(out: Path) -> pd.DataFrame:
+    """A row for each training on coarse labels: the Dice of the labels that it was not trained on.
+
+    ``kept`` is the share of the gain of supervision over the propagated atlas labels, with its interval.
+    """
+    dice, rng = read_dice(out), np.random.default_rng(0)
+    rows = []
+    for kind, what in UNSEEN.items():
+        name = f"unseen-{kind.replace(' ', '-')}"
+        if not {name, SUPERVISED, PROPAGATED} <= dice.keys():
+            continue
+        path = next(out.glob(f"{name}-seed*/dice.tsv"))
+        labels = pd.read_csv(path, sep="\t")[["id", "name"]].drop_duplicates().sort_values("id")
+        at = labels.id.isin(unseen_ids(kind, labels)).to_numpy()
+        of = {which: dice[which][:, at] for which in (PROPAGATED, DEFORMABLE, name, SUPERVISED) if which in dice}
+        means = [
+            f"{np.nanmean(of[which]):.3f}" if which in of else ""
+            for which in (PROPAGATED, DEFORMABLE, name, SUPERVISED)
+        ]
+        row = dict(zip(["propagated", "deformable registration", "not trained", "supervised"], means, strict=True))
+        rows.append({"training": what, "labels": int(at.sum()), **row, "kept": kept(of, name, rng)})
+    return pd.DataFrame(rows)
+
+
+def kept(of: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> str:
+    """(not trained - propagated) / (supervised - propagated), scans and labels drawn with replacement."""
+    gains = np.stack([of[name] - of[PROPAGATED], of[SUPERVISED] - of[PROPAGATED]])
+    scans, labels = gains.shape[1:]
+    shares = []
+    for _ in range(DRAWS):
+        drawn = gains[:, rng.integers(scans, size=scans)][:, :, rng.integers(labels, size=labels)]
+        shares.append(np.divide(*np.nanmean(drawn, axis=(1, 2))))
+    low, high = np.percentile(shares, INTERVAL)
+    return f"{np.divide(*np.nanmean(gains, axis=(1, 2))):.0%} ({low:.0%} to {high:.0%})"
+
+
 def draw(curves: pd.DataFrame, path: Path) -> None:
     """Validation Dice against label samples and against core-hours; a dot is where the learning rate dropped."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
@@ -121,6 +167,11 @@ def main() -> None:
     (args.out / "convergence.md").write_text(text + "\n")
     draw(curves, args.out / "convergence.svg")
     print(text)
+    unseen = unseen_table(args.out)
+    if len(unseen):
+        text = unseen.to_markdown(index=False, disable_numparse=True)
+        (args.out / "unseen.md").write_text(text + "\n")
+        print(text)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import converge
 import converge_scans
+import converge_table
 
 GRID = (8, 9, 10)
 SIZE = tuple(3 * n for n in GRID)
@@ -119,3 +121,54 @@ def test_chunks_are_all_voxels():
     assert parts[0].start == 0
     assert parts[-1].stop == 2 * converge.CHUNK + 3
     assert all(a.stop == b.start for a, b in pairwise(parts))
+
+
+TABLE = pd.DataFrame(
+    {
+        "id": [47, 48, 4, 100, 101, 138, 139],
+        "name": ["Right Hippocampus", "Left Hippocampus", "3rd Ventricle"]
+        + [f"{side} {gyrus}" for gyrus in ("ACgG anterior", "MCgG middle") for side in ("Right", "Left")],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "unseen"),
+    [
+        ("sides", [[1, 2], [3], [4, 5], [6, 7]], [47, 48, 100, 101, 138, 139]),
+        ("lobes", [[1], [2], [3], [4, 6], [5, 7]], [100, 101, 138, 139]),
+        ("left out", [[1], [2], [3], [4], [6], [7]], [101]),
+    ],
+)
+def test_what_is_trained_and_what_is_not(kind, groups, unseen):
+    assert converge.seen_groups(kind, TABLE) == groups
+    assert converge_table.unseen_ids(kind, TABLE) == unseen
+
+
+def test_groups_are_what_a_merged_label_map_says(scan):
+    groups, contender = [[1, 3], [2]], converge.CONTENDERS["unseen-sides"]
+    images, labels = converge_scans.plain(scan)
+    merged = torch.tensor([0, 1, 2, 1])[labels]
+
+    def model(*arguments):
+        torch.manual_seed(1)
+        return converge.LabelConditioned(contender, *arguments)
+
+    ours = model(3, groups).loss(images, labels, np.random.default_rng(0))
+    assert torch.allclose(ours, model(2).loss(images, merged, np.random.default_rng(0)))
+
+    by_groups = converge.dice_of(model(3, groups), scan, 3, groups)
+    of_merged = converge_scans.Scan(
+        "scan",
+        scan.images,
+        torch.tensor([0, 1, 2, 1.0])[scan.labels.long()],
+        torch.tensor([0, 1, 2, 1], dtype=torch.uint8)[scan.truth.long()],
+        scan.corner,
+    )
+    assert torch.allclose(by_groups, converge.dice_of(model(2), of_merged, 2))
+
+
+def test_share_of_the_gain_that_is_kept():
+    zeros = np.zeros((3, 4))
+    of = {"atlas": zeros + 0.4, "x": zeros + 0.55, "lcs-every-level": zeros + 0.6}
+    assert converge_table.kept(of, "x", np.random.default_rng(0)) == "75% (75% to 75%)"
