@@ -309,20 +309,20 @@ class Training:
         learning_rate: instead of the contender's.
     """
 
+    contenders: Mapping[str, Any] = CONTENDERS
+    memory_format = torch.channels_last_3d
+    validate_every = VALIDATE_EVERY
+    max_norm = MAX_NORM
+
     def __init__(self, name: str, seed: int, data: Path, out: Path, learning_rate: float | None = None) -> None:
         self.name, self.seed, self.data, self.cache = name, seed, data, out / "cache"
         self.folder = out / f"{name}-seed{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.table = scans.read_labels(data)
+        self.contender = self.contenders[name]
+        self.table = self.read_labels()
         self.mirrored = torch.tensor([0, *self.table.mirrored])
-        self.contender = CONTENDERS[name]
         torch.manual_seed(seed)
-        self.seen = seen_groups(self.contender.coarse, self.table)
-        if self.contender.conditioning:
-            model = LabelConditioned(self.contender, len(self.table), self.seen)
-        else:
-            model = MultiChannel(self.contender, len(self.table))
-        self.model = model.to(memory_format=torch.channels_last_3d)
+        self.model = self.make_model().to(memory_format=self.memory_format)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate or self.contender.learning_rate)
         self.progress = Progress()
         if self.checkpoint.is_file():
@@ -330,6 +330,17 @@ class Training:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
+
+    def read_labels(self) -> pd.DataFrame:
+        """The labels: id, name, and the channel of the same structure on the other side."""
+        return scans.read_labels(self.data)
+
+    def make_model(self) -> nn.Module:
+        """The contender with random weights."""
+        self.seen = seen_groups(self.contender.coarse, self.table)
+        if self.contender.conditioning:
+            return LabelConditioned(self.contender, len(self.table), self.seen)
+        return MultiChannel(self.contender, len(self.table))
 
     @property
     def checkpoint(self) -> Path:
@@ -341,7 +352,7 @@ class Training:
         cases, progress = self.cases("training"), self.progress
         validation = self.cases("validation")[0]
         while progress.step < last_step:
-            if progress.dropped_at and self._at_validation() and progress.converged(self.contender.least_steps):
+            if self.is_done():
                 return True
             start = time.process_time()
             progress.losses.append(self._step(cases))
@@ -355,24 +366,34 @@ class Training:
         self.save()
         return False
 
-    def cases(self, section: str) -> list[scans.Scan]:
+    def cases(self, section: str) -> Sequence[Any]:
         """The scans of a section of the split."""
         return scans.load_scans(section, self.data, self.table.id.tolist(), self.cache)
 
+    def is_done(self) -> bool:
+        """Whether the stop rule holds, after the learning rate dropped."""
+        progress = self.progress
+        at_end = progress.dropped_at and self._at_validation() and progress.converged(self.contender.least_steps)
+        return bool(at_end)
+
     def _at_validation(self) -> bool:
-        return self.progress.step > 0 and self.progress.step % VALIDATE_EVERY == 0
+        return self.progress.step > 0 and self.progress.step % self.validate_every == 0
 
     def _step(self, cases: Sequence[scans.Scan]) -> float:
         """One scan, one step of the optimizer; the loss."""
         self.progress.step += 1
         rng = np.random.default_rng([self.seed, self.progress.step])
-        images, labels = scans.deformed(cases[rng.integers(len(cases))], self.mirrored, rng)
         self.optimizer.zero_grad()
-        loss = self.model.loss(images, labels, rng)
+        loss = self.loss(cases, rng)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         return loss.item()
+
+    def loss(self, cases: Sequence[Any], rng: np.random.Generator) -> Tensor:
+        """Of a scan at random."""
+        images, labels = scans.deformed(cases[rng.integers(len(cases))], self.mirrored, rng)
+        return self.model.loss(images, labels, rng)
 
     def _validate(self, scan: scans.Scan) -> None:
         """Keep the weights if they are the best, and drop the learning rate if it is time."""
@@ -381,10 +402,14 @@ class Training:
         self._report(dice)
         if dice > before:
             write_atomically(self.folder / "best.pt", lambda path: torch.save(self.model.state_dict(), path))
-        if not progress.dropped_at and progress.converged(self.contender.least_steps):
+        if self.may_drop():
             progress.dropped_at = progress.step
             for group in self.optimizer.param_groups:
                 group["lr"] *= DROP
+
+    def may_drop(self) -> bool:
+        """Whether it is time to drop the learning rate."""
+        return not self.progress.dropped_at and self.progress.converged(self.contender.least_steps)
 
     def _report(self, dice: float) -> None:
         """One more row of the curve."""
@@ -401,10 +426,9 @@ class Training:
         progress.losses.clear()
         print(self.name, self.seed, *(f"{value:.6g}" for value in row.values()), flush=True)
 
-    @torch.no_grad()
-    def dice(self, scan: scans.Scan) -> Tensor:
-        """Of each label that is trained, in the scan's own voxels."""
-        return dice_of(self.model, scan, len(self.table), self.seen)
+    def dice(self, scan: Any, testing: bool = False) -> Tensor:
+        """Of each label that is trained, in the scan's own voxels; of each label there is when testing."""
+        return dice_of(self.model, scan, len(self.table), None if testing else self.seen)
 
     def save(self) -> None:
         """Write checkpoint and curve."""
@@ -430,7 +454,9 @@ class Training:
             "validation_dice": progress.best(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
-        write_result(self.folder, self.model, self.cases("testing"), self.table, record)
+        cases = self.cases("testing")
+        dice = {scan.name: self.dice(scan, testing=True) for scan in cases}
+        write_result(self.folder, dice, self.table, record)
 
 
 def seen_groups(coarse: str | None, table: pd.DataFrame) -> list[list[int]] | None:
@@ -458,18 +484,15 @@ def dice_of(model: nn.Module, scan: scans.Scan, count: int, groups: Sequence[Seq
     return dice
 
 
-def write_result(
-    folder: Path, model: nn.Module, cases: Sequence[scans.Scan], table: pd.DataFrame, record: Mapping[str, Any]
-) -> None:
+def write_result(folder: Path, dice: Mapping[str, Tensor], table: pd.DataFrame, record: Mapping[str, Any]) -> None:
     """Write dice.tsv, a row for each label in each scan, and done.json."""
-    dice = torch.stack([dice_of(model, scan, len(table)) for scan in cases])
     rows = [
-        {"scan": scan.name, "id": label, "name": name, "dice": value}
-        for scan, of_scan in zip(cases, dice.tolist(), strict=True)
-        for label, name, value in zip(table.id, table.name, of_scan, strict=True)
+        {"scan": scan, "id": label, "name": name, "dice": value}
+        for scan, of_scan in dice.items()
+        for label, name, value in zip(table.id, table.name, of_scan.tolist(), strict=True)
     ]
     write_atomically(folder / "dice.tsv", lambda path: write_tsv(pd.DataFrame(rows), path, float_format="%.5f"))
-    means = {scan.name: round(float(of_scan.nanmean()), 5) for scan, of_scan in zip(cases, dice, strict=True)}
+    means = {scan: round(float(of_scan.nanmean()), 5) for scan, of_scan in dice.items()}
     text = json.dumps({**record, "test_dice": means, "mean_test_dice": float(np.mean(list(means.values())))}, indent=2)
     write_atomically(folder / "done.json", lambda path: path.write_text(text + "\n"))
     print(text, flush=True)
@@ -492,7 +515,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         align = ATLAS_ALONE[args.contender]
         cases = scans.load_scans("testing", data, table.id.tolist(), args.out / "cache", align)
-        write_result(folder, AtlasAlone(), cases, table, {})
+        write_result(folder, {scan.name: dice_of(AtlasAlone(), scan, len(table)) for scan in cases}, table, {})
         return
     if (args.out / f"{args.contender}-seed{args.seed}/done.json").is_file():
         sys.exit(f"{args.contender} with seed {args.seed} is done.")

@@ -88,8 +88,8 @@ def load_scans(section: str, data: Path, ids: Sequence[int], cache: Path, align:
 
 def _prepare(image_file: Path, label_file: Path, data: Path, ids: Sequence[int], align: str) -> Scan:
     """Read a scan, align the atlas to it and cut both to the box around the aligned atlas labels."""
-    image, label = _read(image_file), _read(label_file)
-    atlas = AlignAtlas(mode=align)(image, _read(data / "images" / ATLAS), _read(data / "labels" / ATLAS))
+    image, label = read(image_file), read(label_file)
+    atlas = AlignAtlas(mode=align)(image, read(data / "images" / ATLAS), read(data / "labels" / ATLAS))
     if not np.allclose(np.abs(image.affine[:3, :3]), np.eye(3), atol=1e-3):
         raise ValueError(f"The voxels of {image_file} must be 1 mm wide, got the affine {image.affine.tolist()}.")
     channel_of = torch.zeros(int(max(label.max(), atlas[1].max())) + 1, dtype=torch.uint8)
@@ -110,7 +110,7 @@ def _prepare(image_file: Path, label_file: Path, data: Path, ids: Sequence[int],
     )
 
 
-def _read(file: Path) -> MetaTensor:
+def read(file: Path) -> MetaTensor:
     return Orientation(axcodes="RAS", labels=None)(LoadImage(image_only=True, ensure_channel_first=True)(file))
 
 

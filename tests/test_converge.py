@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import converge
 import converge_scans
+import converge_slices
 import converge_table
 
 GRID = (8, 9, 10)
@@ -172,3 +173,57 @@ def test_share_of_the_gain_that_is_kept():
     zeros = np.zeros((3, 4))
     of = {"atlas": zeros + 0.4, "x": zeros + 0.55, "lcs-every-level": zeros + 0.6}
     assert converge_table.kept(of, "x", np.random.default_rng(0)) == "75% (75% to 75%)"
+
+
+@pytest.fixture
+def slices():
+    """Three slices, the last without a label of the atlas."""
+    labels = torch.zeros(3, 2, 16, 16, dtype=torch.int64)
+    labels[0, :, 2:6], labels[0, :, 9:14] = 1, 2
+    labels[1, 0, 2:6], labels[1, 1, 3:6] = 1, 1
+    torch.manual_seed(0)
+    return converge_slices.Slices("scan", torch.rand(3, 2, 16, 16), labels)
+
+
+def test_dice_of_slices(slices):
+    dice = converge_slices.dice_of(converge_slices.AtlasAlone(), slices, 2)
+    assert dice.tolist() == pytest.approx([2 * 7 / (8 + 7), 1])
+    merged = converge_slices.channels_of([slices], pd.DataFrame({"id": [2]}))[0]
+    assert merged.labels.unique().tolist() == [0, 1]
+    assert (merged.labels == 1).equal(slices.labels == 2)
+
+
+def test_steps_of_slices(slices, monkeypatch):
+    """Flips swap sides; slices without a label of the atlas are not drawn; both kinds of network learn from them."""
+    seen = []
+
+    class Model:
+        def loss(self, images, labels, rng):
+            seen.append((images, labels))
+
+    monkeypatch.setattr(converge_slices, "BATCH", 400)
+    training = converge_slices.SliceTraining.__new__(converge_slices.SliceTraining)
+    training.model, training.mirrored = Model(), torch.tensor([0, 2, 1])
+    training.loss([slices], np.random.default_rng(1))
+    images, labels = seen[0]
+    plain = [torch.equal(image, slices.images[i]) for image in images for i in (0, 1)]
+    assert 160 < sum(plain) < 240  # the others are flipped
+    for image, of_image in zip(images, labels, strict=True):
+        i = int(torch.equal(image, slices.images[1]) or torch.equal(image.flip(1), slices.images[1]))
+        flipped = torch.tensor([0, 2, 1])[slices.labels[i].flip(1)]
+        whole = torch.equal(image, slices.images[i])
+        assert torch.equal(of_image, slices.labels[i] if whole else flipped)
+
+
+@pytest.mark.parametrize("name", ["slices-lcs-paper", "slices-multi-channel"])
+def test_networks_of_slices(slices, name):
+    conditioning = converge_slices.CONTENDERS[name].conditioning
+    kind = converge_slices.LabelConditioned if conditioning else converge_slices.MultiChannel
+    torch.manual_seed(0)
+    model = kind(conditioning, 2) if conditioning else kind(2)
+    loss = model.loss(slices.images[:2], slices.labels[:2], np.random.default_rng(0))
+    loss.backward()
+    assert 0 < loss < 4
+    assert all(p.grad is not None for p in model.parameters())
+    assert converge_slices.dice_of(model, slices, 2).shape == (2,)
+    assert model.training
