@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from monai.data import DataLoader
@@ -34,6 +35,7 @@ from monai_lcs.pipeline.trainer import (
 from monai_lcs.pipeline.trainer import last_saved as last_saved_file
 from monai_lcs.pipeline.weights import cause
 from monai_lcs.results import dice as dice_tables
+from monai_lcs.results.scores import label_scores, scores_summary, scores_table, write_scores_tsv
 from monai_lcs.study.cases import find_cases, find_images, shorten_names
 
 __all__ = [
@@ -520,7 +522,13 @@ def run_each(evaluator: Evaluator, output_dir: str) -> None:
 
 
 @_one_sentence
-def score_each(evaluator: Evaluator, table: LabelTable, output_dir: str, overwrite: bool = False) -> None:
+def score_each(
+    evaluator: Evaluator,
+    table: LabelTable,
+    output_dir: str,
+    overwrite: bool = False,
+    surface_tolerance_mm: float | None = None,
+) -> None:
     """Score case by case, write ``dice.tsv``, the Dice of each label in each case, and print the means.
 
     Args:
@@ -528,20 +536,29 @@ def score_each(evaluator: Evaluator, table: LabelTable, output_dir: str, overwri
         table: names of the labels.
         output_dir: where to write.
         overwrite: replace a table that is there.
+        surface_tolerance_mm: also write how far surfaces lie apart, the share of them within this distance, and
+            volumes, see :func:`monai_lcs.results.scores.label_scores`.
 
     Raises:
         SystemExit: with status 1, when a case failed; the others are scored.
     """
-    names, rows = [], []
+    dice: dict[str, torch.Tensor] = {}
+    scores: dict[str, pd.DataFrame] = {}
 
     def keep(case: Mapping[str, Any]) -> None:
-        rows.append(evaluator.state.metric_details[evaluator.state.key_metric_name][0])
-        names.append(case["case"])
+        if surface_tolerance_mm is not None:
+            result = evaluator.state.output[0]
+            scores[case["case"]] = label_scores(result["pred"], result["label"], surface_tolerance_mm)
+        dice[case["case"]] = evaluator.state.metric_details[evaluator.state.key_metric_name][0]
 
     count, failed = _each(evaluator, keep)
-    if rows:
-        dice = dice_tables.dice_table(torch.stack(rows), names, table)
-        path = Path(output_dir) / "dice.tsv"
-        dice_tables.write_dice_tsv(dice, path, overwrite=overwrite)
-        print(dice_tables.dice_summary(dice), f"Dice of each label: {path}", sep="\n")
+    path = Path(output_dir) / "dice.tsv"
+    if scores:
+        rows = scores_table(scores, table)
+        write_scores_tsv(rows, path, overwrite=overwrite)
+        print(scores_summary(rows), f"Scores of each label: {path}", sep="\n")
+    elif dice:
+        rows = dice_tables.dice_table(torch.stack(list(dice.values())), list(dice), table)
+        dice_tables.write_dice_tsv(rows, path, overwrite=overwrite)
+        print(dice_tables.dice_summary(rows), f"Dice of each label: {path}", sep="\n")
     _end(count, failed)

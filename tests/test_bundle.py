@@ -22,7 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monai_lcs.atlas import Atlas, AtlasAligner
 from monai_lcs.bundle import further_atlases, settings_of
+from monai_lcs.labels import LabelTable
 from monai_lcs.pipeline import Settings
+from monai_lcs.pipeline.evaluation import score_label_maps
 
 # MONAI warns at every run that configs are code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -449,6 +451,15 @@ def test_dice_of_evaluation_is_that_of_the_files(study, trained, segmented, tmp_
     ]
     np.testing.assert_allclose(dice["dice"], expected, atol=1e-4)
     assert f"mean  {np.mean(expected):.4f}  6 cases" in capsys.readouterr().out
+
+
+def test_evaluation_measures_surfaces_where_that_is_asked_for(study, trained, segmented, tmp_path, capsys):
+    scores = evaluate(study, tmp_path, checkpoint=trained / "model.pt", surface_tolerance_mm=MM)
+    files = {case: (segmented / f"{case}_dseg.nii.gz", study / f"labels/{case}.nii.gz") for case in CASES}
+    expected = score_label_maps(files, LabelTable.read(study / "atlas/dseg.tsv"), MM)
+    for measure in ("dice", "hd95_mm", "surface_dice", "true_mm3", "predicted_mm3"):
+        np.testing.assert_allclose(scores[measure], expected[measure], atol=0.051)  # digits of the file
+    assert "surface_dice" in capsys.readouterr().out
 
 
 def test_alignment_only(study, trained, tmp_path):

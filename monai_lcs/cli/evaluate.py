@@ -10,41 +10,69 @@ from monai_lcs.cli.words import end, for_each
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Label maps, true ones, a table."""
+    """Label maps, true ones, a table, and what is written."""
     command.add_argument("predictions", metavar="PREDICTIONS", help="a label map, or a folder of them")
     command.add_argument("truths", metavar="TRUTHS", help="the true label map, or a folder of them; paired by name")
     command.add_argument(
         "--table",
         metavar="FILE",
-        help="label table: which labels to score, and their names; default: all ids of the true maps",
+        help="label table: which labels to score, and their names; default: all ids of the label maps",
     )
-    command.add_argument("-o", "--out", metavar="FILE.tsv", help="write the Dice of each label here")
-    command.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        metavar="MM",
+        help="surfaces this far apart count as the same in the surface Dice (default: %(default)s)",
+    )
+    command.add_argument("-o", "--out", metavar="FILE.tsv", help="write the scores of each label in each case here")
+    command.add_argument(
+        "--by-label", metavar="FILE.tsv", help="write the means of each label here, and how its volumes correlate"
+    )
+    command.add_argument("--plot", metavar="FILE.png", help="draw the scores of the labels here, sorted by Dice")
+    command.add_argument("--overwrite", action="store_true", help="replace earlier files")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score label maps against true ones: the Dice of each label."""
+    """Score label maps against true ones: for each label the Dice, how far surfaces lie apart, and the volumes."""
     from monai_lcs.files import check_absent, check_writable
     from monai_lcs.labels import LabelTable
     from monai_lcs.pipeline.evaluation import pair_label_maps, score_case, score_table
-    from monai_lcs.results.dice import dice_summary, write_dice_tsv
+    from monai_lcs.results.picture import require_matplotlib
+    from monai_lcs.results.scores import scores_summary
 
     table = LabelTable.read(options.table) if options.table else None
-    if options.out:
-        check_absent([Path(options.out)], options.overwrite)
-        check_writable(Path(options.out).parent)
+    results = [Path(file) for file in (options.out, options.by_label, options.plot) if file]
+    check_absent(results, options.overwrite)
+    for file in results:
+        check_writable(file.parent)
+    if options.plot:
+        require_matplotlib()
     pairs = pair_label_maps(options.predictions, options.truths)
     cases = [{"case": case, "image": str(predicted), "label": true} for case, (predicted, true) in pairs.items()]
-    scores: dict[str, dict[int, float]] = {}
+    scores: dict[str, Any] = {}
 
     def score(case: dict[str, Any]) -> None:
-        scores[case["case"]] = score_case(case["image"], case["label"])
+        scores[case["case"]] = score_case(case["image"], case["label"], options.tolerance)
 
     failed = for_each(cases, score)
     if scores:
-        dice = score_table(scores, table)
-        print(dice_summary(dice))
-        if options.out:
-            write_dice_tsv(dice, options.out, overwrite=options.overwrite)
-            print(f"Dice of each label: {options.out}")
+        rows = score_table(scores, table)
+        print(scores_summary(rows))
+        _write(rows, options)
     return end(failed, f"{len(cases)} cases")
+
+
+def _write(scores: Any, options: argparse.Namespace) -> None:
+    """Write what was asked for, and say where it is."""
+    from monai_lcs.results.scores import plot_scores, scores_by_label, write_scores_tsv
+
+    if options.out:
+        write_scores_tsv(scores, options.out, options.overwrite)
+        print(f"Scores of each label in each case: {options.out}")
+    if options.by_label:
+        write_scores_tsv(scores_by_label(scores), options.by_label, options.overwrite)
+        print(f"Scores of each label: {options.by_label}")
+    if options.plot:
+        plot_scores(scores, options.plot, options.overwrite)
+        print(f"Plot: {options.plot}")

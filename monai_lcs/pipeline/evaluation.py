@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from monai.config import PathLike
 
-from monai_lcs.labels import LabelTable, present_labels
-from monai_lcs.metrics import label_dice
-from monai_lcs.results.dice import dice_table
+from monai_lcs.labels import LabelTable
+from monai_lcs.results.scores import label_scores, scores_table
 from monai_lcs.study.cases import case_name, shorten_names
 from monai_lcs.study.checks import check_same_grid, read_label_map
 from monai_lcs.study.images import IMAGE_EXTENSIONS
@@ -66,12 +63,16 @@ def _by_case(folder: Path) -> dict[str, Path]:
     return named
 
 
-def score_case(predicted: PathLike, true: PathLike) -> dict[int, float]:
-    """The Dice of each label of a true label map.
+def score_case(predicted: PathLike, true: PathLike, tolerance_mm: float = 1.0) -> pd.DataFrame:
+    """The scores of each label of a case.
 
     Args:
         predicted: the file of the predicted label map.
         true: the file of the true one.
+        tolerance_mm: how far apart surfaces may lie to count as the same in the surface Dice.
+
+    Returns:
+        See :func:`monai_lcs.results.scores.label_scores`.
 
     Raises:
         ValueError: naming the file that is no label map, or the two that do not share a grid.
@@ -80,46 +81,46 @@ def score_case(predicted: PathLike, true: PathLike) -> dict[int, float]:
         >>> import nibabel as nib, numpy as np
         >>> path = getfixture("tmp_path") / "dseg.nii"
         >>> nib.save(nib.Nifti1Image(np.full((4, 5, 6), 17, np.uint8), np.eye(4)), path)
-        >>> score_case(path, path)
+        >>> score_case(path, path).dice.to_dict()
         {17: 1.0}
     """
     maps = read_label_map(predicted), read_label_map(true)
     check_same_grid(*maps, str(predicted), str(true))
-    ids = present_labels(maps[1])
-    return dict(zip(ids, label_dice(*maps, ids).tolist(), strict=True)) if ids else {}
+    return label_scores(*maps, tolerance_mm)
 
 
-def score_table(scores: Mapping[str, Mapping[int, float]], table: LabelTable | None = None) -> pd.DataFrame:
+def score_table(scores: Mapping[str, pd.DataFrame], table: LabelTable | None = None) -> pd.DataFrame:
     """The scores of all cases as one table.
 
     Args:
         scores: for each case what :func:`score_case` returns.
-        table: the labels to show; by default those that a case has.
+        table: the labels to show; by default those that a label map of a case has.
 
     Returns:
-        See :func:`monai_lcs.results.dice.dice_table`; NaN for the labels that a case lacks.
+        See :func:`monai_lcs.results.scores.scores_table`.
 
     Raises:
         ValueError: when there is no label to show.
-
-    Example:
-        >>> score_table({"ann": {17: 0.5}, "bo": {17: 1.0, 53: 0.25}}).dice.tolist()
-        [0.5, nan, 1.0, 0.25]
     """
-    table = LabelTable.from_ids(sorted(set().union(*scores.values()))) if table is None else table
-    if not table:
+    if table is None:
+        table = LabelTable.from_ids(sorted(set().union(*(of_case.index for of_case in scores.values()))))
+    held = [of_case.loc[of_case["present_in"] != "prediction"].index for of_case in scores.values()]
+    if not any(id in table for ids in held for id in ids):
         raise ValueError(
-            f"There is nothing to score: the true label maps hold no label ({shorten_names(list(scores))})."
+            f"There is nothing to score: the true label maps hold no label of {table.source}"
+            f" ({shorten_names(list(scores))})."
         )
-    rows = [[of_case.get(id, math.nan) for id in table.ids] for of_case in scores.values()]
-    return dice_table(np.array(rows), list(scores), table)
+    return scores_table(scores, table)
 
 
-def score_label_maps(pairs: Mapping[str, tuple[PathLike, PathLike]], table: LabelTable | None = None) -> pd.DataFrame:
-    """The Dice of each label in each case: :func:`score_case` for all of them, and :func:`score_table`.
+def score_label_maps(
+    pairs: Mapping[str, tuple[PathLike, PathLike]], table: LabelTable | None = None, tolerance_mm: float = 1.0
+) -> pd.DataFrame:
+    """The scores of each label in each case: :func:`score_case` for all of them, and :func:`score_table`.
 
     Args:
         pairs: from :func:`pair_label_maps`.
-        table: the labels to score; by default those that occur in a true label map.
+        table: the labels to score; by default those that occur in a label map.
+        tolerance_mm: see :func:`score_case`.
     """
-    return score_table({case: score_case(*files) for case, files in pairs.items()}, table)
+    return score_table({case: score_case(*files, tolerance_mm) for case, files in pairs.items()}, table)
