@@ -10,8 +10,9 @@ result.save("results")
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from monai_lcs.lazy import lazy_names
 
 if TYPE_CHECKING:
     from monai_lcs.atlas import Atlas, named_atlas
@@ -33,26 +34,17 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "Atlas": "atlas",
-    "Label": "labels",
-    "LabelTable": "labels",
-    "Segmentation": "results",
-    "Segmenter": "pipeline",
-    "Settings": "pipeline",
-    "named_atlas": "atlas",
-    "shipped_weights": "pipeline",
-    "train": "pipeline",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name of the API when it is first used: networks and inferers alone need no SimpleITK."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"monai_lcs.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'monai_lcs' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """What is offered where a name is completed, also before its first use."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Atlas": "atlas",
+        "Label": "labels",
+        "LabelTable": "labels",
+        "Segmentation": "results",
+        "Segmenter": "pipeline",
+        "Settings": "pipeline",
+        "named_atlas": "atlas",
+        "shipped_weights": "pipeline",
+        "train": "pipeline",
+    },
+)

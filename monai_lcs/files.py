@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_absent", "check_writable", "write_atomically"]
+__all__ = ["IMAGE_EXTENSIONS", "check_absent", "check_writable", "write_atomically"]
+
+IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
+"""Endings of the file names that count as images in a folder, the longer ones first."""
 
 
 def check_absent(paths: Sequence[Path], overwrite: bool) -> None:

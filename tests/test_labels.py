@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 
 from monai_lcs.labels import MAX_FLOAT32_ID, MAX_ID, Label, LabelTable, check_label_map
 from monai_lcs.labels.cells import guard_cell, unguard_cell
+from monai_lcs.labels.exact import EXACT_INTEGERS, holds_exactly
 from monai_lcs.labels.label_map import as_label_array, check_known, voxel_ids
-from monai_lcs.labels.limits import EXACT_INTEGERS, holds_exactly
 
 HIPPOCAMPI = LabelTable(
     [

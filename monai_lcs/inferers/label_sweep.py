@@ -20,9 +20,9 @@ from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_vo
 from monai_lcs.inferers.merger import BestLabelMerger, VolumeMerger, logit_of, upsample_logits
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.inferers.sweep import VolumeSweep
+from monai_lcs.labels.exact import EXACT_INTEGERS
 from monai_lcs.labels.groups import LabelGroup, as_groups
 from monai_lcs.labels.label_map import check_label_map
-from monai_lcs.labels.limits import EXACT_INTEGERS
 from monai_lcs.networks import check_halo
 
 __all__ = ["LabelSweepInferer", "check_input"]

@@ -11,9 +11,10 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
 from monai.utils import convert_to_dst_type
 
+from monai_lcs.labels.exact import holds_exactly
 from monai_lcs.labels.label import is_integer
 from monai_lcs.labels.label_map import as_plain_tensor, values_and_positions, voxel_ids
-from monai_lcs.labels.limits import MAX_ID, holds_exactly
+from monai_lcs.labels.limits import MAX_ID
 
 __all__ = ["LabelGroup", "as_groups", "group_masks", "label_mask", "label_sizes", "present_labels"]
 

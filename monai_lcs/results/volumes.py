@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from monai.config import NdarrayOrTensor
+from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 from scipy import ndimage
 
+from monai_lcs.grids import affine_of
 from monai_lcs.labels import LabelTable
 from monai_lcs.labels.label_map import as_label_array, check_known
 
-__all__ = ["volume_table"]
+__all__ = ["centers_mm", "volume_table", "voxel_mm3"]
 
 
 def volume_table(
@@ -48,19 +50,39 @@ def volume_table(
     check_known(ids, table)
     count_of = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     voxels = [count_of.get(id, 0) for id in table.ids]
-    voxel_mm3 = _voxel_mm3(affine_or_voxel_mm3)
+    of_voxel = voxel_mm3(affine_or_voxel_mm3)
     # 7 digits: the voxel sizes of a file are float32
-    mm3 = [float(f"{n * voxel_mm3:.7g}") for n in voxels]
+    mm3 = [float(f"{n * of_voxel:.7g}") for n in voxels]
     volumes = pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
     if agreement is not None:
         volumes["agreement"] = _mean_agreement(agreement, labels, ids, table)
     return volumes
 
 
-def _voxel_mm3(affine_or_voxel_mm3: NdarrayOrTensor | float) -> float:
-    """Returns the volume of a voxel, which the determinant of its affine is."""
+def voxel_mm3(affine_or_voxel_mm3: NdarrayOrTensor | float) -> float:
+    """Returns the volume of a voxel, which the determinant of its affine is.
+
+    Example:
+        >>> voxel_mm3(np.diag([1, 1, 2.5, 1])), voxel_mm3(2.5)
+        (2.5, 2.5)
+    """
     affine = convert_to_numpy(affine_or_voxel_mm3)
     return float(abs(np.linalg.det(affine[:3, :3])) if affine.ndim else affine)
+
+
+def centers_mm(label_map: MetaTensor) -> dict[int, tuple[float, ...]]:
+    """Returns the center of mass of each label of a label map ``(1, *spatial)``, in mm of the world.
+
+    Example:
+        >>> import torch
+        >>> centers_mm(MetaTensor(torch.tensor([[[0, 4, 4]]]), affine=torch.diag(torch.tensor([1.0, 2.0, 1.0]))))
+        {4: (0.0, 3.0)}
+    """
+    labels, affine = as_label_array(label_map)[0], affine_of(label_map)
+    ids = [int(id) for id in np.unique(labels) if id]
+    voxels = np.array(ndimage.center_of_mass(labels > 0, labels, ids)).reshape(-1, labels.ndim)
+    world = voxels @ affine[:-1, :-1].T + affine[:-1, -1]
+    return {id: tuple(point.tolist()) for id, point in zip(ids, world, strict=True)}
 
 
 def _mean_agreement(agreement: NdarrayOrTensor, labels: np.ndarray, ids: np.ndarray, table: LabelTable) -> list[float]:

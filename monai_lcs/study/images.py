@@ -17,6 +17,7 @@ from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy
 from nibabel.spatialimages import SpatialImage
 
+from monai_lcs.files import IMAGE_EXTENSIONS
 from monai_lcs.study.file_data import FileImage, ImageFileError
 from monai_lcs.study.metaimage import META_EXTENSIONS, metaimage_shape, read_metaimage
 from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, image_of_nibabel, nibabel_shape, read_with_nibabel
@@ -32,9 +33,6 @@ __all__ = [
     "read_shape",
     "volume_of_nibabel",
 ]
-
-IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
-"""Endings of the file names that count as images in a folder, the longer ones first."""
 
 _READERS = {NIBABEL_EXTENSIONS: read_with_nibabel, META_EXTENSIONS: read_metaimage, NRRD_EXTENSIONS: read_nrrd}
 _SHAPES = {NIBABEL_EXTENSIONS: nibabel_shape, META_EXTENSIONS: metaimage_shape, NRRD_EXTENSIONS: nrrd_shape}

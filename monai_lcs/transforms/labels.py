@@ -13,10 +13,11 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, look_up_option
 
+from monai_lcs.labels.exact import holds_exactly
 from monai_lcs.labels.groups import LabelGroup, as_groups, group_masks, present_labels
 from monai_lcs.labels.label import is_integer
 from monai_lcs.labels.label_map import as_plain_tensor, check_channel, origin, values_and_positions, voxel_ids
-from monai_lcs.labels.limits import MAX_ID, holds_exactly
+from monai_lcs.labels.limits import MAX_ID
 
 __all__ = [
     "MapLabels",
