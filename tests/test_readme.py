@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BUNDLE_README = (bundle_folder() / "docs/README.md").read_text()
 CONFIGS = {path.stem: json.loads(path.read_text()) for path in (bundle_folder() / "configs").glob("*.json")}
-KEYS = set().union(*(CONFIGS[name] for name in ("train", "inference")))
+KEYS = set().union(*(CONFIGS[name] for name in ("train", "inference", "evaluate")))
 
 MM = 4.0
 SHAPE = (24, 26, 22)

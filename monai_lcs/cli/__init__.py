@@ -1,4 +1,4 @@
-"""Segment scans by an atlas, evaluate label maps, train on a study, show label tables: the command monai-lcs."""
+"""Segment scans by an atlas, evaluate and train, show labels, edit atlases: the command monai-lcs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import sys
 from collections.abc import Callable, Sequence
 
 from monai_lcs import __version__
-from monai_lcs.cli import atlases, evaluate, labels, segment, train
+from monai_lcs.cli import atlas, atlases, evaluate, labels, segment, train
 
 __all__ = ["main"]
 
-COMMANDS = {"segment": segment, "evaluate": evaluate, "train": train, "labels": labels, "atlases": atlases}
+COMMANDS = {
+    "segment": segment,
+    "evaluate": evaluate,
+    "train": train,
+    "labels": labels,
+    "atlases": atlases,
+    "atlas": atlas,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -20,8 +21,8 @@ def add_atlas(command: argparse.ArgumentParser, default: str | None = None) -> N
         default=[default],
         required=not default,
         metavar="ATLAS",
-        help="files: image, label map and perhaps label table; or a name that `monai-lcs atlases` lists"
-        + (f" (default: {default})" if default else ""),
+        help="files: image, label map and perhaps label table; the folder of `monai-lcs atlas`; or a name that"
+        " `monai-lcs atlases` lists" + (f" (default: {default})" if default else ""),
     )
     command.add_argument("--labels", nargs="+", metavar="LABEL", help='ids, names, patterns or unions "A + B"')
     command.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
@@ -30,8 +31,11 @@ def add_atlas(command: argparse.ArgumentParser, default: str | None = None) -> N
 def read_atlas(options: argparse.Namespace) -> Any:
     """The atlas of the words; what is known of it is printed."""
     from monai_lcs.atlas import NAMED_ATLASES, Atlas, named_atlas
+    from monai_lcs.results.atlas_folder import read_atlas_folder
 
-    if len(options.atlas) == 1:
+    if len(options.atlas) == 1 and Path(options.atlas[0]).is_dir():
+        atlas = read_atlas_folder(options.atlas[0])
+    elif len(options.atlas) == 1:
         known = NAMED_ATLASES.get(options.atlas[0])
         atlas = named_atlas(options.atlas[0])
         if known:

@@ -28,7 +28,7 @@ from monai_lcs.study.cases import MAX_NAME_BYTES, case_names
 from monai_lcs.study.images import notes_of
 from monai_lcs.study.nibabel_files import mm_by_unit
 
-__all__ = ["Segmentation", "label_map_image"]
+__all__ = ["Segmentation", "image_on_grid", "label_map_image"]
 
 # What a NIfTI header says about the grid; MONAI keeps it in the metadata of an image.
 _GRID_FIELDS = (
@@ -210,13 +210,24 @@ def label_map_image(
         >>> int(header["sform_code"]), header["pixdim"][1:4].tolist(), header.get_xyzt_units()
         (1, [1.0, 2.0, 3.0], ('mm', 'unknown'))
     """
-    voxels = as_label_array(label_map)[0].astype(dtype)
+    return image_on_grid(as_label_array(label_map)[0].astype(dtype), image)
+
+
+def image_on_grid(voxels: np.ndarray, image: MetaTensor) -> nib.Nifti1Image | nib.Nifti2Image:
+    """Returns voxels ``(*spatial)`` as a NIfTI image of their type on the grid of a scan, as :func:`label_map_image`.
+
+    Example:
+        >>> import torch
+        >>> scan = MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4))
+        >>> image_on_grid(np.zeros((4, 5, 6), np.float32), scan).get_data_dtype() == np.float32
+        True
+    """
     header = _file_header(image)
     if header is None:
         header = _new_header(convert_to_numpy(image.affine), voxels.shape)
     image_type = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     # Given an affine, nibabel would compute the fields anew
-    return image_type(voxels, None, header, dtype=dtype)
+    return image_type(voxels, None, header, dtype=voxels.dtype)
 
 
 def _file_header(image: MetaTensor) -> nib.Nifti1Header | None:
