@@ -1,6 +1,7 @@
 # `make demo`: sample data, the segmentation of a new scan with the bundle's weights, and their Dice, in minutes.
 # `make train-demo`: a short training on the sample data first, and the same with what it learned.
 # `make test`: linter, types and the quick tests.
+# `make docs`: the documentation, build/docs/index.html, in an environment of its own.
 # `make label-server`: MONAI Label with the app on a sample study, in an environment of its own; `make test-label` tests it.
 # TORCH says which PyTorch to install first, for instance: make demo TORCH=torch
 
@@ -11,6 +12,7 @@ OUT ?= demo
 LABEL_VENV ?= .venv-label
 LABEL_OUT ?= label-study
 PORT ?= 8000
+DOCS_VENV ?= .venv-docs
 
 BIN := $(VENV)/bin
 BUNDLE := bundles/whole_brain_lcs_segmentation
@@ -30,7 +32,7 @@ LABEL_ATLAS := $(LABEL_OUT)/data/atlas/atlas
 # In place of setup.cfg's: slow tests as well, and the examples of what needs MONAI Label, which imports an old module
 LABEL_TESTS := --doctest-modules --strict-markers --strict-config --durations=8 -q -W ignore::DeprecationWarning:passlib.utils
 
-.PHONY: demo train-demo test clean label-server test-label
+.PHONY: demo train-demo test docs clean label-server test-label
 
 demo: $(DATA)/dataset.json
 	@rm -rf $(OUT)/lcs $(OUT)/alignment $(OUT)/scan
@@ -59,6 +61,11 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: $(DOCS_VENV)/.docs
+	rm -rf build/docs docs/reference/generated
+	$(DOCS_VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
+
 label-server: $(LABEL_VENV)/.label $(LABEL_OUT)/study
 	@$(LABEL_PYTHON) -m monai_lcs.label_app $(LABEL_OUT)/app --studies $(LABEL_OUT)/study --port $(PORT) \
 		--atlas_image $(LABEL_ATLAS)_T1w.nii.gz --atlas_labels $(LABEL_ATLAS)_dseg.nii.gz \
@@ -84,8 +91,14 @@ $(LABEL_VENV)/.label: setup.cfg
 	$(LABEL_PYTHON) -m pip install --quiet --no-deps $(MONAI_LABEL)
 	touch $@
 
+$(DOCS_VENV)/.docs: setup.cfg
+	test -d $(DOCS_VENV) || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) $(LABEL_VENV) $(LABEL_OUT) build *.egg-info
+	rm -rf $(VENV) $(OUT) $(LABEL_VENV) $(LABEL_OUT) $(DOCS_VENV) docs/reference/generated build *.egg-info
 
 $(VENV)/.%: setup.cfg
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

@@ -159,7 +159,7 @@ class AtlasAligner:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What an alignment depends on besides the two images: different here, different there."""
+        """What an alignment depends on besides the two images. Different here, different there."""
         oriented = self.check_orientation and orientation.constants()
         return self.mode, self.min_overlap, self.spacing_mm, self.seed, registration.constants(), oriented
 

@@ -82,12 +82,12 @@ class Atlas:
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
-        """Ids that have both a voxel and a name, ascending: the labels that can be requested."""
+        """Ids that have both a voxel and a name, ascending. These labels can be requested."""
         return tuple(i for i in present_labels(self.label_map) if i in self.table)
 
     @cached_property
     def unnamed(self) -> dict[int, int]:
-        """Ids that have voxels but no name, ascending, with their voxels: they cannot be requested."""
+        """Ids that have voxels but no name, ascending, with their voxels. They cannot be requested."""
         if set(present_labels(self.label_map)) <= set(self.table.ids):
             return {}
         values, counts = np.unique(convert_to_numpy(self.label_map), return_counts=True)
@@ -96,7 +96,7 @@ class Atlas:
 
     @cached_property
     def absent(self) -> LabelTable:
-        """Labels that have a name but no voxel: they cannot be requested either."""
+        """Labels that have a name but no voxel. They cannot be requested either."""
         present = set(present_labels(self.label_map))
         return LabelTable(label for label in self.table if label.id not in present)
 
@@ -120,7 +120,7 @@ class Atlas:
 
     @property
     def files(self) -> dict[str, str]:
-        """``"image"`` and ``"label"``: the files it was read from; empty strings where it was not."""
+        """The files it was read from, as ``"image"`` and ``"label"``; empty strings where it was not."""
         volumes = {"image": self.image, "label": self.label_map}
         return {name: str(volume.meta.get("filename_or_obj") or "") for name, volume in volumes.items()}
 

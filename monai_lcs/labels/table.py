@@ -179,7 +179,7 @@ class LabelTable:
 
     @property
     def source(self) -> str:
-        """What a message calls the table: its file, or "the label table".
+        """What a message calls the table, either its file or "the label table".
 
         Example:
             >>> LabelTable.from_ids([53, 17]).source
