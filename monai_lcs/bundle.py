@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from monai.data import DataLoader
-from monai.engines import Evaluator
+from monai.engines import Evaluator, Trainer
+from monai.handlers import from_engine
 from monai.utils import set_determinism
 from torch.utils.data import Subset
 from tqdm import tqdm
@@ -24,15 +25,12 @@ from tqdm import tqdm
 from monai_lcs import files, pipeline
 from monai_lcs.atlas import Atlas
 from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
-from monai_lcs.pipeline import Settings, on_device
-from monai_lcs.pipeline.trainer import (
-    keep_resumable,
-    polynomial_decay,
-    say_missing_labels,
-    show_epochs,
-    validate_last,
-)
-from monai_lcs.pipeline.trainer import last_saved as last_saved_file
+from monai_lcs.pipeline import Settings, checkpoints, on_device
+from monai_lcs.pipeline.checkpoints import keep_resumable
+from monai_lcs.pipeline.ranks import rank
+from monai_lcs.pipeline.run_definition import RunDefinition
+from monai_lcs.pipeline.trainer import polynomial_decay, say_missing_labels, show_epochs, validate_last
+from monai_lcs.pipeline.training_lock import unlock_folder
 from monai_lcs.pipeline.weights import cause
 from monai_lcs.results import dice as dice_tables
 from monai_lcs.results.scores import label_scores, scores_summary, scores_table, write_scores_tsv
@@ -40,11 +38,13 @@ from monai_lcs.study.cases import find_cases, find_images, shorten_names
 
 __all__ = [
     "align_all",
+    "begin_training",
     "best_model",
     "cases",
     "check_fused",
     "check_new",
     "check_new_cases",
+    "check_resumed",
     "check_words",
     "check_writable",
     "default_device",
@@ -56,7 +56,6 @@ __all__ = [
     "keep_resumable",
     "label_groups",
     "label_ids",
-    "last_saved",
     "load_weights",
     "on_device",
     "polynomial_decay",
@@ -65,7 +64,9 @@ __all__ = [
     "requested_labels",
     "result_table",
     "run_each",
+    "run_training",
     "score_each",
+    "scored_once",
     "settings_of",
     "show_epochs",
     "start_processes",
@@ -400,9 +401,24 @@ def best_model(**arguments: Any) -> pipeline.BestModel:
 
 
 @_one_sentence
-def last_saved(ckpt_dir: str, epochs: int, resume: bool) -> str | None:
-    """The file from which a training goes on, ``None`` for a new one."""
-    return last_saved_file(ckpt_dir, epochs) if resume else None
+def begin_training(ckpt_dir: str, epochs: int, resume: bool, restart: bool) -> str | None:
+    """See :func:`monai_lcs.pipeline.checkpoints.begin_training`."""
+    return checkpoints.begin_training(ckpt_dir, epochs, resume, restart)
+
+
+@_one_sentence
+def check_resumed(resume_from: str | None, definition: RunDefinition) -> None:
+    """See :func:`monai_lcs.pipeline.checkpoints.check_resumed`."""
+    checkpoints.check_resumed(resume_from, definition)
+
+
+@_one_sentence
+def run_training(trainer: Trainer, ckpt_dir: str) -> None:
+    """Run a trainer, and then let others train in the folder."""
+    try:
+        trainer.run()
+    finally:
+        unlock_folder(ckpt_dir)
 
 
 def check_fused(checkpoint: str | None, fused: bool, atlases: Sequence[Any]) -> None:
@@ -456,6 +472,28 @@ def start_processes(device: torch.device | str, seed: int) -> None:
     if is_cuda(device):
         torch.cuda.set_device(torch.device(device))
     set_determinism(seed + dist.get_rank())
+
+
+def scored_once(cases: int) -> Callable[[Any], Any]:
+    """What the validation scores in each process, where those without a case of their own repeat one.
+
+    The label map of such a process is emptied, so that its Dice is NaN and does not count.
+
+    Args:
+        cases: how many there are.
+
+    Example:
+        >>> output = [{"pred": torch.ones(1, 2), "label": torch.ones(1, 2)}]
+        >>> scored_once(1)(output), scored_once(0)(output)
+        (([tensor([[1., 1.]])], [tensor([[1., 1.]])]), ([tensor([[1., 1.]])], [tensor([[0., 0.]])]))
+    """
+    of_output = from_engine(["pred", "label"])
+
+    def scored(output: Any) -> Any:
+        predicted, true = of_output(output)
+        return predicted, true if rank() < cases else [torch.zeros_like(label) for label in true]
+
+    return scored
 
 
 def stop_processes() -> None:

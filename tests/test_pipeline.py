@@ -35,7 +35,6 @@ from monai_lcs.pipeline import (
 )
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
 from monai_lcs.pipeline.preprocessing import as_volume
-from monai_lcs.pipeline.trainer import KeepNewest, last_saved
 from monai_lcs.pipeline.weights import atlas_card
 from monai_lcs.study.images import GridWarning, notes_of
 
@@ -385,30 +384,6 @@ def test_labels_that_the_atlas_lacks_are_said_before_training(study, atlas, caps
         atlas, PreparedDataset([case], Preprocessing(atlas, preprocessing.settings, target="network"), progress=False)
     )
     assert "Note" not in capsys.readouterr().err
-
-
-def test_a_checkpoint_is_removed_only_when_the_next_is_complete(tmp_path, monkeypatch):
-    other = tmp_path / "resume_checkpoint_9.pt"  # of another training
-    other.write_bytes(b"")
-    save = KeepNewest(tmp_path)
-    save({"epoch": 1}, "resume_checkpoint_1.pt")
-    save({"epoch": 1}, "resume_checkpoint_1.pt")  # once more at the end
-
-    def full_disk(checkpoint, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(torch, "save", full_disk)
-        with pytest.raises(RuntimeError, match="failed writing"):
-            save({"epoch": 2}, "resume_checkpoint_2.pt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["resume_checkpoint_1.pt", "resume_checkpoint_9.pt"]
-    assert torch.load(tmp_path / "resume_checkpoint_1.pt") == {"epoch": 1}
-
-    KeepNewest(tmp_path, tmp_path / "resume_checkpoint_1.pt")({"epoch": 3}, "resume_checkpoint_3.pt")
-    (tmp_path / "resume_checkpoint_x.pt").write_bytes(b"")
-    other.unlink()
-    assert last_saved(str(tmp_path), 4) == str(tmp_path / "resume_checkpoint_3.pt")
 
 
 def test_a_validation_without_labels_is_an_error(tmp_path):

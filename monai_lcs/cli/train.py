@@ -17,6 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_atlas(command)
     command.add_argument("--epochs", type=int, help="passes over the scans (default: 300)")
     command.add_argument("--resume", action="store_true", help="go on with an interrupted training")
+    command.add_argument("--restart", action="store_true", help="begin anew where a training was interrupted")
     command.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="any key of the bundle's train.json")
 
 
@@ -24,9 +25,8 @@ def run(options: argparse.Namespace) -> int:
     """Train a network on the labeled scans of a study."""
     from monai_lcs.pipeline import train as train_network
 
-    given = {
-        name: getattr(options, name) for name in ("epochs", "device", "labels", "resume") if getattr(options, name)
-    }
+    names = ("epochs", "device", "labels", "resume", "restart")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
     given.update(_override(text) for text in options.set or [])
     own = sorted(given.keys() & inspect.signature(train_network).parameters.keys())
     if own:

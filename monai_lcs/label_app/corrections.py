@@ -111,6 +111,7 @@ def train_on_corrections(
         labels_per_image=options.labels_per_image,
         device=options.device,
         keep_better=True,
+        restart=True,
         present=present,
         pretrained=present if options.pretrained else None,
         **{name: value for name, value in segmenter.options.items() if name == "min_overlap"},

@@ -2,9 +2,10 @@
 
 from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, ToNatived, to_native
 from monai_lcs.pipeline.random_atlas import AtlasPool
+from monai_lcs.pipeline.run_definition import RunDefinition
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
-from monai_lcs.pipeline.trainer import BestModel, ClipGradient, PreparedDataset, train
+from monai_lcs.pipeline.trainer import BestModel, ClipGradient, PreparedDataset, SeedEpochs, train
 from monai_lcs.pipeline.weights import bundle_folder, check_trained_for, describe_weights, load_weights, shipped_weights
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "ClipGradient",
     "Preprocessing",
     "PreparedDataset",
+    "RunDefinition",
     "Scan",
+    "SeedEpochs",
     "Segmenter",
     "Settings",
     "ToNatived",

@@ -19,6 +19,7 @@ from monai_lcs.files import write_atomically
 from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
 from monai_lcs.labels import is_integer
 from monai_lcs.networks import LabelConditionedUNet, check_halo
+from monai_lcs.pipeline.weights_file import facts_of_weights
 
 __all__ = ["Settings", "make_network", "on_device"]
 
@@ -27,7 +28,7 @@ MIN_MM, MAX_MM = 0.1, 20.0  # voxel sizes at which a network could work; beyond 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a network was trained with and must be used with; ``model.json`` beside the weights holds it.
+    """What a network was trained with and must be used with; ``model.pt`` holds it, ``model.json`` is a copy to read.
 
     The defaults are those of the bundle. They are written nowhere else.
 
@@ -112,21 +113,24 @@ class Settings:
         """The settings that weights were trained with.
 
         Args:
-            checkpoint: file of the weights; the settings are in the file of this name that ends in ``.json``.
+            checkpoint: file of the weights; the settings are in it, or in the file of this name that ends in ``.json``,
+                see :func:`monai_lcs.pipeline.weights_file.facts_of_weights`.
             defaults: for weights that come without settings, and for what their settings do not say.
 
         Raises:
-            ValueError: when the file cannot be read as settings.
+            ValueError: when a file cannot be read, or what it holds makes no sense.
         """
         known = (defaults or cls()).to_dict()
-        path = Path(checkpoint).with_suffix(".json") if checkpoint else None
-        if path is None or not path.is_file():
+        facts = facts_of_weights(checkpoint) if checkpoint else {}
+        if not facts:
             return cls.from_dict(known)
         try:
-            kept = {"up_activation": False, **json.loads(path.read_text())}  # as weights were before it was a setting
+            kept = {"up_activation": False, **facts}  # as weights were before it was a setting
             return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
+            raise ValueError(
+                f"The settings of {checkpoint} must be those of a training, as model.json holds them: {error}."
+            ) from error
 
     def write(self, path: PathLike) -> None:
         """Write the settings as JSON; the file appears complete or not at all."""

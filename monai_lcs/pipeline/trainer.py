@@ -1,23 +1,26 @@
-"""Training: prepared cases, the best network on disk, resumable checkpoints, the bundle's training as a function."""
+"""Training: prepared cases, the best network on disk, seeds, the bundle's training as a function."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
-import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import PathLike
 from monai.data import Dataset
+from monai.data.utils import set_rnd
 from monai.utils import optional_import, set_determinism
 from tqdm import tqdm
 
@@ -27,18 +30,20 @@ from monai_lcs.inferers import AtlasLabelInferer
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.preprocessing import Preprocessing
 from monai_lcs.pipeline.random_atlas import AtlasPool
+from monai_lcs.pipeline.ranks import rank
+from monai_lcs.pipeline.run_definition import content_of_case
 from monai_lcs.pipeline.settings import Settings
+from monai_lcs.pipeline.training_lock import unlock_folder
 from monai_lcs.pipeline.weights import bundle_folder, load_weights
+from monai_lcs.pipeline.weights_file import read_state, write_weights
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import list_failures
 
 __all__ = [
     "BestModel",
     "ClipGradient",
-    "KeepNewest",
     "PreparedDataset",
-    "keep_resumable",
-    "last_saved",
+    "SeedEpochs",
     "polynomial_decay",
     "say_missing_labels",
     "show_epochs",
@@ -92,6 +97,7 @@ class PreparedDataset(Dataset):
             raise ValueError(list_failures(failed, len(data)))
         super().__init__(loaded, transform)
         self.preprocessing, self.strict, self.progress = preprocessing, strict, progress
+        self.sources = tuple(data)
         self.aligned = False
 
     def align(self) -> None:
@@ -109,6 +115,10 @@ class PreparedDataset(Dataset):
         if failed:
             print(f"Left out: {list_failures(failed, count)}", file=sys.stderr)
         self.aligned = True
+
+    def contents(self) -> list[list[str]]:
+        """The cases by the content of their files, see :func:`monai_lcs.pipeline.run_definition.content_of_case`."""
+        return [content_of_case(case) for case in self.sources]
 
     def __len__(self) -> int:
         self.align()
@@ -144,7 +154,7 @@ def say_missing_labels(atlas: Atlas, *datasets: PreparedDataset) -> None:
         atlas: the given one.
         datasets: those of a training.
     """
-    if _rank() > 0:
+    if rank() > 0:
         return
     held = {id for dataset in datasets for case in dataset.data for id in present_labels(case["label"])}
     missing = sorted(held.difference(atlas.ids))
@@ -155,13 +165,14 @@ def say_missing_labels(atlas: Atlas, *datasets: PreparedDataset) -> None:
 
 
 class BestModel:
-    """Writes the weights whenever the validation Dice beats all before, and the settings beside them.
+    """Writes the weights whenever the validation Dice beats all before, and the settings with them.
 
     A handler of the validation's evaluator. Weights that were there before are kept as ``model_TIME.pt``; with
-    ``keep_better`` they are scored first, and only replaced by better ones.
+    ``keep_better`` they are scored first, and only replaced by better ones. The best weights are part of the
+    checkpoint, so that a resumed training mends its ``model.pt``.
 
     Args:
-        folder: for ``model.pt`` and ``model.json``.
+        folder: for ``model.pt`` and its readable copy of the settings, ``model.json``.
         network: the network in training.
         settings: what it is trained with.
         resume: go on with a training that was interrupted: the model there is its own.
@@ -172,10 +183,11 @@ class BestModel:
     Attributes:
         score: the best validation Dice so far.
         epoch: the epoch it is of; 0 for none.
+        weights: the network's state then; ``None`` for none.
         before: the validation Dice of what answered before, with ``keep_better``.
 
     Raises:
-        ValueError: when a training is resumed with other settings, or weights do not fit.
+        ValueError: when weights do not fit.
     """
 
     def __init__(
@@ -192,8 +204,8 @@ class BestModel:
         self.resume, self.keep_better, self.present = resume, keep_better, present
         self.score = -1.0
         self.epoch = 0
+        self.weights: dict[str, torch.Tensor] | None = None
         self.before: float | None = None
-        self._check_resumed()
         if pretrained and not resume:
             self._load(pretrained)
 
@@ -210,7 +222,7 @@ class BestModel:
         """Before the first epoch: score what answers now, or keep the earlier weights under another name."""
         if self.keep_better and not self.resume:
             self.score = self.before = self._score_present(evaluator)
-        elif not self.resume and _rank() == 0:
+        elif not self.resume and rank() == 0:
             self._keep_earlier()
 
     def __call__(self, evaluator: Any) -> None:
@@ -222,21 +234,38 @@ class BestModel:
             )
         if not score > self.score:
             return
+        bare: Any = getattr(self.network, "module", self.network)  # DistributedDataParallel
+        self.weights = {name: x.detach().cpu().clone() for name, x in bare.state_dict().items()}
         self.score, self.epoch = score, evaluator.state.epoch
-        if _rank() == 0:
-            bare: Any = getattr(self.network, "module", self.network)  # DistributedDataParallel
-            state = bare.state_dict()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.settings.write(self.path.with_suffix(".json"))
-            write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+        self._write()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know."""
-        return {"score": self.score, "epoch": self.epoch}
+        return {name: getattr(self, name) for name in ("score", "epoch", "before", "weights")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.score, self.epoch = state["score"], state["epoch"]
+        """Go on from there, with the files as they were then."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        if self.weights is not None and not self._is_written():
+            self._write()
+
+    def _write(self) -> None:
+        if rank() == 0 and self.weights is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_weights(self.path, self.weights, self.settings.to_dict())
+
+    def _is_written(self) -> bool:
+        """Whether the files hold the best weights and the settings."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # where the copy of the settings is another's
+                kept = read_state(self.path)
+                same = Settings.of_weights(self.path) == self.settings and self.path.with_suffix(".json").is_file()
+        except (ValueError, UserWarning):
+            return False
+        best = self.weights or {}
+        return same and kept.keys() == best.keys() and all(torch.equal(kept[name], best[name]) for name in best)
 
     def _score_present(self, evaluator: Any) -> float:
         """The validation Dice of what answers now; the network has its own weights again afterwards."""
@@ -260,19 +289,40 @@ class BestModel:
             raise ValueError(f"{weights} was trained with `up_activation` {trained}, got {now}: give {trained}.")
         load_weights(weights, self.network)
 
-    def _check_resumed(self) -> None:
-        kept = self.path.with_suffix(".json")
-        if self.resume and kept.is_file() and Settings.of_weights(self.path) != self.settings:
-            now = json.dumps(self.settings.to_dict())
-            raise ValueError(f"This training had the settings of {kept}: {kept.read_text()}, got {now}.")
-
     def _keep_earlier(self) -> None:
         if not self.path.is_file():
             return
         time = datetime.fromtimestamp(self.path.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
         for path in (self.path, self.path.with_suffix(".json")):
             if path.is_file():
-                shutil.copy2(path, path.with_stem(f"model_{time}"))
+                write_atomically(path.with_stem(f"model_{time}"), partial(shutil.copy2, path))
+
+
+class SeedEpochs:
+    """Seeds all random generators anew for each epoch, by the seed, the epoch and the process.
+
+    So no epoch depends on the draws before it: a training that is resumed draws what it would have drawn without the
+    interruption, and each of several processes draws other labels. A handler of MONAI's trainers, whose data loader
+    must start its workers anew for each epoch (``persistent_workers=False``).
+
+    Args:
+        seed: >= 0; ``None`` for other draws each time.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
+
+    def attach(self, trainer: Any) -> None:
+        """Watch a trainer."""
+        if self.seed is not None:
+            trainer.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, trainer: Any) -> None:
+        """Before an epoch: seed Python, NumPy, torch and the random transforms."""
+        sequence = np.random.SeedSequence([self.seed or 0, trainer.state.epoch, rank()])
+        seed = int(sequence.generate_state(1)[0])
+        set_determinism(seed)
+        set_rnd(trainer.data_loader.dataset, seed)
 
 
 class ClipGradient:
@@ -304,92 +354,6 @@ class ClipGradient:
         torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_norm)
 
 
-def _rank() -> int:
-    distributed, _ = optional_import("ignite.distributed")
-    return distributed.get_rank()
-
-
-def last_saved(ckpt_dir: str, epochs: int) -> str:
-    """The file from which a training goes on, the newest that :func:`keep_resumable` saved.
-
-    Args:
-        ckpt_dir: where it saved.
-        epochs: how many there are to be in the end.
-
-    Raises:
-        ValueError: when there is nothing to resume, or nothing left to do.
-    """
-    saved = {path: re.fullmatch(r"resume_checkpoint_(\d+)\.pt", path.name) for path in Path(ckpt_dir).glob("resume_*")}
-    done = {path: int(match[1]) for path, match in saved.items() if match}
-    if not done:
-        raise ValueError(f"There is no training to resume in {ckpt_dir}.")
-    newest = max(done, key=lambda path: (path.stat().st_mtime_ns, done[path]))
-    if done[newest] >= epochs:
-        raise ValueError(
-            f"The training in {ckpt_dir} already has {done[newest]} epochs: give more than that as --epochs."
-        )
-    return str(newest)
-
-
-def keep_resumable(
-    trainer: Any, state: Mapping[str, Any], ckpt_dir: str, interval: int, resume_from: str | None = None
-) -> None:
-    """Save all that a training needs to go on, every few epochs, and go on from there if asked to.
-
-    Args:
-        trainer: the trainer; its epoch and iteration are saved with the state.
-        state: what to save besides: network, optimizer, scheduler, the best score so far.
-        ckpt_dir: where to save ``resume_checkpoint_N.pt`` after epoch N; only the newest is kept.
-        interval: epochs between two saves.
-        resume_from: the file to load when training starts, see :func:`last_saved`.
-    """
-    handlers, _ = optional_import("ignite.handlers")
-    loader, _ = optional_import("monai.handlers", name="CheckpointLoader")
-    everything = {**state, "trainer": trainer}
-    saver = handlers.Checkpoint(
-        everything,
-        KeepNewest(ckpt_dir, resume_from),
-        filename_prefix="resume",
-        global_step_transform=lambda engine, _: engine.state.epoch,
-    )
-    if resume_from is not None:
-        loader(resume_from, everything, map_location="cpu").attach(trainer)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, saver)
-
-
-class KeepNewest:
-    """Saves the checkpoints of a training; the one before is removed once the new one is complete.
-
-    So a training that is killed while it saves, or that fills the disk, can still be resumed.
-
-    Args:
-        folder: where to save.
-        present: the checkpoint that the training goes on from; those of other trainings stay.
-
-    Example:
-        >>> folder = getfixture("tmp_path")
-        >>> save = KeepNewest(folder)
-        >>> for epoch in (1, 2):
-        ...     save({"epoch": epoch}, f"resume_checkpoint_{epoch}.pt")
-        >>> [path.name for path in folder.iterdir()]
-        ['resume_checkpoint_2.pt']
-    """
-
-    def __init__(self, folder: PathLike, present: PathLike | None = None) -> None:
-        self.folder = Path(folder)
-        self.present = None if present is None else Path(present)
-
-    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Any = None) -> None:
-        """Save a checkpoint, as ignite's ``Checkpoint`` asks for it."""
-        if _rank() > 0:
-            return
-        path = self.folder / filename
-        write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
-        if self.present is not None and self.present != path:
-            self.present.unlink(missing_ok=True)
-        self.present = path
-
-
 def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
     """Show a progress bar over the epochs, with the loss and the last validation; log the validation in TensorBoard.
 
@@ -398,7 +362,7 @@ def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
         evaluator: the evaluator of the validation.
         log_dir: of TensorBoard.
     """
-    if _rank() > 0:
+    if rank() > 0:
         return
     tensorboard, _ = optional_import("monai.handlers", name="TensorBoardStatsHandler")
     handlers, _ = optional_import("ignite.handlers")
@@ -414,15 +378,20 @@ def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
 
 
 def validate_last(trainer: Any, evaluator: Any, interval: int) -> None:
-    """Validate after a training whose last epoch was not one to validate.
+    """Validate at the end of a training whose last epoch is not one to validate.
 
     Args:
-        trainer: after its run.
+        trainer: before its run, and before :func:`monai_lcs.pipeline.checkpoints.keep_resumable`, so that the last
+            checkpoint knows the result.
         evaluator: the evaluator of the validation.
         interval: epochs between two validations.
     """
-    if trainer.state.epoch % interval:
-        evaluator.run(trainer.state.epoch)
+
+    def validate() -> None:
+        if trainer.state.epoch % interval:
+            evaluator.run(trainer.state.epoch)
+
+    trainer.add_event_handler(Events.COMPLETED, validate)
 
 
 def polynomial_decay(epochs: int, power: float = 0.9) -> Callable[[int], float]:
@@ -474,7 +443,7 @@ def train(
     given = {"atlas": atlas, **_recipe(study, out, settings or Settings()), **overrides}
     if cases is not None:
         given["train_cases"], given["val_cases"] = (list(part) for part in cases)
-    with _plain_errors():
+    with _plain_errors(), _unlocked_afterwards(out):
         _run_bundle(bundle_folder() / "configs" / "train.json", given, handlers)
     return Path(out) / "model.pt"
 
@@ -517,6 +486,14 @@ def _plain_errors() -> Iterator[None]:
         raise
     finally:
         set_determinism(None)
+
+
+@contextmanager
+def _unlocked_afterwards(folder: PathLike) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        unlock_folder(folder)
 
 
 def _require_packages() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from monai.config import PathLike
 
 from monai_lcs.atlas import Atlas, fingerprint
+from monai_lcs.pipeline.weights_file import facts_of_weights, read_state
 
 __all__ = [
     "BUNDLE_NAME",
@@ -81,7 +81,7 @@ def check_trained_for(checkpoint: PathLike | None, atlas: Atlas) -> None:
     """Warn where weights were trained for one atlas and are used with another.
 
     Args:
-        checkpoint: file of the weights. What they were trained for stands in the JSON file beside it.
+        checkpoint: file of the weights. What they were trained for stands in it or beside it.
         atlas: the one that is used.
     """
     trained_for = _card(checkpoint).get("atlas", {}) if checkpoint else {}
@@ -94,7 +94,7 @@ def check_trained_for(checkpoint: PathLike | None, atlas: Atlas) -> None:
 
 
 def atlas_card(name: str, atlas: Atlas) -> dict[str, str]:
-    """What the JSON file of weights says of the one atlas that they were trained for, under ``"card"``, ``"atlas"``."""
+    """What is said with weights of the one atlas that they were trained for, under ``"card"``, ``"atlas"``."""
     return {"name": name, "fingerprint": _fingerprint(atlas)}
 
 
@@ -103,21 +103,16 @@ def _fingerprint(atlas: Atlas) -> str:
 
 
 def _card(checkpoint: PathLike) -> dict[str, Any]:
-    """``"license"``, ``"data"`` and ``"atlas"`` of weights, as far as the JSON file beside them says it."""
-    path = Path(checkpoint).with_suffix(".json")
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()).get("card", {}))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
+    """``"license"``, ``"data"`` and ``"atlas"`` of weights, as far as they are said."""
+    return dict(facts_of_weights(checkpoint).get("card", {}))
 
 
 def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     """Load weights into a network.
 
     Args:
-        path: their file: the network's state, or a dictionary that has it under ``"model"``.
+        path: their file: the network's state, or a dictionary that has it under ``"model"``, see
+            :func:`monai_lcs.pipeline.weights_file.write_weights`.
         network: what they are for.
 
     Raises:
@@ -131,7 +126,7 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     """
     if not Path(path).is_file():
         raise ValueError(f"There are no weights in {path}: train first, or name another file.")
-    state = _read_state(path)
+    state = read_state(path)
     bare: Any = getattr(network, "module", network)  # DistributedDataParallel
     found, expected = ({name: tuple(x.shape) for name, x in one.items()} for one in (state, bare.state_dict()))
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
@@ -144,18 +139,6 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     if broken:
         raise ValueError(f"The weights in {path} are NaN or infinite, {broken[0]} first: their training failed.")
     bare.load_state_dict(state)
-
-
-def _read_state(path: PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a file of weights by their names."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state)
-        assert all(isinstance(weight, torch.Tensor) for weight in state.values()), "it holds something else"
-    except Exception as error:
-        reason = cause(error)[:200]
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
-    return state
 
 
 def cause(error: BaseException) -> str:
