@@ -465,13 +465,13 @@ def device_ids(device: torch.device | str) -> list[torch.device] | None:
     return [torch.device(device)] if is_cuda(device) else None
 
 
-def start_processes(device: torch.device | str, seed: int) -> None:
+def start_processes(device: torch.device | str, seed: int | None) -> None:
     """Join the other processes that ``torchrun`` started; each draws other labels and augmentations."""
     if not dist.is_initialized():
         dist.init_process_group(backend="nccl" if is_cuda(device) else "gloo")
     if is_cuda(device):
         torch.cuda.set_device(torch.device(device))
-    set_determinism(seed + dist.get_rank())
+    set_determinism(None if seed is None else seed + dist.get_rank())
 
 
 def scored_once(cases: int) -> Callable[[Any], Any]:

@@ -17,6 +17,7 @@ OPTIONS = {
     "learning_rate": 0.01,
     "union_prob": 0.3,
     "dropout": 0.2,
+    "min_overlap": 0.0,
     "device": "cpu",
 }
 

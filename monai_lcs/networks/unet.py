@@ -412,8 +412,9 @@ class LabelConditionedUNet(nn.Module):
         """Pad logits in boxes to the window, ``(B, K, *spatial)``."""
         shape = features.spatial_shape
         nowhere = features.levels[0].new_full(shape, OUTSIDE)
-        if all(answer is None for of_item in logits for answer in of_item):  # a training step needs a gradient
-            nowhere = nowhere + 0 * features.levels[0].mean()
+        if all(answer is None for of_item in logits for answer in of_item):
+            # A training step needs a gradient; processes that train together wait for that of every weight
+            nowhere = nowhere + 0 * sum(weight.sum() for weight in self.parameters())
         padded = [
             nowhere if answer is None or box is None else pad(answer, box, shape, OUTSIDE)
             for of_item in zip(logits, boxes, strict=True)

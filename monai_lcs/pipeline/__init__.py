@@ -2,6 +2,7 @@
 
 from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, ToNatived, to_native
 from monai_lcs.pipeline.random_atlas import AtlasPool
+from monai_lcs.pipeline.ranks import MeanLoss
 from monai_lcs.pipeline.run_definition import RunDefinition
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
@@ -13,6 +14,7 @@ __all__ = [
     "AtlasPool",
     "BestModel",
     "ClipGradient",
+    "MeanLoss",
     "Preprocessing",
     "PreparedDataset",
     "RunDefinition",
