@@ -1,4 +1,4 @@
-"""The commands and the Python of docs/evaluate.md and docs/atlas.md, run as they stand, one after the other."""
+"""The commands and the Python of docs/evaluate.md and docs/labels.md, run as they stand, one after the other."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("document", ["evaluate.md", "atlas.md"])
+@pytest.mark.parametrize("document", ["evaluate.md", "labels.md"])
 def test_commands_and_python(document, folder):
     lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
     assert lines
@@ -43,7 +43,7 @@ def test_commands_and_python(document, folder):
         assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
     for block in blocks(document, "python"):
         exec(compile(block, document, "exec"), {})
-    if document == "atlas.md":
+    if document == "labels.md":
         names = {"Caudate-1", "Caudate-2", "Left-Stem", "Right-Stem"}
         assert set(LabelTable.read("parts/dseg.tsv").names) == names
         assert LabelTable.read("present.tsv") == TABLE
