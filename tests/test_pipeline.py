@@ -427,7 +427,9 @@ def test_segment_and_evaluate(study, words, tmp_path, capsys):
     assert cli.main(run) == 0
     assert f"2 of 2 scans are in {tmp_path / 'out'}" in capsys.readouterr().out
     assert cli.main(run) == 1
-    assert "results of sub-0, sub-1: choose another -o, or add --overwrite" in capsys.readouterr().err
+    assert re.search(
+        r"has results: sub-0_dseg.tsv and 1 more\. .* --skip-existing .* --overwrite", capsys.readouterr().err
+    )
     assert cli.main([*run, "--overwrite", "--labels", "Left-*", "--no-picture"]) == 0
     assert set(np.unique(voxels(tmp_path / "out/sub-0_dseg.nii.gz"))) <= {0, 11}
 

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 when a file or a case failed. Wrong usage ends with 2.
     """
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words, argparse.Namespace(words=words))
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from monai_lcs.cli.words import DEFAULT_ATLAS, add_atlas, end, for_each, read_atlas
+from monai_lcs.cli.cohort import add_cohort, open_folder, run_cohort
+from monai_lcs.cli.words import DEFAULT_ATLAS, add_atlas, read_atlas
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -26,37 +25,27 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--align", metavar="MODE", help="how, e.g. deformable_fine; default: as in training")
     command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
     command.add_argument("--no-picture", action="store_true", help="draw no picture")
-    command.add_argument("--overwrite", action="store_true", help="replace earlier results")
+    add_cohort(command)
 
 
 def run(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
-    from monai_lcs.files import check_writable
+    from monai_lcs.cohort import made_with, outcome
     from monai_lcs.pipeline import Segmenter, describe_weights
     from monai_lcs.study.cases import find_images
 
     cases = find_images(options.scans)
-    check_writable(options.out)
-    _check_new(options, [case["case"] for case in cases])
+    folder = open_folder(options, cases)
     weights = _weights(options.weights)
     print(describe_weights(weights), file=sys.stderr)
     segmenter = Segmenter.load(weights, read_atlas(options), options.device, align=options.align, cache=options.cache)
     requests = segmenter.request(options.labels)
 
-    def segment_and_save(case: dict[str, Any]) -> None:
+    def segment_and_save(case: dict[str, Any]) -> Any:
         result = segmenter.segment(case["image"], requests, case["case"])
-        result.save(options.out, overwrite=options.overwrite, picture=not options.no_picture)
+        return outcome(result, result.save(options.out, overwrite=True, picture=not options.no_picture))
 
-    failed = for_each(cases, segment_and_save)
-    print(f"{len(cases) - len(failed)} of {len(cases)} scans are in {options.out}: label maps, volumes, pictures.")
-    return end(failed, f"{len(cases)} scans")
-
-
-def _check_new(options: argparse.Namespace, names: Sequence[str]) -> None:
-    """No result replaces another unless that is asked for."""
-    there = [name for name in names if (Path(options.out) / f"{name}_dseg.nii.gz").exists()]
-    if there and not options.overwrite:
-        raise ValueError(f"{options.out} has results of {', '.join(there[:3])}: choose another -o, or add --overwrite.")
+    return run_cohort(options, folder, cases, segment_and_save, made_with(segmenter, requests))
 
 
 def _weights(words: str) -> Any:

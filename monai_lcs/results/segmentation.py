@@ -28,7 +28,10 @@ from monai_lcs.study.cases import MAX_NAME_BYTES, case_names
 from monai_lcs.study.images import notes_of
 from monai_lcs.study.nibabel_files import mm_by_unit
 
-__all__ = ["Segmentation", "image_on_grid", "label_map_image"]
+__all__ = ["ENDINGS", "Segmentation", "image_on_grid", "label_map_image"]
+
+ENDINGS = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
+"""The files of a result: the ends of their names, after the case and ``_``. The label map is written last."""
 
 # What a NIfTI header says about the grid; MONAI keeps it in the metadata of an image.
 _GRID_FIELDS = (
@@ -164,10 +167,8 @@ class Segmentation:
         if len(os.fsencode(case)) > MAX_NAME_BYTES:
             length = len(os.fsencode(case))
             raise ValueError(f"`case` must have at most {MAX_NAME_BYTES} bytes, got {length} for {self._source}.")
-        endings = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
-        if not picture:
-            del endings["qc"]
-        return {kind: folder / f"{case}_{ending}" for kind, ending in endings.items()}
+        kinds = [kind for kind in ENDINGS if picture or kind != "qc"]
+        return {kind: folder / f"{case}_{ENDINGS[kind]}" for kind in kinds}
 
     def _check_grid(self) -> None:
         """Label map and scan must lie on the same grid."""
