@@ -96,7 +96,7 @@ class Summary:
             "seconds": record.seconds or None,
             "attempts": record.attempts,
             "outliers": outliers if done else None,
-            "remarks": _cell(" ".join(self.remarks[record.case])) if done else None,
+            "remarks": _cell(" ".join(self.remarks[record.case])) or None if done else None,
         }
 
     def failures(self) -> pd.DataFrame:

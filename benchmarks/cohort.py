@@ -1,0 +1,113 @@
+"""What many scans cost: CPU time over the bare loop, one and two processes, and the report of a large cohort.
+
+python benchmarks/cohort.py OUT SCAN [SCAN ...]            # the bare loop in turn with the cohort's, case by case
+python benchmarks/cohort.py OUT SCAN [SCAN ...] --jobs 1 2 # the command, with one and with two processes
+python benchmarks/cohort.py OUT --records 10000            # records and report of so many cases, without scans
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from monai_lcs.atlas import AlignmentCache, named_atlas
+from monai_lcs.cohort import Cohort, CohortFolder, Outcome, Record, made_with, outcome, write_report
+from monai_lcs.pipeline import Segmenter, shipped_weights
+from monai_lcs.study.cases import find_images
+
+COMMAND = "import sys; from monai_lcs.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("scans", nargs="*")
+    parser.add_argument("--jobs", nargs="+", type=int, default=[])
+    parser.add_argument("--records", type=int)
+    options = parser.parse_args()
+    if options.records:
+        many_records(options.out, options.records)
+    elif options.jobs:
+        throughput(options.out, options.scans, options.jobs)
+    else:
+        overhead(options.out, options.scans)
+
+
+def overhead(out, scans):
+    """CPU seconds of each case in the bare loop and in the cohort's, in turn."""
+    segmenter = Segmenter.load(shipped_weights(), named_atlas("desikan-killiany"))
+    requests = segmenter.request()
+
+    def work(case, folder):
+        segmenter.preprocessing.cache = AlignmentCache()  # nothing is known
+        result = segmenter.segment(case["image"], requests, case["case"])
+        return result, result.save(folder, overwrite=True)
+
+    cohort = Cohort(
+        CohortFolder(out / "cohort"),
+        lambda case: outcome(*work(case, out / "cohort")),
+        made_with(segmenter, requests),
+    )
+    cases = find_images(scans)
+    work(cases[0], out / "bare")  # the first is slower
+    seconds = {"bare": [], "cohort": []}
+    for i, case in enumerate(cases):
+        loops = {"bare": lambda: work(case, out / "bare"), "cohort": lambda: cohort.run([case], progress=False)}  # noqa: B023
+        for name in sorted(loops, reverse=i % 2 == 1):
+            seconds[name].append(cpu(loops[name]))
+        print(case["case"], *(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()), sep="\t", flush=True)
+    bare, whole = (np.sum(seconds[name]) for name in seconds)
+    print(f"sum: bare {bare:.1f} s, cohort {whole:.1f} s, {100 * (whole / bare - 1):+.1f}%")
+    print(f"report {cpu(lambda: write_report(cohort.folder)):.2f} s")
+    print(f"again, all finished: {cpu(lambda: cohort.run(cases, progress=False)):.3f} s")
+
+
+def throughput(out, scans, numbers):
+    """Wall and CPU seconds, and the peak memory of a process, of the command."""
+    for jobs in numbers:
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        words = ["segment", *scans, "-o", str(out / f"jobs-{jobs}"), "--jobs", str(jobs), "--overwrite"]
+        subprocess.run([sys.executable, "-c", COMMAND, *words], check=True)
+        after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"{jobs} jobs: {wall:.0f} s, {used:.0f} CPU s, at most {after.ru_maxrss / 2**20:.2f} GiB a process")
+
+
+def many_records(out, count):
+    """What a cohort of so many cases costs besides its segmentations."""
+    rng = np.random.default_rng(0)
+    names = [f"label-{i}" for i in range(136)]
+    folder = CohortFolder(out)
+    cases = [{"case": f"sub-{i:05}", "image": str(out / "none.nii")} for i in range(count)]
+
+    def work(case):
+        label_map = folder.label_map(case["case"])
+        label_map.write_bytes(bytes(300_000))
+        volumes = dict(zip(names, rng.normal(5000, 500, len(names)).round(), strict=True))
+        return Outcome([label_map], {"overlap": rng.uniform(0.9, 1)}, volumes)
+
+    cohort = Cohort(folder, work)
+    for what, do in {
+        "all records": lambda: cohort.run(cases),
+        "the same run again": lambda: cohort.run(cases),
+        "report": lambda: write_report(folder),
+    }.items():
+        print(f"{what}: {cpu(do):.1f} CPU s", flush=True)
+    size = sum(path.stat().st_size for path in (out / "status").iterdir())
+    print(f"records {size / 1e6:.1f} MB, page {(out / 'index.html').stat().st_size / 1e6:.1f} MB")
+    assert folder.read("sub-00000") == folder.records()[0] != Record("sub-00000")
+
+
+def cpu(do):
+    """CPU seconds of all threads of this process."""
+    start = time.process_time()
+    do()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
