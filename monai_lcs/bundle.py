@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from monai_lcs import files, pipeline
 from monai_lcs.atlas import Atlas
+from monai_lcs.cohort import Cohort, CohortFolder, Outcome, digests, saved_outcome, write_report
 from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
 from monai_lcs.pipeline import Settings, checkpoints, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
@@ -34,6 +36,7 @@ from monai_lcs.pipeline.training_lock import unlock_folder
 from monai_lcs.pipeline.weights import cause
 from monai_lcs.results import dice as dice_tables
 from monai_lcs.results.scores import label_scores, scores_summary, scores_table, write_scores_tsv
+from monai_lcs.results.segmentation import ENDINGS
 from monai_lcs.study.cases import find_cases, find_images, shorten_names
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "label_groups",
     "label_ids",
     "load_weights",
+    "made_with",
     "on_device",
     "polynomial_decay",
     "prepared",
@@ -372,8 +376,9 @@ def check_new(output_dir: str, names: Iterable[str], overwrite: bool) -> None:
 
 
 def check_new_cases(output_dir: str, cases: Sequence[Mapping[str, Any]], overwrite: bool) -> None:
-    """:func:`check_new` for the label maps of all cases."""
-    check_new(output_dir, [f"{case['case']}_dseg.nii.gz" for case in cases], overwrite)
+    """:func:`check_new` for all files of the results of all cases."""
+    names = [f"{case['case']}_{ending}" for case in cases for ending in reversed(ENDINGS.values())]
+    check_new(output_dir, names, overwrite)
 
 
 # ---- the network ----------------------------------------------------------------------------------------------------
@@ -505,29 +510,55 @@ def stop_processes() -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _one_by_one(evaluator: Evaluator) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Run an evaluator case by case.
+
+    Args:
+        evaluator: its data loader's dataset must have ``data``, the cases.
+
+    Yields:
+        What runs it for one of the cases.
+    """
+    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
+    position = {case["case"]: i for i, case in enumerate(dataset.data)}
+    evaluator.interrupt_resume_enabled = False  # else ignite goes on with a run that failed, instead of the next case
+    evaluator.state.epoch_length = 1
+
+    def run(case: Mapping[str, Any]) -> None:
+        evaluator.data_loader = DataLoader(Subset(dataset, [position[case["case"]]]), batch_size=1)
+        evaluator.run()
+
+    try:
+        yield run
+    finally:
+        evaluator.data_loader = DataLoader(dataset, batch_size=1)
+
+
+def _cases_of(evaluator: Evaluator) -> list[dict[str, Any]]:
+    return list(evaluator.data_loader.dataset.data)  # type: ignore[union-attr]
+
+
 def _each(evaluator: Evaluator, done: Callable[[Mapping[str, Any]], None]) -> tuple[int, dict[str, str]]:
     """Run an evaluator case by case; a bad case does not stop the others.
 
     Args:
         evaluator: its data loader's dataset must have ``data``, the cases.
-        done: called after each case; raises where its result is missing.
+        done: called after each case.
 
     Returns:
         How many cases there are, and the message of each that failed.
     """
-    dataset: Any = evaluator.data_loader.dataset  # type: ignore[union-attr]
-    evaluator.interrupt_resume_enabled = False  # else ignite goes on with a run that failed, instead of the next case
-    evaluator.state.epoch_length = 1
+    found = _cases_of(evaluator)
     failed = {}
-    for i, case in enumerate(tqdm(dataset.data, desc="Cases", unit="case")):
-        try:
-            evaluator.data_loader = DataLoader(Subset(dataset, [i]), batch_size=1)
-            evaluator.run()
-            done(case)
-        except Exception as error:
-            failed[str(case["image"])] = cause(error)
-    evaluator.data_loader = DataLoader(dataset, batch_size=1)
-    return len(dataset.data), failed
+    with _one_by_one(evaluator) as run:
+        for case in tqdm(found, desc="Cases", unit="case"):
+            try:
+                run(case)
+                done(case)
+            except Exception as error:
+                failed[str(case["image"])] = cause(error)
+    return len(found), failed
 
 
 def _end(count: int, failed: Mapping[str, str]) -> None:
@@ -538,25 +569,47 @@ def _end(count: int, failed: Mapping[str, str]) -> None:
         raise SystemExit(1)
 
 
-def run_each(evaluator: Evaluator, output_dir: str) -> None:
-    """Segment case by case; at the end the bad cases are listed.
+@_one_sentence
+def run_each(
+    evaluator: Evaluator, output_dir: str, overwrite: bool = False, made_with: Mapping[str, str] | None = None
+) -> None:
+    """Segment case by case, as :class:`monai_lcs.cohort.Cohort` does; at the end the bad cases are listed.
 
     Args:
         evaluator: its data loader's dataset must have ``data``, the cases.
-        output_dir: where its results go.
+        output_dir: where its results go. Those that are there, finished and made with the same are not made again.
+        overwrite: make them again.
+        made_with: from :func:`made_with`.
 
     Raises:
-        SystemExit: with status 1, when a case failed.
+        SystemExit: with status 1, when a case failed, or results there were made with something else.
     """
+    found = _cases_of(evaluator)
+    folder = CohortFolder(output_dir)
+    if overwrite:
+        folder.forget(found)
+    folder.check_ours(found, made_with or {})
+    with _one_by_one(evaluator) as run:
 
-    def check_written(case: Mapping[str, Any]) -> None:
-        path = Path(output_dir) / f"{case['case']}_dseg.nii.gz"
-        if not path.is_file():
-            raise ValueError(f"no label map was written to {path}")
+        def work(case: Mapping[str, Any]) -> Outcome:
+            run(case)
+            if not folder.label_map(case["case"]).is_file():
+                raise ValueError(f"no label map was written to {folder.label_map(case['case'])}")
+            return saved_outcome(folder.path, case["case"], evaluator.state.batch[0].get("alignment", {}))
 
-    count, failed = _each(evaluator, check_written)
-    print(f"{count - len(failed)} of {count} cases are in {output_dir}")
-    _end(count, failed)
+        records = Cohort(folder, work, made_with or {}).run(found)
+    failed = {record.image: record.error for record in records if record.state == "failed"}
+    print(f"{len(found) - len(failed)} of {len(found)} cases are in {output_dir}")
+    if len(found) > 1:
+        print("All cases of this folder:", *write_report(folder).values(), sep="\n  ")
+    _end(len(found), failed)
+
+
+def made_with(
+    checkpoint: str | None, network: Any, atlases: Sequence[Atlas], requests: Sequence[RequestedLabel], *settings: Any
+) -> dict[str, str]:
+    """What results depend on besides the scans, see :func:`monai_lcs.cohort.digests`."""
+    return digests(network if checkpoint else None, atlases, requests, settings)
 
 
 @_one_sentence

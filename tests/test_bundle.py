@@ -25,6 +25,7 @@ from monai_lcs.bundle import further_atlases, settings_of
 from monai_lcs.labels import LabelTable
 from monai_lcs.pipeline import Settings
 from monai_lcs.pipeline.evaluation import score_label_maps
+from monai_lcs.results.tsv import read_tsv
 
 # MONAI warns at every run that configs are code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -574,9 +575,32 @@ def test_keeps_earlier_results(study, trained, tmp_path):
     with pytest.raises(SystemExit, match=r"sub-0_dseg.nii.gz exists: .* --overwrite True"):
         segment(study, tmp_path, images, **with_weights)
     assert not (tmp_path / "sub-1_dseg.nii.gz").exists()
+    with pytest.raises(SystemExit, match=r"sub-0_dseg.nii.gz was made with other labels: .* --overwrite"):
+        segment(study, tmp_path, images, skip_existing=True, **{**with_weights, "labels": 11})
     segment(study, tmp_path, images, overwrite=True, **{**with_weights, "labels": 11})
     assert (tmp_path / "sub-0_dseg.nii.gz").read_bytes() != earlier
     assert (tmp_path / "sub-1_dseg.nii.gz").exists()
+
+
+def test_goes_on_where_it_stopped(study, trained, tmp_path, monkeypatch):
+    images = [str(study / f"images/sub-{i}.nii.gz") for i in range(3)]
+    options = {"checkpoint": trained / "model.pt", "labels": 16}
+    segment(study, tmp_path, images[:2], **options)
+    (tmp_path / "sub-2_dseg.tsv").write_text("of a run that was killed")
+    (tmp_path / "sub-0_qc.png").unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("sub-*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(AtlasAligner, "align", lambda *_: pytest.fail("long work has started"))
+        with pytest.raises(SystemExit, match=r"sub-2_dseg.tsv exists: .* --overwrite True"):
+            segment(study, tmp_path, images[2], **options)
+    segment(study, tmp_path, images, skip_existing=True, **options)
+    kept = {name for name, time in times.items() if (tmp_path / name).stat().st_mtime_ns == time}
+    assert kept == {f"sub-1_{ending}" for ending in ("dseg.nii.gz", "dseg.tsv", "volumes.tsv", "qc.png")}
+    table = read_tsv(tmp_path / "cohort.tsv")
+    assert table["state"].tolist() == ["done"] * 3
+    volumes = [read_tsv(tmp_path / f"sub-{i}_volumes.tsv")["mm3"].item() for i in range(3)]
+    assert table["Brain-Stem"].tolist() == volumes
+    assert table["overlap"].between(0.5, 1).all()
 
 
 def test_bad_files_do_not_stop_the_good_ones(study, trained, tmp_path, capsys):

@@ -3,6 +3,17 @@
 from monai_lcs.cohort.records import CohortFolder, Outcome, Record
 from monai_lcs.cohort.report import write_report
 from monai_lcs.cohort.run import Cohort, shard
-from monai_lcs.cohort.segmentations import made_with, outcome
+from monai_lcs.cohort.segmentations import digests, made_with, outcome, saved_outcome
 
-__all__ = ["Cohort", "CohortFolder", "Outcome", "Record", "made_with", "outcome", "shard", "write_report"]
+__all__ = [
+    "Cohort",
+    "CohortFolder",
+    "Outcome",
+    "Record",
+    "digests",
+    "made_with",
+    "outcome",
+    "saved_outcome",
+    "shard",
+    "write_report",
+]
