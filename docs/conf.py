@@ -46,6 +46,7 @@ python_maximum_signature_line_length = 100
 html_theme = "pydata_sphinx_theme"
 html_title = "monai_lcs"
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("quickstart", "concepts", "examples/index")}  # they have no pages below them
 html_theme_options = {
     "show_nav_level": 1,
     "navigation_depth": 3,

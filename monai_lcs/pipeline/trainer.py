@@ -429,7 +429,7 @@ def train(
         cases: training and validation cases, instead of those of the study.
         handlers: called with trainer, evaluator and :class:`BestModel` before the training.
         **overrides: any other key of ``train.json``: ``epochs``, ``learning_rate``, ``labels``, ``device``, ``resume``
-            ...
+            ...; a key in another one is ``train#random_transforms#1#bend_mm``.
 
     Returns:
         The file of the weights; with ``keep_better`` it may not be there, since nothing better was found.
@@ -458,7 +458,8 @@ def _recipe(study: PathLike | None, out: PathLike, settings: Settings) -> dict[s
 
 def _run_bundle(config: Path, given: Mapping[str, Any], handlers: Iterable[Callable[..., Any]]) -> None:
     """Run a config with other values for some of its keys."""
-    unknown = sorted(set(given) - set(json.loads(config.read_text())))
+    content = json.loads(config.read_text())
+    unknown = sorted(name for name in given if not _has(content, name))
     if unknown:
         raise ValueError(f"There are no training options {unknown}: see the keys of {config}.")
     workflow_class, _ = optional_import("monai.bundle", name="ConfigWorkflow")
@@ -468,6 +469,21 @@ def _run_bundle(config: Path, given: Mapping[str, Any], handlers: Iterable[Calla
     for handler in handlers:
         handler(*parts)
     workflow.run()
+
+
+def _has(content: Any, name: str) -> bool:
+    """Whether a config has a key, which may lie in others: ``train#random_transforms#1#bend_mm``.
+
+    Example:
+        >>> [_has({"train": [{"prob": 0.5}]}, name) for name in ("train", "train#0#prob", "train#1", "train#0#p#q")]
+        [True, True, False, False]
+    """
+    for part in name.split("#"):
+        inside = {str(i): item for i, item in enumerate(content)} if isinstance(content, list) else content
+        if not isinstance(inside, dict) or part not in inside:
+            return False
+        content = inside[part]
+    return True
 
 
 @contextmanager
