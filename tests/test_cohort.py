@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -14,10 +17,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.image import imread, imsave
 
 from monai_lcs.cohort import Cohort, CohortFolder, Outcome, Record, shard, write_report
+from monai_lcs.cohort.on_dask import run_on_dask
 from monai_lcs.cohort.outliers import outlying
 from monai_lcs.cohort.page import page
+from monai_lcs.cohort.processes import run_processes
 from monai_lcs.cohort.records import scan_state
 from monai_lcs.cohort.run import DIED
 from monai_lcs.cohort.summary import Summary
@@ -434,3 +440,84 @@ def test_an_empty_cohort_has_a_page(out):
         paths = write_report(CohortFolder(out), ["ann"])
     assert "0 of 1 cases are finished" in Path(paths["page"]).read_text()
     assert read_tsv(paths["table"])["state"].tolist() == ["open"]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium, apt-get install chromium")
+def test_the_page_opens_in_a_browser_without_a_network(out):
+    """From disk; pictures whose names have other letters are found."""
+    found = records()
+    out.mkdir()
+    (out / "index.html").write_text(page(Summary(found)))
+    for record in found:
+        if record.picture:
+            imsave(out / record.picture, np.full((30, 100, 3), (255, 0, 255), np.uint8))
+    shot = out / "shot.png"
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    words += [f"--screenshot={shot}", "--window-size=1100,2400", f"--user-data-dir={out / 'profile'}"]
+    subprocess.run(["chromium", *words, (out / "index.html").as_uri()], check=True, capture_output=True, timeout=300)
+    pixels = imread(shot)[..., :3]
+    assert (pixels == (1, 0, 1)).all(-1).any(0).sum() > 900  # a picture is as wide as the page
+    assert (np.abs(pixels - np.array((0xCC, 0x66, 0x22)) / 255) < 0.02).all(-1).any()  # the outlier
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------
+
+STUB = """
+import json, os, pathlib, signal, sys
+status, run, how = sys.argv[1:]
+if how == "killed at once":
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "no use":
+    sys.exit(1)
+deaths = pathlib.Path(status, "deaths")
+for file in sorted(pathlib.Path(status).glob("*.json")):
+    record = json.loads(file.read_text())
+    if record["state"] == "done":
+        continue
+    record.update(state="running", attempts=record["attempts"] + 1, run=run, tries=record["tries"] + 1)
+    file.write_text(json.dumps(record))
+    if how == "killed once" and not deaths.exists():
+        deaths.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    record["state"] = "done"
+    file.write_text(json.dumps(record))
+"""
+
+
+@pytest.mark.parametrize("how", ["well", "killed once", "killed at once", "no use"])
+def test_processes_are_replaced(out, cases, how):
+    folder = CohortFolder(out)
+    for case in cases:
+        folder.write(Record(case["case"], state="failed"))
+    cohort = Cohort(folder, Work(out), MADE_WITH)
+    command = [sys.executable, "-c", STUB, str(folder.status), cohort.name, how]
+    if how in ("well", "killed once"):
+        run_processes(command, 1, cohort, cases)
+        assert [folder.read(case["case"]).state for case in cases] == ["done"] * 3
+        assert sum(folder.read(case["case"]).attempts for case in cases) == 3 + (how == "killed once")
+    else:
+        message = "ended by signal 9 before they begin" if how == "killed at once" else "A worker process has stopped"
+        with pytest.raises(OSError, match=message):
+            run_processes(command, 2, cohort, cases)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_dask(out, cases):
+    """Threads of this process as workers; a case is claimed by another, one fails once."""
+    distributed = pytest.importorskip("distributed", reason="needs monai-lcs[cohort]")
+    work = Work(out, {"cleo": [OSError("network")]})
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        cohort = Cohort(CohortFolder(out), work, MADE_WITH)
+        found = run_on_dask(cohort, cases, cluster.scheduler_address)
+    assert [(record.case, record.state, record.attempts) for record in found] == [
+        ("ann", "done", 1),
+        ("bo", "done", 1),
+        ("cleo", "done", 2),
+    ]
+
+
+def test_dask_names_what_to_install(out, cases, monkeypatch):
+    monkeypatch.setattr("monai_lcs.cohort.on_dask.optional_import", lambda _: (None, False))
+    with pytest.raises(ImportError, match=r"pip install monai-lcs\[cohort\]"):
+        run_on_dask(Cohort(CohortFolder(out), Work(out)), cases, "local")
