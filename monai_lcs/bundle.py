@@ -29,6 +29,7 @@ from monai_lcs.cohort import Cohort, CohortFolder, Outcome, digests, saved_outco
 from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
 from monai_lcs.pipeline import Settings, checkpoints, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
+from monai_lcs.pipeline.guard import describe_propagated, propagated_requests
 from monai_lcs.pipeline.ranks import rank
 from monai_lcs.pipeline.run_definition import RunDefinition
 from monai_lcs.pipeline.trainer import polynomial_decay, say_missing_labels, show_epochs, validate_last
@@ -64,11 +65,13 @@ __all__ = [
     "on_device",
     "polynomial_decay",
     "prepared",
+    "propagated_ids",
     "read_atlas",
     "requested_labels",
     "result_table",
     "run_each",
     "run_training",
+    "say_propagated",
     "score_each",
     "scored_once",
     "settings_of",
@@ -397,6 +400,17 @@ def load_weights(checkpoint: str | None, network: Any, atlas: Atlas) -> None:
         pipeline.load_weights(checkpoint, network)
         pipeline.check_trained_for(checkpoint, atlas)
     print(pipeline.describe_weights(checkpoint), file=sys.stderr)
+
+
+def propagated_ids(requests: Sequence[RequestedLabel], names: Sequence[str], atlas: Atlas) -> list[int]:
+    """The ids that the aligned atlas answers for, see :func:`monai_lcs.pipeline.guard.propagated_requests`."""
+    return [request.id for request in propagated_requests(requests, names, atlas.table)]
+
+
+def say_propagated(requests: Sequence[RequestedLabel], names: Sequence[str], atlas: Atlas) -> None:
+    """Say in one line which labels the aligned atlas answers for."""
+    if said := describe_propagated(propagated_requests(requests, names, atlas.table), len(requests)):
+        print(said, file=sys.stderr)
 
 
 @_one_sentence

@@ -8,10 +8,11 @@ import torch
 from monai.data import MetaTensor
 
 from monai_lcs.atlas import registration
-from monai_lcs.boxes import crop, label_boxes, union_box
+from monai_lcs.atlas.voters import LabelMapVoter, Voter, count_votes
 from monai_lcs.grids import affine_of, from_sitk, to_sitk
+from monai_lcs.labels.votes import Ballot
 
-__all__ = ["fuse_atlases"]
+__all__ = ["fuse_atlases", "fuse_votes"]
 
 
 def fuse_atlases(
@@ -47,10 +48,23 @@ def fuse_atlases(
     shapes = [tuple(x.shape) for x in (*atlas_images, *atlas_labels)]
     if not atlas_images or set(shapes) != {tuple(image.shape)}:
         raise ValueError(f"The atlases must have the image's shape {tuple(image.shape)}, got {shapes}.")
-    weights = _weights(image, atlas_images)
-    label_map, votes = _vote(weights, torch.cat([_voxels(x) for x in atlas_labels]).int())
-    agreement = votes / weights.sum(0)
-    return _mean_image(atlas_images), label_map[None].to(atlas_labels[0].dtype), agreement[None]
+    mean, ballot = fuse_votes(image, atlas_images, [LabelMapVoter(x) for x in atlas_labels])
+    return mean, ballot.ids[:1].to(atlas_labels[0].dtype), ballot.shares[:1]
+
+
+def fuse_votes(
+    image: torch.Tensor, atlas_images: Sequence[torch.Tensor], voters: Sequence[Voter]
+) -> tuple[torch.Tensor, Ballot]:
+    """The mean of the atlas images and the votes for each label, weighted as :func:`fuse_atlases` says.
+
+    Args:
+        image: the scan, ``(1, *spatial)``.
+        atlas_images: ``(1, *spatial)`` each, aligned to the scan.
+        voters: the labels of each atlas.
+    """
+    weights = _weights(image, atlas_images) if len(voters) > 1 else None
+    ballot = count_votes(voters, image.shape[1:], weights)
+    return _mean_image(atlas_images), ballot
 
 
 def _voxels(x: torch.Tensor) -> torch.Tensor:
@@ -62,20 +76,6 @@ def _weights(image: torch.Tensor, atlas_images: Sequence[torch.Tensor]) -> torch
     affine = affine_of(image if isinstance(image, MetaTensor) else MetaTensor(image))
     fixed, *moving = (to_sitk(x.as_subclass(torch.Tensor).float(), affine) for x in (image, *atlas_images))
     return torch.cat([from_sitk(registration.similarity(fixed, x))[0] for x in moving])
-
-
-def _vote(weights: torch.Tensor, label_maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The winning label of every voxel and the votes it got, both ``(*spatial)``."""
-    boxes = [label_boxes(label_map) for label_map in label_maps]
-    best = (weights * (label_maps == 0)).sum(0)  # the background is a label as well
-    winners = torch.zeros_like(label_maps[0])
-    for label in sorted(set().union(*boxes)):
-        box = union_box([of_atlas[label] for of_atlas in boxes if label in of_atlas])
-        votes = (crop(weights, box) * (crop(label_maps, box) == label)).sum(0)
-        wins = votes > best[box]
-        best[box] = torch.where(wins, votes, best[box])
-        winners[box] = torch.where(wins, label, winners[box])
-    return winners, best
 
 
 def _mean_image(atlas_images: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -212,7 +212,7 @@ def deform(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, levels: Sequence[tuple[int, int]]
 ) -> sitk.Transform:
     """Add a smooth displacement of every voxel to ``start``: symmetric-forces demons, coarse to fine."""
-    images = [_locally_normalized(image) for image in (fixed, resample(moving, fixed, start))]
+    images = [_locally_normalized(image, LOCAL_MM) for image in (fixed, resample(moving, fixed, start))]
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetStandardDeviations(SMOOTH_VOXELS)
     # The mean change is summed up in whichever order the threads finish: it must not decide when to stop.
@@ -233,12 +233,12 @@ def deform(
     return sitk.CompositeTransform([start, displacement])  # the last one is applied first
 
 
-def _locally_normalized(image: sitk.Image) -> sitk.Image:
-    """Zero mean, unit standard deviation around every voxel; flat parts stay flat."""
+def _locally_normalized(image: sitk.Image, mm: float) -> sitk.Image:
+    """Zero mean, unit standard deviation in a Gaussian window around every voxel; flat parts stay flat."""
     scale = float(np.std(sitk.GetArrayViewFromImage(image)))
     image = sitk.Cast(image / scale, sitk.sitkFloat32)
-    mean = sitk.SmoothingRecursiveGaussian(image, LOCAL_MM)
-    variance = sitk.SmoothingRecursiveGaussian(sitk.Square(image - mean), LOCAL_MM)
+    mean = sitk.SmoothingRecursiveGaussian(image, mm)
+    variance = sitk.SmoothingRecursiveGaussian(sitk.Square(image - mean), mm)
     return (image - mean) / (sitk.Sqrt(sitk.Maximum(variance, 0.0)) + 0.1)
 
 
@@ -249,13 +249,14 @@ def _smoothed_and_shrunk(image: sitk.Image, factor: int) -> sitk.Image:
     return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, sigmas), [factor] * image.GetDimension())
 
 
+VOTE_LOCAL_MM = 16.0  # as LOCAL_MM, for the weights of votes
 SIMILAR_MM = 2.0  # squared differences are averaged in a Gaussian window this wide
 SIMILAR_FLOOR = 0.05  # squared difference that noise makes: below it no atlas gains
 
 
 def similarity(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
     """How much an aligned image looks like ``fixed`` at every voxel: from 400 for the same to 0, float32."""
-    difference = _locally_normalized(fixed) - _locally_normalized(warped)
+    difference = _locally_normalized(fixed, VOTE_LOCAL_MM) - _locally_normalized(warped, VOTE_LOCAL_MM)
     squared = sitk.SmoothingRecursiveGaussian(sitk.Square(difference), SIMILAR_MM)
     return sitk.Cast(1 / sitk.Square(sitk.Maximum(squared, 0.0) + SIMILAR_FLOOR), sitk.sitkFloat32)
 

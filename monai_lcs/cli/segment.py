@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
     from monai_lcs.cohort import made_with, outcome
     from monai_lcs.pipeline import Segmenter, describe_weights
+    from monai_lcs.pipeline.guard import describe_propagated
     from monai_lcs.study.cases import find_images
 
     cases = find_images(options.scans)
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     print(describe_weights(weights), file=sys.stderr)
     segmenter = Segmenter.load(weights, read_atlas(options), options.device, align=options.align, cache=options.cache)
     requests = segmenter.request(options.labels)
+    if said := describe_propagated(segmenter.propagated(requests), len(requests)):
+        print(said, file=sys.stderr)
 
     def segment_and_save(case: dict[str, Any]) -> Any:
         result = segmenter.segment(case["image"], requests, case["case"])

@@ -9,10 +9,11 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_lcs.boxes import Box, grow_box, label_boxes, mask_box, size_of, whole_box
+from monai_lcs.boxes import Box, grow_box, label_boxes, mask_box, union_box, whole_box
 from monai_lcs.inferers.label_sweep import check_input
 from monai_lcs.inferers.margin import check_margin, margin_voxels
-from monai_lcs.inferers.sweep import union_mask
+from monai_lcs.inferers.sweep import vote_mask
+from monai_lcs.labels.votes import VOTE_CHANNELS, vote_boxes
 from monai_lcs.losses import LabelBoxLogits
 from monai_lcs.networks import check_halo
 from monai_lcs.networks.crops import Mask
@@ -37,6 +38,7 @@ class LabelBoxInferer(Inferer):
         halo: see :meth:`monai_lcs.networks.LabelConditionedUNet.decode`. Use the same value there as well.
         image_channels: channels of the image, which come first.
         atlas_channels: channels of the atlas image, which come next; the rest are atlas masks, or the atlas label map.
+        votes: with ``groups``: whether the rest are votes, as for :class:`LabelSweepInferer`.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -62,6 +64,7 @@ class LabelBoxInferer(Inferer):
         halo: int | str = "exact",
         image_channels: int = 1,
         atlas_channels: int = 1,
+        votes: bool = False,
     ) -> None:
         super().__init__()
         check_margin(margin_mm)
@@ -70,6 +73,7 @@ class LabelBoxInferer(Inferer):
         self.halo = halo
         self.image_channels = image_channels
         self.first_mask = image_channels + atlas_channels
+        self.label_channels = VOTE_CHANNELS if votes else 1
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, groups: Tensor | None = None, **kwargs: Any
@@ -127,21 +131,20 @@ class LabelBoxInferer(Inferer):
         self, inputs: Tensor, plain: Tensor, network: Callable[..., Any], groups: Tensor
     ) -> list[LabelBoxLogits]:
         """Predict each group in its box."""
-        check_input(plain, self.image_channels)
-        if plain.shape[1] != self.first_mask + 1 or groups.ndim != 3 or len(groups) != len(plain):
+        check_input(plain, self.image_channels, self.label_channels)
+        channels = self.first_mask + self.label_channels
+        if plain.shape[1] != channels or groups.ndim != 3 or len(groups) != len(plain):
             raise ValueError(
-                f"`groups` must be (B, K, L), and the input (B, {self.first_mask + 1}, *spatial) with the atlas label"
+                f"`groups` must be (B, K, L), and the input (B, {channels}, *spatial) with the atlas label"
                 f" map at its end, got shapes {tuple(groups.shape)} and {tuple(plain.shape)}."
             )
         asked = [[tuple(i for i in row if i) for row in of_item] for of_item in groups.tolist()]
-        label_maps = plain[:, -1]
-        masks = [_group_masks(label_map, of_item) for label_map, of_item in zip(label_maps, asked, strict=True)]
-        if not any(0 not in size_of(mask.box) for of_item in masks for mask in of_item):
+        votes = plain[:, self.first_mask :]
+        tight = [_group_boxes(of_item[-1], groups) for of_item, groups in zip(votes, asked, strict=True)]
+        if not any(box for of_item in tight for box in of_item):
             raise ValueError(f"The atlas label maps of this step hold none of the groups {asked}.")
-        boxes = [
-            self._grow((None if 0 in size_of(mask.box) else mask.box for mask in of_item), inputs, item)
-            for item, of_item in enumerate(masks)
-        ]
+        boxes = [self._grow(of_item, inputs, item) for item, of_item in enumerate(tight)]
+        masks = [_group_masks(of_item, groups) for of_item, groups in zip(votes, asked, strict=True)]
         logits = network(plain[:, : self.first_mask], boxes=boxes, halo=self.halo, masks=masks)
         return [
             LabelBoxLogits(item, *one)
@@ -150,7 +153,14 @@ class LabelBoxInferer(Inferer):
         ]
 
 
-def _group_masks(label_map: Tensor, groups: Sequence[tuple[int, ...]]) -> list[Mask]:
-    """The masks of groups, each in its bounding box; the box is empty for a group that the label map lacks."""
+def _group_boxes(label_map: Tensor, groups: Sequence[tuple[int, ...]]) -> list[Box | None]:
+    """The bounding box of each group; ``None`` for one that the label map lacks."""
     found = label_boxes(label_map)
-    return [union_mask(label_map, found, ids) for ids in groups]
+    boxes = [[found[i] for i in ids if i in found] for ids in groups]
+    return [union_box(of_group) if of_group else None for of_group in boxes]
+
+
+def _group_masks(votes: Tensor, groups: Sequence[tuple[int, ...]]) -> list[Mask]:
+    """The mask of each group, inside the box of its votes."""
+    found = vote_boxes(votes)
+    return [vote_mask(votes, found, ids) for ids in groups]

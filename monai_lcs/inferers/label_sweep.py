@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,18 +15,22 @@ from monai.utils import BlendMode, look_up_option
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_lcs.boxes import Box, label_boxes, refine, size_of, whole_box
+from monai_lcs.boxes import Box, crop, label_boxes, refine, size_of, whole_box
 from monai_lcs.inferers.adapters import Adapter, adapt
 from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_voxels
-from monai_lcs.inferers.merger import BestLabelMerger, VolumeMerger, logit_of, upsample_logits
+from monai_lcs.inferers.merger import BestLabelMerger, FineLabelMerger, VolumeMerger, logit_of, upsample_logits
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.labels.exact import EXACT_INTEGERS
 from monai_lcs.labels.groups import LabelGroup, as_groups
 from monai_lcs.labels.label_map import check_label_map
+from monai_lcs.labels.votes import VOTE_CHANNELS, group_votes
 from monai_lcs.networks import check_halo
 
-__all__ = ["LabelSweepInferer", "check_input"]
+__all__ = ["PROPAGATED_LOGIT", "LabelSweepInferer", "check_input"]
+
+PROPAGATED_LOGIT = 2.0
+"""What a propagated mask counts where it meets labels that the network has found."""
 
 
 class LabelSweepInferer(Inferer):
@@ -83,13 +88,18 @@ class LabelSweepInferer(Inferer):
         on_label: called as ``on_label(item, label, probability)`` for each finished label, with its index in the batch,
             its id, and its probability ``(1, *spatial)``, which is not kept.
         upsample: make the result finer: along each axis it has this many voxels where the input has one, and the first
-            and the last voxel stay where they are (``(size - 1) * upsample + 1`` voxels). Each label's logits are
-            interpolated linearly before the best label is chosen, so that outlines are finer than the network's voxels.
-            Time and memory of the merge grow accordingly.
+            and the last voxel stay where they are (``(size - 1) * upsample + 1`` voxels). Each label's probability is
+            interpolated linearly before the best label is chosen, so that outlines are finer than the network's voxels,
+            see :class:`monai_lcs.inferers.merger.FineLabelMerger`; for ``on_label`` and ``output="masks"``, which know
+            one label each, its logits. Time and memory of the merge grow accordingly.
         select_fn: what is foreground, for instance ``lambda image: image > 0``. It is called with the image
             ``(C, *spatial)`` and returns booleans of its shape. Windows without foreground are skipped; where no other
             window lies, all probabilities are 0. Everything is foreground by default.
         image_channels: channels of the image, which come first.
+        votes: whether the network sees soft masks: the last :data:`monai_lcs.labels.votes.VOTE_CHANNELS` channels are
+            votes, of which the very last is the label map of the winners. Where a label is decoded is the same.
+        propagated: ids to write whose atlas mask is the answer, since the network is worse there: it is not asked for
+            them, and the logit of the mask counts, at most :data:`PROPAGATED_LOGIT` and at least its negative.
         progress: show a bar with the labels done.
         device: where the result is gathered; the input's by default.
         sw_device: where the network is; the input's by default.
@@ -126,6 +136,8 @@ class LabelSweepInferer(Inferer):
         upsample: int = 1,
         select_fn: Callable[[Tensor], Tensor] | None = None,
         image_channels: int = 1,
+        votes: bool = False,
+        propagated: Collection[int] = (),
         progress: bool = False,
         device: torch.device | str | None = None,
         sw_device: torch.device | str | None = None,
@@ -148,6 +160,8 @@ class LabelSweepInferer(Inferer):
         self.upsample = int(upsample)
         self.select_fn = select_fn
         self.image_channels = image_channels
+        self.label_channels = VOTE_CHANNELS if votes else 1
+        self.propagated = frozenset(propagated)
         self.progress = progress
         self.device = device
         self.sw_device = sw_device
@@ -157,7 +171,8 @@ class LabelSweepInferer(Inferer):
         """Segment a batch of volumes.
 
         Args:
-            inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last, on the image's grid.
+            inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last, on the image's grid; with
+                ``votes`` the votes instead.
             network: a :class:`monai_lcs.networks.LabelConditionedNetwork`, which is encoded once; or any network that
                 takes one tensor (image, atlas image and one mask) and returns one channel of logits, which gives the
                 same answer more slowly. It may be wrapped by ``DistributedDataParallel``.
@@ -172,7 +187,7 @@ class LabelSweepInferer(Inferer):
             ValueError: When the input has the wrong shape, its last channel is no label map, or its type does not hold
                 the label ids exactly.
         """
-        check_input(inputs, self.image_channels)
+        check_input(inputs, self.image_channels, self.label_channels)
         adapter = adapt(network, self.image_channels, self.halo, self.labels_per_pass, args, kwargs)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         results = []
@@ -199,7 +214,8 @@ class LabelSweepInferer(Inferer):
         _warn_of_absent(groups, found)
         if self.select_fn is not None:
             covered = splitter.skip_background(self.select_fn(volume[: self.image_channels]).any(dim=0))
-            volume = torch.cat([volume[:-1], (volume[-1] * covered)[None]])
+            n = self.label_channels
+            volume = torch.cat([volume[:-n], volume[-n:] * covered])
         if adapter.depends_on_box and margin is not None and len(splitter.windows) > 1:
             _warn_of_seams()
         # Interpolation does not go from one box to the next: boxes of a label that are side by side must overlap
@@ -211,6 +227,7 @@ class LabelSweepInferer(Inferer):
             device=self.device or volume.device,
             sw_device=self.sw_device or volume.device,
             parts_per_pass=self.labels_per_pass if margin is None else None,
+            label_channels=self.label_channels,
         )
         return self._merge(item, sweep, parts, groups)
 
@@ -218,18 +235,22 @@ class LabelSweepInferer(Inferer):
         self, item: int, sweep: VolumeSweep, parts: Sequence[Part], groups: Mapping[int, tuple[int, ...]]
     ) -> Tensor:
         """Merge each part as soon as the sweep has blended it; report each label as soon as its parts are merged."""
-        shape = size_of(refine(whole_box(sweep.splitter.shape), self.upsample))
         inner = refine(sweep.splitter.inner, self.upsample)
-        best = BestLabelMerger(groups, shape, self.threshold, sweep.device, sweep.dtype)
-        volumes = VolumeMerger(shape) if self.output == "masks" or self.on_label is not None else None
+        best = self._label_merger(sweep, groups)
+        volumes = (
+            VolumeMerger(size_of(refine(whole_box(sweep.splitter.shape), self.upsample)))
+            if self.output == "masks" or self.on_label is not None
+            else None
+        )
         masks: dict[int, Tensor] = {}
         unfinished = Counter(part.label for part in parts)
         with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
-            for part, logits in sweep.blended(parts):
-                logits, box = upsample_logits(logits, self.upsample), refine(part.box, self.upsample)
-                best.aggregate(part.label, logits, box)
+            decoded = [part for part in parts if part.label not in self.propagated]
+            for part, logits in itertools.chain(sweep.blended(decoded), self._propagated(sweep, parts)):
+                best.aggregate(part.label, logits, part.box)
                 if volumes is not None:
-                    volumes.aggregate(part.label, logits, box)
+                    fine = upsample_logits(logits, self.upsample)
+                    volumes.aggregate(part.label, fine, refine(part.box, self.upsample))
                 unfinished[part.label] -= 1
                 if unfinished[part.label]:
                     continue
@@ -238,8 +259,22 @@ class LabelSweepInferer(Inferer):
                     self._report(item, part.label, volumes.finalize(part.label)[inner][None], masks)
         if self.output == "label_map":
             return best.finalize()[inner][None]
-        absent = torch.zeros_like(best.ranks[inner][None], dtype=torch.bool)
+        absent = torch.zeros(1, *size_of(inner), dtype=torch.bool, device=sweep.device)
         return torch.cat([masks.get(label, absent) for label in groups]).to(torch.uint8)
+
+    def _label_merger(self, sweep: VolumeSweep, groups: Mapping[int, Any]) -> BestLabelMerger | FineLabelMerger:
+        """What makes a label map of the logits."""
+        shape, options = sweep.splitter.shape, (self.threshold, sweep.device, sweep.dtype)
+        if self.upsample == 1:
+            return BestLabelMerger(groups, shape, *options)
+        return FineLabelMerger(groups, shape, self.upsample, *options)
+
+    def _propagated(self, sweep: VolumeSweep, parts: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
+        """The parts that the network is not asked for, each with the logits of its atlas mask."""
+        for part in parts:
+            if part.label in self.propagated:
+                mask = group_votes(crop(sweep.votes, part.box), part.ids).to(sweep.device, sweep.dtype)
+                yield part, torch.logit(mask).clamp(-PROPAGATED_LOGIT, PROPAGATED_LOGIT)
 
     def _report(self, item: int, label: int, logits: Tensor, masks: dict[int, Tensor]) -> None:
         """Use the logits of a finished label, ``(1, *spatial)``: add its mask to ``masks``, call ``on_label``."""
@@ -276,11 +311,12 @@ def _check_arguments(threshold: float, labels_per_pass: int, upsample: int, over
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
 
 
-def check_input(inputs: Tensor, image_channels: int) -> None:
+def check_input(inputs: Tensor, image_channels: int, label_channels: int = 1) -> None:
     """Raise a ValueError unless the input is ``(B, image + atlas image + 1, *spatial)`` with a label map at its end."""
-    if inputs.ndim not in (4, 5) or inputs.shape[1] < image_channels + 1:
+    if inputs.ndim not in (4, 5) or inputs.shape[1] < image_channels + label_channels:
+        labels = "atlas label map" if label_channels == 1 else f"{label_channels} channels of votes"
         raise ValueError(
-            "The input must be (B, image + atlas image + atlas label map, *spatial) with 2 or 3 spatial axes,"
+            f"The input must be (B, image + atlas image + {labels}, *spatial) with 2 or 3 spatial axes,"
             f" got shape {tuple(inputs.shape)} with `image_channels` {image_channels}."
         )
     label_map = inputs[:, -1]

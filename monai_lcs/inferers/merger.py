@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_lcs.boxes import Box, refine, size_of, whole_box
 from monai_lcs.inferers.accumulator import NOWHERE
 
-__all__ = ["BestLabelMerger", "VolumeMerger", "logit_of", "upsample_logits"]
+__all__ = ["BestLabelMerger", "FineLabelMerger", "VolumeMerger", "logit_of", "upsample_logits"]
 
 
 def logit_of(probability: float) -> float:
@@ -71,6 +71,55 @@ class BestLabelMerger:
         """Return the label map ``(*shape)``, int32."""
         table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
         return table[self.ranks.int()]
+
+
+class FineLabelMerger:
+    """Merges labels on a grid finer than that of their logits.
+
+    Probabilities are interpolated linearly, then the best label wins; so does the background, whose probability is what
+    the best label leaves. Logits would not do: far from a label they are large and negative, and would take its outer
+    voxels. Nor would a threshold: halfway between two labels, neither has a probability of 0.5.
+
+    Args:
+        labels: the ids that may be merged.
+        shape: spatial shape of the logits.
+        factor: see :func:`upsample_logits`.
+        threshold: probability in [0, 1) that a label must exceed where there is no other.
+        device: where the result is kept.
+        dtype: of the best probabilities.
+
+    Example:
+        >>> merger = FineLabelMerger(labels=[17, 53], shape=(1, 3), factor=2)
+        >>> merger.aggregate(17, torch.tensor([[2.0, -20.0]]), (slice(0, 1), slice(0, 2)))
+        >>> merger.aggregate(53, torch.tensor([[-20.0, 2.0, -20.0]]), (slice(0, 1), slice(0, 3)))
+        >>> merger.finalize()
+        tensor([[17, 17, 53,  0,  0]], dtype=torch.int32)
+    """
+
+    def __init__(
+        self,
+        labels: Iterable[int],
+        shape: Sequence[int],
+        factor: int,
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.factor, self.threshold = factor, threshold
+        self.coarse = torch.zeros(tuple(shape), dtype=dtype, device=device)
+        fine = size_of(refine(whole_box(shape), factor))
+        self.fine = BestLabelMerger(labels, fine, 0.5, device, dtype)  # above a probability of 0
+
+    def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
+        """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
+        probability = torch.sigmoid(logits)
+        self.coarse[box] = torch.maximum(self.coarse[box], probability)
+        self.fine.aggregate(label, upsample_logits(probability, self.factor), refine(box, self.factor))
+
+    def finalize(self) -> Tensor:
+        """Return the label map ``(*fine_shape)``, int32."""
+        background = upsample_logits(2 * self.threshold - self.coarse, self.factor)
+        return self.fine.finalize().masked_fill_(self.fine.logit <= background, 0)
 
 
 class VolumeMerger:

@@ -8,28 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_lcs.boxes import Box, crop, label_boxes, pad_end, shared_box, shift, size_of, union_box, volume_of, whole_box
+from monai_lcs.boxes import Box, crop, pad_end, shared_box, shift, size_of, union_box, volume_of, whole_box
 from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
 from monai_lcs.inferers.adapters import Adapter, EncodeOnceAdapter
 from monai_lcs.inferers.margin import Part
 from monai_lcs.inferers.splitter import WindowSplitter
-from monai_lcs.labels.groups import label_mask
+from monai_lcs.labels.votes import group_votes, vote_boxes
 from monai_lcs.networks import Features
 from monai_lcs.networks.crops import Mask
 
-__all__ = ["VolumeSweep", "stitched_features", "union_mask"]
+__all__ = ["VolumeSweep", "stitched_features", "vote_mask"]
 
 
 class VolumeSweep:
     """Go through the windows of one volume and yield the blended logits of each part as soon as they are complete.
 
     Args:
-        volume: image, atlas image and label map, ``(C, *spatial)``, padded by the splitter.
+        volume: image, atlas image and label map or votes, ``(C, *spatial)``, padded by the splitter.
         splitter: the windows over the volume.
         adapter: what encodes and decodes a window.
         device: where the logits are blended.
         sw_device: where the network is.
         parts_per_pass: parts in work at a time; ``None`` for all. Several passes keep the features of all windows.
+        label_channels: how many channels at the end are the label map, 1, or votes.
 
     Example:
         >>> from monai_lcs.inferers.adapters import PlainAdapter
@@ -48,8 +49,9 @@ class VolumeSweep:
         device: torch.device | str = "cpu",
         sw_device: torch.device | str = "cpu",
         parts_per_pass: int | None = None,
+        label_channels: int = 1,
     ) -> None:
-        self.volume = volume
+        self.images, self.votes = volume[:-label_channels], volume[-label_channels:]
         self.splitter = splitter
         self.adapter = adapter
         self.device = torch.device(device)
@@ -83,19 +85,19 @@ class VolumeSweep:
         if w in self.kept:
             return self.kept[w]
         if isinstance(self.adapter, EncodeOnceAdapter) and self.adapter.stitches:
-            shape = self._window_of(self.volume[-1:], w).shape[1:]
-            return stitched_features(self.volume[:-1], self.splitter, self.adapter, shape, self.sw_device)
-        features = self.adapter.encode(self._window_of(self.volume[:-1], w))
+            shape = self._window_of(self.votes[-1:], w).shape[1:]
+            return stitched_features(self.images, self.splitter, self.adapter, shape, self.sw_device)
+        features = self.adapter.encode(self._window_of(self.images, w))
         if keep and self.adapter.encodes:
             self.kept[w] = features
         return features
 
     def _decode(self, features: Any, w: int, parts: Sequence[Part]) -> Iterator[tuple[int, Tensor]]:
         """Decode parts where they meet the window; yield the number of each and its logits there."""
-        label_map = self._window_of(self.volume[-1:], w)[0]
-        found = label_boxes(label_map)
+        votes = self._window_of(self.votes, w)
+        found = vote_boxes(votes)
         ids = {part.label: part.ids for part in parts}
-        mask_of = {label: union_mask(label_map, found, ids[label]) for label in ids}
+        mask_of = {label: vote_mask(votes, found, ids[label]) for label in ids}
         boxes = [shift(shared_box(self.windows[w], part.box), self.windows[w]) for part in parts]
         for n, logits in self.adapter.decode(features, [mask_of[part.label] for part in parts], boxes, self._room()):
             if self.adapter.stitches and self.splitter.covered is not None:
@@ -145,20 +147,19 @@ def stitched_features(
     return Features((blended.movedim(-1, 0)[None],), tuple(splitter.shape))
 
 
-def union_mask(label_map: Tensor, found: Mapping[int, Box], ids: Sequence[int]) -> Mask:
-    """The mask of a union of labels.
+def vote_mask(votes: Tensor, found: Mapping[int, Box], ids: Sequence[int]) -> Mask:
+    """The mask of a label or a union.
 
     Args:
-        label_map: ``(*spatial)``.
-        found: the boxes of its labels, from :func:`monai_lcs.boxes.label_boxes`.
+        votes: a label map ``(1, *spatial)``; or votes, see :mod:`monai_lcs.labels.votes`, for a soft mask.
+        found: the boxes of its labels, from :func:`monai_lcs.labels.votes.vote_boxes`.
         ids: the ids of the union; those that the map does not hold are ignored.
 
     Example:
-        >>> from monai_lcs.boxes import label_boxes
-        >>> label_map = torch.tensor([[0, 17, 0, 53, 0]])
-        >>> union_mask(label_map, label_boxes(label_map), (17, 53)).values.int()
+        >>> label_map = torch.tensor([[[0, 17, 0, 53, 0]]])
+        >>> vote_mask(label_map, vote_boxes(label_map), (17, 53)).values.int()
         tensor([[1, 0, 1]], dtype=torch.int32)
     """
     boxes = [found[i] for i in ids if i in found]
-    box = union_box(boxes) if boxes else (slice(0, 0),) * label_map.ndim
-    return Mask(label_mask(label_map[box], ids), box)
+    box = union_box(boxes) if boxes else (slice(0, 0),) * (votes.ndim - 1)
+    return Mask(group_votes(crop(votes, box), ids), box)

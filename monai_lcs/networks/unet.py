@@ -96,7 +96,8 @@ class LabelConditionedUNet(nn.Module):
             of its own: weights fit both, and belong to the one that they were trained with.
         residual: concatenate the input of every block to its output.
         prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
-            propagated label instead of from nothing; 0, as in the paper, for none.
+            propagated label instead of from nothing; 0, as in the paper, for none. Of a soft mask its logit is added,
+            but not more than this and not less than its negative.
 
     Attributes:
         stride: the sizes of an input are padded to a multiple of it.
@@ -454,9 +455,10 @@ class LabelConditionedUNet(nn.Module):
             own = (pooled,) if x is None else (x, pooled)
             x = recrop(blocks[level](gather(sources[level], items, outer[level]), *own), outer[level], inner[level])
         logits = self.head(x)
-        return (
-            self._add_prior(logits, self._pooled_masks(masks, boxes, 0, logits.dtype)) if self.prior_logit else logits
-        )
+        if not self.prior_logit:
+            return logits
+        votes = torch.logit(self._pooled_masks(masks, boxes, 0, logits.dtype))
+        return logits + self.prior_logit * (votes / abs(self.prior_logit)).clamp(-1, 1)
 
     def _apply_label_head(
         self,

@@ -25,7 +25,9 @@ from monai.transforms import (
 from monai.utils import TransformBackends, look_up_option
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner, fuse_atlases
+from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner
+from monai_lcs.atlas.fusion import fuse_votes
+from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
 from monai_lcs.grids import affine_of, on_grid_of
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
@@ -71,12 +73,17 @@ class AlignedAtlas:
             ``aligned``, ``"new"`` or ``"cached"``; and ``without_voxels``, a text that names the atlas's labels
             without a voxel here, since the voxels are too large or the scan does not show them; empty without any.
         agreement: the share of the atlases' votes that each voxel's label got, 0 to 1; ``None`` for one atlas.
+        votes: with soft masks, what the network sees instead of the label map, see :mod:`monai_lcs.labels.votes`:
+            ``(VOTE_CHANNELS, *spatial)``.
+        voter: with soft masks, what one atlas votes for.
     """
 
     image: MetaTensor
     label_map: MetaTensor
     quality: dict[str, Any] = field(default_factory=dict)
     agreement: MetaTensor | None = None
+    votes: MetaTensor | None = None
+    voter: Voter | None = None
 
 
 class Preprocessing(Transform):
@@ -194,13 +201,22 @@ class Preprocessing(Transform):
         first, known = self._align(scan, to_register, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
-        voters = [first, *self.align_each(scan, self.further_atlases, to_register)]
-        if len(voters) == 1:
+        atlases = [first, *self.align_each(scan, self.further_atlases, to_register)]
+        if len(atlases) == 1 and not self.settings.soft_masks:
             return AlignedAtlas(first.image, first.label_map, quality)
-        images, label_maps = zip(*((voter.image, voter.label_map) for voter in voters), strict=True)
-        fused = (on_grid_of(first.image, x, first.image.meta) for x in fuse_atlases(scan.image, images, label_maps))
-        image, label_map, agreement = fused
-        return AlignedAtlas(image, label_map, quality, agreement)
+        voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
+        image, ballot = fuse_votes(scan.image, [atlas.image for atlas in atlases], voters)
+
+        def like_atlas(voxels: torch.Tensor) -> MetaTensor:
+            return on_grid_of(first.image, voxels, first.image.meta)
+
+        return AlignedAtlas(
+            like_atlas(image) if len(atlases) > 1 else first.image,
+            like_atlas(ballot.ids[:1].to(first.label_map.dtype)),
+            quality,
+            like_atlas(ballot.shares[:1]) if len(atlases) > 1 else None,
+            like_atlas(ballot.channels()) if self.settings.soft_masks else None,
+        )
 
     def align_each(
         self,
@@ -241,13 +257,17 @@ class Preprocessing(Transform):
             more: further volumes to crop.
 
         Returns:
-            :data:`NETWORK_KEYS` and the keys of ``more``, ``(1, *spatial)`` each; images in [0, 1].
+            :data:`NETWORK_KEYS` and the keys of ``more``, ``(1, *spatial)`` each; images in [0, 1]. With soft masks
+            ``"atlas_label"`` are the votes, of which the last channel is the label map.
         """
-        label_map = MetaTensor(aligned.label_map.as_tensor().float(), affine=aligned.label_map.affine)
+        labels = aligned.label_map if aligned.votes is None else aligned.votes
+        label_map = MetaTensor(labels.as_tensor().float(), affine=labels.affine)
         images = {"image": scale_intensity(scan.image), "atlas_image": scale_intensity(aligned.image)}
         volumes: Any = {**images, "atlas_label": label_map}
         volumes.update(more or {})
-        crop: Any = CropForegroundd(list(volumes), source_key="atlas_label", margin=self.margin, allow_smaller=True)
+        crop: Any = CropForegroundd(
+            list(volumes), source_key="atlas_label", channel_indices=-1, margin=self.margin, allow_smaller=True
+        )
         return crop(volumes)
 
     @property
@@ -302,7 +322,8 @@ class Preprocessing(Transform):
         if to_register is not scan.image:
             alignment = alignment.on_grid_of(scan.image, atlas.image)
         label_map = aligner.propagate(alignment, atlas.label_map, scan.image)
-        return AlignedAtlas(alignment.image, label_map, alignment.report), known
+        voter = PartialVolumeVoter(alignment, atlas.label_map, label_map) if self.settings.soft_masks else None
+        return AlignedAtlas(alignment.image, label_map, alignment.report, voter=voter), known
 
     def _say_lost(self, label_map: MetaTensor, scan: Scan) -> str:
         """Name the labels without a voxel on the network's grid; a warning says it of the first scan that has any."""
@@ -402,6 +423,8 @@ def source_in_ras(source: MetaTensor, orientation: np.ndarray) -> MetaTensor:
 class ToNatived(MapTransform):
     """Carry results to the grid of the scan, see :func:`to_native`: label maps by nearest neighbor, agreement linearly.
 
+    Of several channels, those of votes, only the last is carried, the label map.
+
     Args:
         keys: the volumes; ``"agreement"`` is interpolated.
         source_key: the scan as read.
@@ -421,5 +444,5 @@ class ToNatived(MapTransform):
         """The sample with its volumes on the grid of ``data[source_key]``."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = to_native(d[key], d[self.source_key], "bilinear" if key == "agreement" else "nearest")
+            d[key] = to_native(d[key][-1:], d[self.source_key], "bilinear" if key == "agreement" else "nearest")
         return d

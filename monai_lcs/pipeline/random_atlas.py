@@ -11,8 +11,10 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialCrop
 
 from monai_lcs.atlas import Atlas
+from monai_lcs.atlas.voters import count_votes
 from monai_lcs.boxes import grow_box, mask_box, union_box
 from monai_lcs.labels import present_labels
+from monai_lcs.labels.exact import EXACT_INTEGERS
 from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, scale_intensity
 
 __all__ = ["AtlasPool"]
@@ -82,7 +84,7 @@ class AtlasPool:
         atlases = [_compact(aligned) for aligned in self._aligned(scan, d["label"])]
         if not atlases:
             raise ValueError(f"No atlas is left for {_file(scan.source)}: it needs another one that can be aligned.")
-        boxes = (mask_box(atlas["atlas_label"][0]) for atlas in atlases)
+        boxes = (mask_box(atlas["atlas_label"][-1]) for atlas in atlases)
         box = union_box([box for box in boxes if box])
         crop = SpatialCrop(roi_slices=list(grow_box(box, self.preprocessing.margin, scan.image.shape[1:])))
         d["image"], d["label"] = crop(scale_intensity(scan.image)), crop(d["label"])
@@ -110,9 +112,15 @@ class AtlasPool:
 
 def _compact(aligned: AlignedAtlas) -> dict[str, MetaTensor]:
     """An aligned atlas in little memory: its image scaled to [0, 1]."""
+    image: Any = scale_intensity(aligned.image).half()
     label_map: Any = aligned.label_map
-    fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if int(label_map.max()) <= torch.iinfo(t).max)
-    return {"atlas_image": scale_intensity(aligned.image).half(), "atlas_label": label_map.to(fits)}
+    largest = int(label_map.max())
+    if aligned.voter is not None:
+        votes = count_votes([aligned.voter], image.shape[1:]).channels()
+        fits = torch.float16 if largest <= EXACT_INTEGERS[torch.float16] else torch.float32
+        return {"atlas_image": image, "atlas_label": MetaTensor(votes.to(fits), affine=image.affine)}
+    fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if largest <= torch.iinfo(t).max)
+    return {"atlas_image": image, "atlas_label": label_map.to(fits)}
 
 
 def _file(volume: MetaTensor) -> str:

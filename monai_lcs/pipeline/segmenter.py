@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 
 from monai_lcs.atlas import AlignmentCache, Atlas
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
+from monai_lcs.pipeline.guard import propagated_requests
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, to_native
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
 from monai_lcs.pipeline.weights import check_trained_for, load_weights
@@ -150,12 +151,19 @@ class Segmenter:
         if aligned.agreement is not None:  # 0 where the atlases' own vote is another label
             votes = to_native(aligned.label_map, scan.source)
             agreement = to_native(aligned.agreement, scan.source, "bilinear") * (votes == label_map)
-        quality = {**aligned.quality, "network": self.network is not None}
+        propagated = "; ".join(request.name for request in self.propagated(requests))
+        quality = {**aligned.quality, "network": self.network is not None, "propagated": propagated}
         return Segmentation(label_map, scan.source, self.table(requests), quality, agreement, case)
 
     def request(self, labels: Any = None) -> list[RequestedLabel]:
         """The labels that words, patterns, ids or unions ask for."""
         return parse_request(labels, self.atlas.table, self.atlas.ids)
+
+    def propagated(self, requests: Sequence[RequestedLabel]) -> list[RequestedLabel]:
+        """Those that the aligned atlas answers for, though there is a network, as it was worse in validation."""
+        if self.network is None:
+            return []
+        return propagated_requests(requests, self.settings.propagated, self.atlas.table)
 
     def table(self, requests: Sequence[RequestedLabel]) -> LabelTable:
         """The label table of a result."""
@@ -191,11 +199,12 @@ class Segmenter:
         volumes = self.preprocessing.network_input(scan, aligned)
         inputs = torch.cat([volumes[key].as_tensor() for key in NETWORK_KEYS])[None].to(self.device)
         affine = volumes["atlas_label"].affine
-        here = set(present_labels(volumes["atlas_label"]))
+        here = set(present_labels(volumes["atlas_label"][-1:]))
         labels = {one.id: one.ids for one in requests if here.intersection(one.ids)}
         if not labels:
             return MetaTensor(torch.zeros(1, *inputs.shape[2:], dtype=torch.int32), affine=affine)
-        sweep = self.settings.label_sweep(labels, **self.sweep_options)
+        propagated = [one.id for one in self.propagated(requests)]
+        sweep = self.settings.label_sweep(labels, propagated=propagated, **self.sweep_options)
         result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
         found = result.as_tensor()[0].cpu()
         return MetaTensor(found.flip(1) if flip else found, affine=result.affine)

@@ -46,6 +46,10 @@ class Settings:
         up_activation: see :class:`monai_lcs.networks.LabelConditionedUNet`; not as in the paper, since weights whose
             settings do not say it were trained without.
         fused: whether further atlases voted in training.
+        soft_masks: whether the network saw the votes of the atlases, or the partial volumes of one atlas, instead of
+            masks of 0 and 1; see :mod:`monai_lcs.labels.votes`.
+        propagated: names of the labels whose propagated mask is the answer, since the network was worse on the
+            validation cases.
 
     Raises:
         ValueError: for an unknown ``align`` and for numbers that make no sense: NaN, negative, not as many as needed.
@@ -65,9 +69,11 @@ class Settings:
     prior_logit: float = 2.0
     up_activation: bool = False
     fused: bool = False
+    soft_masks: bool = False
+    propagated: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("spacing", "channels", "norm"):  # JSON has lists, where equal settings must be equal
+        for name in ("spacing", "channels", "norm", "propagated"):  # JSON has lists, where equal settings must be equal
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         look_up_option(self.align, ALIGNMENTS)
@@ -88,8 +94,11 @@ class Settings:
             raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
         if not _numbers([self.prior_logit]):
             raise ValueError(f"`prior_logit` must be a number, got {self.prior_logit!r}.")
-        if not isinstance(self.up_activation, bool):
-            raise ValueError(f"`up_activation` must be true or false, got {self.up_activation!r}.")
+        for name in ("up_activation", "soft_masks"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
+        if isinstance(self.propagated, str) or not all(isinstance(name, str) for name in self.propagated):
+            raise ValueError(f"`propagated` must be names of labels, got {self.propagated!r}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -125,7 +134,8 @@ class Settings:
         if not facts:
             return cls.from_dict(known)
         try:
-            kept = {"up_activation": False, **facts}  # as weights were before it was a setting
+            before = {"up_activation": False, "soft_masks": False}  # as weights were before these were settings
+            kept = {**before, **facts}
             return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -139,11 +149,13 @@ class Settings:
 
     def label_sweep(self, labels: Any = None, **options: Any) -> LabelSweepInferer:
         """The inferer of these settings; ``options`` are its other arguments."""
-        return LabelSweepInferer(labels=labels, margin_mm=self.margin_mm, halo=self.halo, **options)
+        return LabelSweepInferer(
+            labels=labels, margin_mm=self.margin_mm, halo=self.halo, votes=self.soft_masks, **options
+        )
 
     def label_boxes(self) -> LabelBoxInferer:
         """The inferer to train with."""
-        return LabelBoxInferer(margin_mm=self.margin_mm, halo=self.halo)
+        return LabelBoxInferer(margin_mm=self.margin_mm, halo=self.halo, votes=self.soft_masks)
 
 
 def _numbers(values: Any, count: int | None = None) -> bool:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,14 @@ import torch
 from monai.config import PathLike
 from monai.data import Dataset
 from monai.data.utils import set_rnd
-from monai.utils import optional_import, set_determinism
+from monai.utils import convert_to_numpy, optional_import, set_determinism
 from tqdm import tqdm
 
 from monai_lcs.atlas import Atlas
 from monai_lcs.files import write_atomically
 from monai_lcs.inferers import AtlasLabelInferer
-from monai_lcs.labels import present_labels
+from monai_lcs.labels import RequestedLabel, present_labels
+from monai_lcs.pipeline.guard import compare_with_propagated, lost_labels
 from monai_lcs.pipeline.preprocessing import Preprocessing
 from monai_lcs.pipeline.random_atlas import AtlasPool
 from monai_lcs.pipeline.ranks import rank
@@ -36,6 +38,7 @@ from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.training_lock import unlock_folder
 from monai_lcs.pipeline.weights import bundle_folder, load_weights
 from monai_lcs.pipeline.weights_file import read_state, write_weights
+from monai_lcs.results.tsv import write_tsv
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import list_failures
 
@@ -179,11 +182,16 @@ class BestModel:
         pretrained: weights to begin with.
         keep_better: score what answers now, ``present`` or without it the propagated atlas labels, before training.
         present: the weights that answer now.
+        requests: the labels of the validation, in the order of its Dice. With these and the atlas, ``validation.tsv``
+            says for each label whether the network beats its propagated mask, and ``propagated`` of the settings that
+            are written names those where it does not.
+        atlas: the atlas.
 
     Attributes:
         score: the best validation Dice so far.
         epoch: the epoch it is of; 0 for none.
         weights: the network's state then; ``None`` for none.
+        lost: names of the labels on which it was worse than propagation.
         before: the validation Dice of what answered before, with ``keep_better``.
 
     Raises:
@@ -199,12 +207,17 @@ class BestModel:
         pretrained: PathLike | None = None,
         keep_better: bool = False,
         present: PathLike | None = None,
+        requests: Sequence[RequestedLabel] = (),
+        atlas: Atlas | None = None,
     ) -> None:
         self.folder, self.network, self.settings = Path(folder), network, settings
         self.resume, self.keep_better, self.present = resume, keep_better, present
+        self.requests, self.atlas = requests, atlas
+        self.propagated: Any = None  # the Dice of the propagated masks, (cases, labels)
         self.score = -1.0
         self.epoch = 0
         self.weights: dict[str, torch.Tensor] | None = None
+        self.lost: list[str] = []
         self.before: float | None = None
         if pretrained and not resume:
             self._load(pretrained)
@@ -220,8 +233,10 @@ class BestModel:
 
     def prepare(self, evaluator: Any) -> None:
         """Before the first epoch: score what answers now, or keep the earlier weights under another name."""
+        by_propagation = self._validate(evaluator, AtlasLabelInferer())
+        self.propagated = _dice_by_label(evaluator)
         if self.keep_better and not self.resume:
-            self.score = self.before = self._score_present(evaluator)
+            self.score = self.before = self._score_present(evaluator) if self.present else by_propagation
         elif not self.resume and rank() == 0:
             self._keep_earlier()
 
@@ -237,11 +252,12 @@ class BestModel:
         bare: Any = getattr(self.network, "module", self.network)  # DistributedDataParallel
         self.weights = {name: x.detach().cpu().clone() for name, x in bare.state_dict().items()}
         self.score, self.epoch = score, evaluator.state.epoch
+        self.lost = self._lost_labels(evaluator)
         self._write()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know."""
-        return {name: getattr(self, name) for name in ("score", "epoch", "before", "weights")}
+        return {name: getattr(self, name) for name in ("score", "epoch", "before", "weights", "lost")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, with the files as they were then."""
@@ -253,7 +269,7 @@ class BestModel:
     def _write(self) -> None:
         if rank() == 0 and self.weights is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_weights(self.path, self.weights, self.settings.to_dict())
+            write_weights(self.path, self.weights, self._settings_to_write.to_dict())
 
     def _is_written(self) -> bool:
         """Whether the files hold the best weights and the settings."""
@@ -261,32 +277,50 @@ class BestModel:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # where the copy of the settings is another's
                 kept = read_state(self.path)
-                same = Settings.of_weights(self.path) == self.settings and self.path.with_suffix(".json").is_file()
+                same = Settings.of_weights(self.path) == self._settings_to_write and self.path.with_suffix(".json").is_file()
         except (ValueError, UserWarning):
             return False
         best = self.weights or {}
         return same and kept.keys() == best.keys() and all(torch.equal(kept[name], best[name]) for name in best)
 
+    @property
+    def _settings_to_write(self) -> Settings:
+        return replace(self.settings, propagated=tuple(self.lost))
+
+    def _lost_labels(self, evaluator: Any) -> list[str]:
+        """The labels that the network has lost; ``validation.tsv`` compares all."""
+        if self.propagated is None or self.atlas is None or not self.requests:
+            return []
+        comparison = compare_with_propagated(self.requests, self.propagated, _dice_by_label(evaluator))
+        if rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / "validation.tsv"
+            write_atomically(file, lambda temporary: write_tsv(comparison, temporary, "%.4f"))
+        return list(lost_labels(comparison, self.requests, self.atlas.table))
+
     def _score_present(self, evaluator: Any) -> float:
-        """The validation Dice of what answers now; the network has its own weights again afterwards."""
-        own, score = {name: x.clone() for name, x in self.network.state_dict().items()}, self.score
-        inferer = evaluator.inferer
-        if self.present:
-            self._load(self.present)
-        else:
-            evaluator.inferer = AtlasLabelInferer()
-        self.score = float("inf")  # nothing is written now
-        evaluator.run()
-        self.score, evaluator.inferer = score, inferer
+        """The validation Dice of the weights that answer now; the network has its own again afterwards."""
+        own = {name: x.clone() for name, x in self.network.state_dict().items()}
+        self._load(self.present)
+        score = self._validate(evaluator, evaluator.inferer)
         self.network.load_state_dict(own)
+        return score
+
+    def _validate(self, evaluator: Any, inferer: Any) -> float:
+        """The validation Dice by another inferer; nothing is written."""
+        usual, best = evaluator.inferer, self.score
+        evaluator.inferer, self.score = inferer, float("inf")
+        evaluator.run()
+        evaluator.inferer, self.score = usual, best
         return float(evaluator.state.metrics[evaluator.state.key_metric_name])
 
-    def _load(self, weights: PathLike) -> None:
+    def _load(self, weights: Any) -> None:
         """Load weights, unless their settings say that they compute something else: the shapes would not tell."""
-        trained = Settings.of_weights(weights, self.settings).up_activation
-        if trained != self.settings.up_activation:
-            now = self.settings.up_activation
-            raise ValueError(f"{weights} was trained with `up_activation` {trained}, got {now}: give {trained}.")
+        then = Settings.of_weights(weights, self.settings)
+        for name in ("up_activation", "soft_masks"):
+            trained, now = getattr(then, name), getattr(self.settings, name)
+            if trained != now:
+                raise ValueError(f"{weights} was trained with `{name}` {trained}, got {now}: give {trained}.")
         load_weights(weights, self.network)
 
     def _keep_earlier(self) -> None:
@@ -323,6 +357,11 @@ class SeedEpochs:
         seed = int(sequence.generate_state(1)[0])
         set_determinism(seed)
         set_rnd(trainer.data_loader.dataset, seed)
+
+
+def _dice_by_label(evaluator: Any) -> Any:
+    """The Dice ``(cases, labels)`` of the last validation."""
+    return convert_to_numpy(evaluator.state.metric_details[evaluator.state.key_metric_name])
 
 
 class ClipGradient:
@@ -452,6 +491,7 @@ def _recipe(study: PathLike | None, out: PathLike, settings: Settings) -> dict[s
     """What of the bundle's ``train.json`` differs from run to run."""
     values = settings.to_dict()
     values.pop("fused")  # whether further atlases vote is said by giving some
+    values.pop("propagated")  # which labels are lost is found by the validation
     folders = {"ckpt_dir": str(out), "output_dir": str(out), "dataset_dir": None if study is None else str(study)}
     return {"bundle_root": str(bundle_folder()), **folders, **values}
 

@@ -258,7 +258,7 @@ class RandSelectLabelsd(RandomizableTransform, MapTransform):
         if self.masks:
             d[target_key], d[atlas_key] = self.selector(d[target_key], d[atlas_key], known)
         else:
-            self.selector.draw(d[target_key], d[atlas_key], known)
+            self.selector.draw(d[target_key], d[atlas_key][-1:], known)  # the label map, also of votes
         d["selected_labels"] = self._selected(known)
         return d
 

@@ -1,0 +1,90 @@
+"""A network must not make a label worse than its propagated mask: a validation tells where, the mask then answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from monai_lcs.labels import LabelTable, RequestedLabel
+from monai_lcs.labels.queries import label_names
+from monai_lcs.study.cases import shorten_names
+
+__all__ = ["compare_with_propagated", "describe_propagated", "lost_labels", "propagated_requests"]
+
+
+def compare_with_propagated(
+    requests: Sequence[RequestedLabel], propagated: np.ndarray, network: np.ndarray
+) -> pd.DataFrame:
+    """The Dice of each label in the validation cases, by the propagated masks and by the network.
+
+    Args:
+        requests: the labels.
+        propagated: Dice ``(cases, labels)`` of the propagated masks; NaN for a label that a case lacks.
+        network: likewise, of the network.
+
+    Returns:
+        Columns ``id``, ``name``, ``propagated`` and ``network``, means over the cases that have the label, and
+        ``network_wins``: whether the network is at least as good; also for a label that no case has.
+
+    Example:
+        >>> requests = [RequestedLabel(4, "ventricle", (4,)), RequestedLabel(17, "hippocampus", (17,))]
+        >>> table = compare_with_propagated(requests, np.array([[0.9, 0.6]]), np.array([[0.8, 0.7]]))
+        >>> table[["name", "network_wins"]].values.tolist()
+        [['ventricle', False], ['hippocampus', True]]
+    """
+    means = pd.DataFrame({"propagated": pd.DataFrame(propagated).mean(), "network": pd.DataFrame(network).mean()})
+    means.insert(0, "id", [request.id for request in requests])
+    means.insert(1, "name", [request.name for request in requests])
+    return means.assign(network_wins=~(means.network < means.propagated))
+
+
+def lost_labels(comparison: pd.DataFrame, requests: Sequence[RequestedLabel], table: LabelTable) -> tuple[str, ...]:
+    """The names of the atlas labels, those of unions among them, on which a network was worse than propagation.
+
+    Args:
+        comparison: from :func:`compare_with_propagated`.
+        requests: the labels that it compares.
+        table: of the atlas.
+    """
+    names = label_names(table)
+    lost = {i for request, won in zip(requests, comparison.network_wins, strict=True) if not won for i in request.ids}
+    return tuple(names[i] for i in sorted(lost))
+
+
+def propagated_requests(
+    requests: Sequence[RequestedLabel], names: Sequence[str], table: LabelTable
+) -> list[RequestedLabel]:
+    """The requested labels that the propagated mask answers for; a union if it does for all its members.
+
+    Labels are found by their names, since ids mean something else in another atlas.
+
+    Args:
+        requests: the labels.
+        names: ``propagated`` of :class:`monai_lcs.pipeline.Settings`.
+        table: of the atlas that is used.
+
+    Example:
+        >>> table = LabelTable.from_ids([4, 17])
+        >>> requests = [RequestedLabel(4, "label-4", (4,)), RequestedLabel(17, "both", (4, 17))]
+        >>> [request.id for request in propagated_requests(requests, ["label-4"], table)]
+        [4]
+    """
+    lost = {i for i, name in label_names(table).items() if name in names}
+    return [request for request in requests if lost.issuperset(request.ids)]
+
+
+def describe_propagated(requests: Sequence[RequestedLabel], count: int) -> str:
+    """One line that says for which of ``count`` labels the aligned atlas answers, from :func:`propagated_requests`.
+
+    Example:
+        >>> describe_propagated([RequestedLabel(4, "ventricle", (4,))], 136)
+        'Note: for 1 of 136 labels the aligned atlas answers, better in validation: ventricle.'
+        >>> describe_propagated([], 136)
+        ''
+    """
+    if not requests:
+        return ""
+    names = shorten_names([request.name for request in requests], 8)
+    return f"Note: for {len(requests)} of {count} labels the aligned atlas answers, better in validation: {names}."

@@ -1,0 +1,134 @@
+"""No label worse than its propagated mask: hand-made arrays, a hopeless training, and the same answer at every door."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import MetaTensor
+
+import monai_lcs as lcs
+from monai_lcs.inferers import LabelSweepInferer
+from monai_lcs.labels import Label, LabelTable, RequestedLabel
+from monai_lcs.pipeline import Settings, make_network
+from monai_lcs.pipeline.guard import compare_with_propagated, lost_labels, propagated_requests
+
+TABLE = LabelTable([Label(4, "ventricle"), Label(17, "hippocampus"), Label(18, "amygdala")])
+ONE = [RequestedLabel(label.id, label.name, (label.id,)) for label in TABLE]
+UNION = RequestedLabel(17, "both", (17, 18))
+
+
+def constant_network(logits):
+    """A network of one tensor that answers everywhere with the same logit, whatever it sees."""
+    return lambda x: torch.full((len(x), 1, *x.shape[2:]), logits)
+
+
+def inputs_of(label_map):
+    return torch.stack([torch.zeros_like(label_map), torch.zeros_like(label_map), label_map])[None].float()
+
+
+def test_the_mask_answers_for_a_propagated_label():
+    label_map = torch.tensor([[0, 4, 4, 17, 17, 0]])
+    inputs = inputs_of(label_map)
+    for logit, expected in ((-1.0, [0, 4, 4, 0, 0, 0]), (1.0, [17, 4, 4, 17, 17, 17]), (5.0, [17] * 6)):
+        found = LabelSweepInferer(propagated=[4])(inputs, constant_network(logit))
+        assert found[0, 0, 0].tolist() == expected, logit  # the mask wins up to a logit of 2, and loses above
+    everything = LabelSweepInferer(propagated=[4, 17])(inputs, constant_network(5.0))
+    assert torch.equal(everything[0, 0], label_map.int())
+
+
+def test_the_network_is_not_asked_for_a_propagated_label():
+    asked = []
+
+    def network(x):
+        asked.append(x[:, -1].sum(dim=(1, 2)).tolist())
+        return x[:, -1:]
+
+    LabelSweepInferer(propagated=[4])(inputs_of(torch.tensor([[4, 4, 17, 17, 17]])), network)
+    assert asked == [[3.0]]
+
+
+def test_propagated_labels_with_windows_unions_and_finer_outlines():
+    generator = torch.Generator().manual_seed(0)
+    label_map = torch.randint(0, 3, (9, 8), generator=generator) * 2
+    inputs = inputs_of(label_map)
+    for options in ({}, {"roi_size": (4, 4)}, {"margin_mm": 1}, {"roi_size": (4, 4), "margin_mm": 0}):
+        found = LabelSweepInferer({9: (2, 4)}, propagated=[9], **options)(inputs, constant_network(-9.0))
+        assert torch.equal(found[0, 0] == 9, label_map > 0), options
+    fine = LabelSweepInferer([2, 4], propagated=[2, 4], margin_mm=1, upsample=3)(inputs, constant_network(-9.0))
+    assert torch.equal(fine[0, 0, ::3, ::3], label_map.int())
+
+
+def test_compare_with_propagated():
+    nan = float("nan")
+    propagated = np.array([[0.9, 0.5, nan], [0.7, 0.5, nan]])
+    network = np.array([[0.8, 0.6, nan], [nan, 0.4, nan]])
+    table = compare_with_propagated(ONE, propagated, network)
+    assert table.propagated.tolist()[:2] == [pytest.approx(0.8), 0.5]
+    assert table.network_wins.tolist() == [True, True, True]  # equal means, and a label that no case has
+    network[0] = [0.7, 0.4, nan]
+    table = compare_with_propagated(ONE, propagated, network)
+    assert lost_labels(table, ONE, TABLE) == ("ventricle", "hippocampus")
+
+
+def test_unions_are_lost_and_found_by_their_members():
+    requests = [ONE[0], UNION]
+    table = compare_with_propagated(requests, np.array([[0.5, 0.5]]), np.array([[0.6, 0.4]]))
+    lost = lost_labels(table, requests, TABLE)
+    assert lost == ("hippocampus", "amygdala")
+    assert propagated_requests([*ONE, UNION], lost, TABLE) == [*ONE[1:], UNION]
+    assert propagated_requests([UNION], lost[:1], TABLE) == []
+    other = LabelTable([Label(4, "hippocampus"), Label(17, "ventricle")])  # an atlas where the ids mean something else
+    fine = [RequestedLabel(4, "hippocampus", (4,)), RequestedLabel(17, "ventricle", (17,))]
+    assert propagated_requests(fine, lost, other) == fine[:1]
+
+
+def test_settings_refuse_what_is_no_name():
+    with pytest.raises(ValueError, match=r"`propagated` must be names of labels, got 'ventricle'"):
+        Settings(propagated="ventricle")
+    with pytest.raises(ValueError, match=r"`propagated` must be names of labels, got \(4,\)"):
+        Settings(propagated=[4])
+    assert Settings.from_dict({"propagated": ["a"]}) == Settings(propagated=("a",))
+
+
+@pytest.fixture
+def atlas():
+    """Two cubes in a bright head, 2 mm."""
+    labels = torch.zeros(1, 24, 24, 24, dtype=torch.int32)
+    labels[:, 4:10, 6:14, 6:14], labels[:, 13:19, 6:14, 6:14] = 4, 17
+    image = 100 + 40.0 * (labels == 4) + 80.0 * (labels == 17)
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1]))
+    return lcs.Atlas(MetaTensor(image, affine=affine), MetaTensor(labels, affine=affine), TABLE)
+
+
+def test_the_segmenter_uses_the_mask_of_a_lost_label(atlas):
+    torch.manual_seed(0)
+    settings = Settings(align="none", channels=(4, 8), propagated=["ventricle"])
+    network = make_network(settings)
+    torch.nn.init.constant_(network.head.bias, -100.0)  # it finds nothing
+    result = lcs.Segmenter(atlas, network, settings, upsample=1)(atlas.image)
+    assert torch.equal(result.label_map, atlas.label_map * (atlas.label_map == 4))
+    assert result.quality["propagated"] == "ventricle"
+    none = lcs.Segmenter(atlas, network, replace(settings, propagated=()), upsample=1)
+    with pytest.warns(UserWarning, match="is empty"):
+        assert none(atlas.image).quality["propagated"] == ""
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_training_names_the_labels_it_loses(atlas, tmp_path):
+    """The validation scan is the atlas: no network beats the propagated mask there."""
+    case = {"image": atlas.image, "label": atlas.label_map}
+    settings = Settings(align="none", channels=(4, 8))
+    other = MetaTensor(atlas.image.as_tensor() + 1, affine=atlas.image.affine)
+    cases = [{**case, "image": other}], [case]
+    fast = {"epochs": 1, "labels_per_image": 2, "device": "cpu", "num_workers": 0, "learning_rate": 1.0}
+    weights = lcs.train(None, atlas, tmp_path, settings=settings, cases=cases, **fast)
+    written = pd.read_csv(tmp_path / "validation.tsv", sep="\t")
+    assert written.name.tolist() == ["ventricle", "hippocampus"]
+    assert written.propagated.tolist() == [1.0, 1.0]
+    lost = tuple(written.name[written.network < 1])
+    assert lost
+    assert Settings.of_weights(weights) == replace(settings, propagated=lost)
+    with pytest.raises(ValueError, match="already has 1 epochs"):  # the settings of the training are the same
+        lcs.train(None, atlas, tmp_path, settings=settings, cases=cases, resume=True, **fast)
