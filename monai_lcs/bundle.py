@@ -65,7 +65,7 @@ __all__ = [
     "on_device",
     "polynomial_decay",
     "prepared",
-    "propagated_ids",
+    "propagated_requests",
     "read_atlas",
     "requested_labels",
     "result_table",
@@ -221,14 +221,19 @@ def label_ids(requests: Sequence[RequestedLabel]) -> list[int]:
     return [request.id for request in requests]
 
 
-def union_ids(requests: Sequence[RequestedLabel]) -> dict[int, tuple[int, ...]]:
+def union_ids(requests: Sequence[RequestedLabel], masked: Sequence[RequestedLabel] = ()) -> dict[int, tuple[int, ...]]:
     """For each id that a result has the atlas ids it stands for, as the inferer takes them.
+
+    Args:
+        requests: the labels.
+        masked: those that the network is not asked for, unless they are all there is.
 
     Example:
         >>> union_ids([RequestedLabel(11, "caudate", (11, 50))])
         {11: (11, 50)}
     """
-    return {request.id: request.ids for request in requests}
+    asked = [request for request in requests if request not in masked]
+    return {request.id: request.ids for request in asked or requests}
 
 
 @_one_sentence
@@ -402,14 +407,9 @@ def load_weights(checkpoint: str | None, network: Any, atlas: Atlas) -> None:
     print(pipeline.describe_weights(checkpoint), file=sys.stderr)
 
 
-def propagated_ids(requests: Sequence[RequestedLabel], names: Sequence[str], atlas: Atlas) -> list[int]:
-    """The ids that the aligned atlas answers for, see :func:`monai_lcs.pipeline.guard.propagated_requests`."""
-    return [request.id for request in propagated_requests(requests, names, atlas.table)]
-
-
-def say_propagated(requests: Sequence[RequestedLabel], names: Sequence[str], atlas: Atlas) -> None:
-    """Say in one line which labels the aligned atlas answers for."""
-    if said := describe_propagated(propagated_requests(requests, names, atlas.table), len(requests)):
+def say_propagated(masked: Sequence[RequestedLabel], requests: Sequence[RequestedLabel]) -> None:
+    """Say in one line for which of the requested labels the aligned atlas answers."""
+    if said := describe_propagated(masked, len(requests)):
         print(said, file=sys.stderr)
 
 

@@ -5,59 +5,37 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 
 import monai_lcs as lcs
-from monai_lcs.inferers import LabelSweepInferer
+from monai_lcs.atlas.alignment import Alignment
 from monai_lcs.labels import Label, LabelTable, RequestedLabel
-from monai_lcs.pipeline import Settings, make_network
-from monai_lcs.pipeline.guard import compare_with_propagated, lost_labels, propagated_requests
+from monai_lcs.pipeline import Preprocessing, Settings, make_network, to_native
+from monai_lcs.pipeline.guard import (
+    AnswerWithMasksd,
+    answer_with_masks,
+    compare_with_propagated,
+    lost_labels,
+    propagated_requests,
+)
 
 TABLE = LabelTable([Label(4, "ventricle"), Label(17, "hippocampus"), Label(18, "amygdala")])
 ONE = [RequestedLabel(label.id, label.name, (label.id,)) for label in TABLE]
 UNION = RequestedLabel(17, "both", (17, 18))
 
 
-def constant_network(logits):
-    """A network of one tensor that answers everywhere with the same logit, whatever it sees."""
-    return lambda x: torch.full((len(x), 1, *x.shape[2:]), logits)
-
-
-def inputs_of(label_map):
-    return torch.stack([torch.zeros_like(label_map), torch.zeros_like(label_map), label_map])[None].float()
-
-
-def test_the_mask_answers_for_a_propagated_label():
-    label_map = torch.tensor([[0, 4, 4, 17, 17, 0]])
-    inputs = inputs_of(label_map)
-    for logit, expected in ((-1.0, [0, 4, 4, 0, 0, 0]), (1.0, [17, 4, 4, 17, 17, 17]), (5.0, [17] * 6)):
-        found = LabelSweepInferer(propagated=[4])(inputs, constant_network(logit))
-        assert found[0, 0, 0].tolist() == expected, logit  # the mask wins up to a logit of 2, and loses above
-    everything = LabelSweepInferer(propagated=[4, 17])(inputs, constant_network(5.0))
-    assert torch.equal(everything[0, 0], label_map.int())
-
-
-def test_the_network_is_not_asked_for_a_propagated_label():
-    asked = []
-
-    def network(x):
-        asked.append(x[:, -1].sum(dim=(1, 2)).tolist())
-        return x[:, -1:]
-
-    LabelSweepInferer(propagated=[4])(inputs_of(torch.tensor([[4, 4, 17, 17, 17]])), network)
-    assert asked == [[3.0]]
-
-
-def test_propagated_labels_with_windows_unions_and_finer_outlines():
-    generator = torch.Generator().manual_seed(0)
-    label_map = torch.randint(0, 3, (9, 8), generator=generator) * 2
-    inputs = inputs_of(label_map)
-    for options in ({}, {"roi_size": (4, 4)}, {"margin_mm": 1}, {"roi_size": (4, 4), "margin_mm": 0}):
-        found = LabelSweepInferer({9: (2, 4)}, propagated=[9], **options)(inputs, constant_network(-9.0))
-        assert torch.equal(found[0, 0] == 9, label_map > 0), options
-    fine = LabelSweepInferer([2, 4], propagated=[2, 4], margin_mm=1, upsample=3)(inputs, constant_network(-9.0))
-    assert torch.equal(fine[0, 0, ::3, ::3], label_map.int())
+def test_masks_are_written_over_what_the_network_found():
+    found = MetaTensor(torch.tensor([[[[17, 17, 0, 0, 18]]]]))
+    masks = MetaTensor(torch.tensor([[[[0, 4, 4, 17, 4]]]]))
+    assert answer_with_masks(found, masks, ONE[:1]).flatten().tolist() == [17, 4, 4, 0, 4]
+    assert found.flatten().tolist() == [17, 17, 0, 0, 18]
+    both = RequestedLabel(3, "both", (4, 17))
+    assert answer_with_masks(found, masks, [both, ONE[0]]).flatten().tolist() == [17, 3, 3, 3, 3]
+    sample = AnswerWithMasksd("pred", ONE[:1])({"pred": found, "atlas_native": masks})
+    assert sample["pred"].flatten().tolist() == [17, 4, 4, 0, 4]
+    assert AnswerWithMasksd("pred", [])({"pred": found})["pred"] is found
 
 
 def test_compare_with_propagated():
@@ -103,16 +81,31 @@ def atlas():
 
 
 def test_the_segmenter_uses_the_mask_of_a_lost_label(atlas):
+    """Voxel by voxel, though the network works at a coarser grid."""
     torch.manual_seed(0)
-    settings = Settings(align="none", channels=(4, 8), propagated=["ventricle"])
+    settings = Settings(align="none", spacing=(3, 3, 3), channels=(4, 8), propagated=["ventricle"])
     network = make_network(settings)
     torch.nn.init.constant_(network.head.bias, -100.0)  # it finds nothing
-    result = lcs.Segmenter(atlas, network, settings, upsample=1)(atlas.image)
-    assert torch.equal(result.label_map, atlas.label_map * (atlas.label_map == 4))
+    coarse = lcs.Segmenter(atlas, None, settings)(atlas.image).label_map
+    result = lcs.Segmenter(atlas, network, settings)(atlas.image)
+    assert torch.equal(result.label_map, coarse * (coarse == 4))
     assert result.quality["propagated"] == "ventricle"
-    none = lcs.Segmenter(atlas, network, replace(settings, propagated=()), upsample=1)
+    alone = lcs.Segmenter(atlas, network, settings)(atlas.image, "ventricle")
+    assert torch.equal(alone.label_map, result.label_map)
+    none = lcs.Segmenter(atlas, network, replace(settings, propagated=()))
     with pytest.warns(UserWarning, match="is empty"):
         assert none(atlas.image).quality["propagated"] == ""
+
+
+def test_the_mask_is_propagated_to_the_scans_own_grid(atlas, monkeypatch):
+    """Not by way of the network's, which is coarser."""
+    preprocessing = Preprocessing(atlas, Settings(align="rigid", spacing=(5, 5, 5), propagated=["ventricle"]))
+    scan = preprocessing.prepare(atlas.image)
+    identity = Alignment(atlas.image, sitk.Transform(3, sitk.sitkIdentity), "rigid", 1.0, 1.0, 0.0)
+    monkeypatch.setattr(preprocessing.cache, "align", lambda *args: (identity, True))
+    aligned = preprocessing.align(scan)
+    assert torch.equal(aligned.native, atlas.label_map)
+    assert not torch.equal(to_native(aligned.label_map, atlas.image), atlas.label_map)
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")

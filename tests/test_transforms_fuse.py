@@ -109,9 +109,9 @@ def reference(image, atlas_images, atlas_labels, spacing_mm):
     def local(x):
         x = np.asarray(x[0], dtype=np.float64)
         x = x / x.std()
-        mean = gaussian_filter(x, 6 / spacing_mm, mode="nearest", truncate=6)
+        mean = gaussian_filter(x, 16 / spacing_mm, mode="nearest", truncate=6)
         return (x - mean) / (
-            np.sqrt(gaussian_filter((x - mean) ** 2, 6 / spacing_mm, mode="nearest", truncate=6)) + 0.1
+            np.sqrt(gaussian_filter((x - mean) ** 2, 16 / spacing_mm, mode="nearest", truncate=6)) + 0.1
         )
 
     d = [gaussian_filter((local(image) - local(x)) ** 2, 2 / spacing_mm, mode="nearest") for x in atlas_images]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from monai.utils import BlendMode, look_up_option
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_lcs.boxes import Box, crop, label_boxes, refine, size_of, whole_box
+from monai_lcs.boxes import Box, label_boxes, refine, size_of, whole_box
 from monai_lcs.inferers.adapters import Adapter, adapt
 from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_voxels
 from monai_lcs.inferers.merger import BestLabelMerger, FineLabelMerger, VolumeMerger, logit_of, upsample_logits
@@ -24,13 +23,10 @@ from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.labels.exact import EXACT_INTEGERS
 from monai_lcs.labels.groups import LabelGroup, as_groups
 from monai_lcs.labels.label_map import check_label_map
-from monai_lcs.labels.votes import VOTE_CHANNELS, group_votes
+from monai_lcs.labels.votes import VOTE_CHANNELS
 from monai_lcs.networks import check_halo
 
-__all__ = ["PROPAGATED_LOGIT", "LabelSweepInferer", "check_input"]
-
-PROPAGATED_LOGIT = 2.0
-"""What a propagated mask counts where it meets labels that the network has found."""
+__all__ = ["LabelSweepInferer", "check_input"]
 
 
 class LabelSweepInferer(Inferer):
@@ -98,8 +94,6 @@ class LabelSweepInferer(Inferer):
         image_channels: channels of the image, which come first.
         votes: whether the network sees soft masks: the last :data:`monai_lcs.labels.votes.VOTE_CHANNELS` channels are
             votes, of which the very last is the label map of the winners. Where a label is decoded is the same.
-        propagated: ids to write whose atlas mask is the answer, since the network is worse there: it is not asked for
-            them, and the logit of the mask counts, at most :data:`PROPAGATED_LOGIT` and at least its negative.
         progress: show a bar with the labels done.
         device: where the result is gathered; the input's by default.
         sw_device: where the network is; the input's by default.
@@ -137,7 +131,6 @@ class LabelSweepInferer(Inferer):
         select_fn: Callable[[Tensor], Tensor] | None = None,
         image_channels: int = 1,
         votes: bool = False,
-        propagated: Collection[int] = (),
         progress: bool = False,
         device: torch.device | str | None = None,
         sw_device: torch.device | str | None = None,
@@ -161,7 +154,6 @@ class LabelSweepInferer(Inferer):
         self.select_fn = select_fn
         self.image_channels = image_channels
         self.label_channels = VOTE_CHANNELS if votes else 1
-        self.propagated = frozenset(propagated)
         self.progress = progress
         self.device = device
         self.sw_device = sw_device
@@ -245,8 +237,7 @@ class LabelSweepInferer(Inferer):
         masks: dict[int, Tensor] = {}
         unfinished = Counter(part.label for part in parts)
         with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
-            decoded = [part for part in parts if part.label not in self.propagated]
-            for part, logits in itertools.chain(sweep.blended(decoded), self._propagated(sweep, parts)):
+            for part, logits in sweep.blended(parts):
                 best.aggregate(part.label, logits, part.box)
                 if volumes is not None:
                     fine = upsample_logits(logits, self.upsample)
@@ -268,13 +259,6 @@ class LabelSweepInferer(Inferer):
         if self.upsample == 1:
             return BestLabelMerger(groups, shape, *options)
         return FineLabelMerger(groups, shape, self.upsample, *options)
-
-    def _propagated(self, sweep: VolumeSweep, parts: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
-        """The parts that the network is not asked for, each with the logits of its atlas mask."""
-        for part in parts:
-            if part.label in self.propagated:
-                mask = group_votes(crop(sweep.votes, part.box), part.ids).to(sweep.device, sweep.dtype)
-                yield part, torch.logit(mask).clamp(-PROPAGATED_LOGIT, PROPAGATED_LOGIT)
 
     def _report(self, item: int, label: int, logits: Tensor, masks: dict[int, Tensor]) -> None:
         """Use the logits of a finished label, ``(1, *spatial)``: add its mask to ``masks``, call ``on_label``."""

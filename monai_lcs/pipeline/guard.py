@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 
-from monai_lcs.labels import LabelTable, RequestedLabel
+from monai_lcs.labels import LabelTable, RequestedLabel, label_mask
 from monai_lcs.labels.queries import label_names
 from monai_lcs.study.cases import shorten_names
 
-__all__ = ["compare_with_propagated", "describe_propagated", "lost_labels", "propagated_requests"]
+__all__ = [
+    "AnswerWithMasksd",
+    "answer_with_masks",
+    "compare_with_propagated",
+    "describe_propagated",
+    "lost_labels",
+    "propagated_requests",
+]
 
 
 def compare_with_propagated(
@@ -73,6 +84,53 @@ def propagated_requests(
     """
     lost = {i for i, name in label_names(table).items() if name in names}
     return [request for request in requests if lost.issuperset(request.ids)]
+
+
+def answer_with_masks(label_map: MetaTensor, masks: MetaTensor, requests: Sequence[RequestedLabel]) -> MetaTensor:
+    """Write the propagated masks of labels over what a network has found for the others.
+
+    Args:
+        label_map: the answer without these labels, ``(1, *spatial)`` on the scan's grid.
+        masks: the propagated labels on the same grid.
+        requests: from :func:`propagated_requests`; where two overlap, the smaller id wins.
+
+    Example:
+        >>> found, masks = MetaTensor(torch.tensor([[17, 17, 0]])), MetaTensor(torch.tensor([[17, 4, 4]]))
+        >>> answer_with_masks(found, masks, [RequestedLabel(4, "ventricle", (4,))]).tolist()
+        [[17, 4, 4]]
+    """
+    answer = label_map.clone()
+    for request in sorted(requests, key=lambda each: each.id, reverse=True):
+        answer[label_mask(masks, request.ids)] = request.id
+    return answer
+
+
+class AnswerWithMasksd(MapTransform):
+    """:func:`answer_with_masks` for samples of the bundle.
+
+    Args:
+        keys: the label maps on the scan's grid.
+        requests: from :func:`propagated_requests`; without any, samples stay as they are.
+        masks_key: the propagated labels there, from :class:`monai_lcs.pipeline.Preprocessing`.
+        allow_missing_keys: pass over the keys that a sample lacks.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        requests: Sequence[RequestedLabel],
+        masks_key: Hashable = "atlas_native",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.requests, self.masks_key = requests, masks_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with the masks of these labels."""
+        d = dict(data)
+        for key in self.key_iterator(d) if self.requests else ():
+            d[key] = answer_with_masks(d[key], d[self.masks_key], self.requests)
+        return d
 
 
 def describe_propagated(requests: Sequence[RequestedLabel], count: int) -> str:

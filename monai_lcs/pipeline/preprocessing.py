@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from monai.transforms import (
 from monai.utils import TransformBackends, look_up_option
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner
+from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
 from monai_lcs.grids import affine_of, on_grid_of
@@ -76,6 +76,7 @@ class AlignedAtlas:
         votes: with soft masks, what the network sees instead of the label map, see :mod:`monai_lcs.labels.votes`:
             ``(VOTE_CHANNELS, *spatial)``.
         voter: with soft masks, what one atlas votes for.
+        native: where the propagated masks answer for labels, the propagated labels on the scan's own grid.
     """
 
     image: MetaTensor
@@ -84,6 +85,7 @@ class AlignedAtlas:
     agreement: MetaTensor | None = None
     votes: MetaTensor | None = None
     voter: Voter | None = None
+    native: MetaTensor | None = None
 
 
 class Preprocessing(Transform):
@@ -148,7 +150,7 @@ class Preprocessing(Transform):
         Returns:
             The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, ``(1, *spatial)`` on the network's
             grid; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``, its report; with further
-            atlases ``"agreement"``.
+            atlases ``"agreement"``; where the masks answer for labels, ``"atlas_native"``.
 
         Raises:
             ValueError: naming the file that cannot be used, or the two that cannot be aligned.
@@ -174,6 +176,8 @@ class Preprocessing(Transform):
         d["alignment"] = aligned.quality
         if aligned.agreement is not None:
             d["agreement"] = aligned.agreement
+        if aligned.native is not None and self.target != "network":
+            d["atlas_native"] = aligned.native
         if self.target == "network":  # training needs neither, and samples must collate
             del d["source"]
             d.pop("agreement", None)
@@ -203,20 +207,20 @@ class Preprocessing(Transform):
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
         atlases = [first, *self.align_each(scan, self.further_atlases, to_register)]
         if len(atlases) == 1 and not self.settings.soft_masks:
-            return AlignedAtlas(first.image, first.label_map, quality)
+            return AlignedAtlas(first.image, first.label_map, quality, native=first.native)
         voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
         image, ballot = fuse_votes(scan.image, [atlas.image for atlas in atlases], voters)
 
         def like_atlas(voxels: torch.Tensor) -> MetaTensor:
             return on_grid_of(first.image, voxels, first.image.meta)
 
-        return AlignedAtlas(
-            like_atlas(image) if len(atlases) > 1 else first.image,
-            like_atlas(ballot.ids[:1].to(first.label_map.dtype)),
-            quality,
-            like_atlas(ballot.shares[:1]) if len(atlases) > 1 else None,
-            like_atlas(ballot.channels()) if self.settings.soft_masks else None,
-        )
+        label_map = like_atlas(ballot.ids[:1].to(first.label_map.dtype))
+        votes = like_atlas(ballot.channels()) if self.settings.soft_masks else None
+        if len(atlases) == 1:
+            return AlignedAtlas(first.image, label_map, quality, votes=votes, native=first.native)
+        native = to_native(label_map, scan.source) if self.settings.propagated else None
+        agreement = like_atlas(ballot.shares[:1])
+        return AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native)
 
     def align_each(
         self,
@@ -323,7 +327,16 @@ class Preprocessing(Transform):
             alignment = alignment.on_grid_of(scan.image, atlas.image)
         label_map = aligner.propagate(alignment, atlas.label_map, scan.image)
         voter = PartialVolumeVoter(alignment, atlas.label_map, label_map) if self.settings.soft_masks else None
-        return AlignedAtlas(alignment.image, label_map, alignment.report, voter=voter), known
+        native = None
+        if self.settings.propagated and aligner is self.aligner:
+            native = self._native(alignment, atlas, label_map, scan)
+        return AlignedAtlas(alignment.image, label_map, alignment.report, voter=voter, native=native), known
+
+    def _native(self, alignment: Alignment, atlas: Atlas, label_map: MetaTensor, scan: Scan) -> MetaTensor:
+        """The propagated labels on the scan's own grid: thin ones do not survive a coarser one."""
+        if alignment.mode == "none":
+            return to_native(label_map, scan.source)
+        return replace(alignment, image=scan.source).propagate(atlas.label_map)
 
     def _say_lost(self, label_map: MetaTensor, scan: Scan) -> str:
         """Name the labels without a voxel on the network's grid; a warning says it of the first scan that has any."""

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from monai_lcs.atlas import AlignmentCache, Atlas
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
-from monai_lcs.pipeline.guard import propagated_requests
+from monai_lcs.pipeline.guard import answer_with_masks, propagated_requests
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, to_native
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
 from monai_lcs.pipeline.weights import check_trained_for, load_weights
@@ -147,12 +147,16 @@ class Segmenter:
         scan = self.prepare(image)
         aligned = self.align(scan)
         label_map = self.to_native(self.predict(scan, aligned, requests), scan)
+        propagated = self.propagated(requests)
+        if propagated:
+            assert aligned.native is not None
+            label_map = answer_with_masks(label_map, aligned.native, propagated)
         agreement: Any = None
         if aligned.agreement is not None:  # 0 where the atlases' own vote is another label
             votes = to_native(aligned.label_map, scan.source)
             agreement = to_native(aligned.agreement, scan.source, "bilinear") * (votes == label_map)
-        propagated = "; ".join(request.name for request in self.propagated(requests))
-        quality = {**aligned.quality, "network": self.network is not None, "propagated": propagated}
+        names = "; ".join(request.name for request in propagated)
+        quality = {**aligned.quality, "network": self.network is not None, "propagated": names}
         return Segmentation(label_map, scan.source, self.table(requests), quality, agreement, case)
 
     def request(self, labels: Any = None) -> list[RequestedLabel]:
@@ -182,7 +186,7 @@ class Segmenter:
     def predict(
         self, scan: Scan, aligned: AlignedAtlas, requests: Sequence[RequestedLabel], flip: bool = False
     ) -> MetaTensor:
-        """Find the requested labels in an aligned scan.
+        """Find the requested labels in an aligned scan, but for those of :meth:`propagated`.
 
         Args:
             scan: from :meth:`prepare`.
@@ -200,11 +204,11 @@ class Segmenter:
         inputs = torch.cat([volumes[key].as_tensor() for key in NETWORK_KEYS])[None].to(self.device)
         affine = volumes["atlas_label"].affine
         here = set(present_labels(volumes["atlas_label"][-1:]))
-        labels = {one.id: one.ids for one in requests if here.intersection(one.ids)}
+        masks = self.propagated(requests)
+        labels = {one.id: one.ids for one in requests if here.intersection(one.ids) and one not in masks}
         if not labels:
             return MetaTensor(torch.zeros(1, *inputs.shape[2:], dtype=torch.int32), affine=affine)
-        propagated = [one.id for one in self.propagated(requests)]
-        sweep = self.settings.label_sweep(labels, propagated=propagated, **self.sweep_options)
+        sweep = self.settings.label_sweep(labels, **self.sweep_options)
         result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
         found = result.as_tensor()[0].cpu()
         return MetaTensor(found.flip(1) if flip else found, affine=result.affine)
