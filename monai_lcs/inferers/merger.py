@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -37,6 +38,8 @@ class BestLabelMerger:
         threshold: probability in [0, 1) that a label must exceed.
         device: where the result is kept.
         dtype: of the best logits.
+        confidence: keep what :meth:`margin` and :meth:`confidence` need: the second best logits, and the sum of the
+            probabilities of each label.
 
     Example:
         >>> merger = BestLabelMerger(labels=[17, 53], shape=(4,))
@@ -44,6 +47,13 @@ class BestLabelMerger:
         >>> merger.aggregate(17, torch.tensor([2.0, -3.0, 1.0]), (slice(0, 3),))
         >>> merger.finalize()
         tensor([17, 53, 17,  0], dtype=torch.int32)
+        >>> merger = BestLabelMerger(labels=[17, 53], shape=(3,), confidence=True)
+        >>> merger.aggregate(17, torch.tensor([2.0, 5.0, -1.0]), (slice(0, 3),))
+        >>> merger.aggregate(53, torch.tensor([4.0, -3.0]), (slice(0, 2),))
+        >>> merger.margin()
+        tensor([2., 5., 0.])
+        >>> {label: round(dice, 2) for label, dice in merger.confidence().items()}
+        {17: 0.63, 53: 0.87}
     """
 
     def __init__(
@@ -53,19 +63,53 @@ class BestLabelMerger:
         threshold: float = 0.5,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        confidence: bool = False,
     ) -> None:
         self.labels = sorted(labels)
         self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
         fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
         self.logit = torch.full(tuple(shape), logit_of(threshold), dtype=dtype, device=device)
         self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
+        self.second = self.logit.clone() if confidence else None
+        self.expected: dict[int, float] = defaultdict(float)  # voxels of each label
 
     def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
         """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
         best, ranks = self.logit[box], self.ranks[box]
+        if self.second is not None:  # the label is no rival of itself, where its boxes overlap
+            rival = torch.minimum(best, logits).masked_fill_(ranks == self.rank[label], -math.inf)
+            second = self.second[box]
+            second.copy_(torch.maximum(second, rival))
+            self.expected[label] += float(torch.sigmoid(logits.float()).sum(dtype=torch.float64))
         better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
         ranks.masked_fill_(better, self.rank[label])
         best.copy_(torch.maximum(best, logits))
+
+    def margin(self) -> Tensor:
+        """Return by how much the best logit exceeds that of the next label, or of the threshold; 0 in the background.
+
+        Raises:
+            ValueError: unless the merger was made with ``confidence``.
+        """
+        if self.second is None:
+            raise ValueError("The second best logits are needed: make the merger with `confidence=True`.")
+        return torch.where(self.ranks > 0, self.logit - self.second, 0)
+
+    def confidence(self) -> dict[int, float]:
+        """Return the Dice to expect of each label that has a voxel, were the network's probabilities true.
+
+        With ``p`` the probability of a label at a voxel, that is ``2 * sum(p in its voxels) / (its voxels + sum(p))``.
+        In the first sum ``p`` is that of the label against the next one, which :meth:`margin` tells.
+
+        Raises:
+            ValueError: unless the merger was made with ``confidence``.
+        """
+        margin = self.margin().flatten().float()
+        ranks = self.ranks.flatten().int()
+        voxels = torch.bincount(ranks, minlength=len(self.labels) + 1)[1:].tolist()
+        right = torch.bincount(ranks, torch.sigmoid(margin).double(), len(self.labels) + 1)[1:].tolist()
+        found = zip(self.labels, voxels, right, strict=True)
+        return {label: 2 * hits / (count + self.expected[label]) for label, count, hits in found if count}
 
     def finalize(self) -> Tensor:
         """Return the label map ``(*shape)``, int32."""
@@ -87,6 +131,7 @@ class FineLabelMerger:
         threshold: probability in [0, 1) that a label must exceed where there is no other.
         device: where the result is kept.
         dtype: of the best probabilities.
+        confidence: keep what :meth:`confidence` needs.
 
     Example:
         >>> merger = FineLabelMerger(labels=[17, 53], shape=(1, 3), factor=2)
@@ -104,17 +149,31 @@ class FineLabelMerger:
         threshold: float = 0.5,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        confidence: bool = False,
     ) -> None:
         self.factor, self.threshold = factor, threshold
         self.coarse = torch.zeros(tuple(shape), dtype=dtype, device=device)
         fine = size_of(refine(whole_box(shape), factor))
         self.fine = BestLabelMerger(labels, fine, 0.5, device, dtype)  # above a probability of 0
+        self.as_given = BestLabelMerger(labels, shape, threshold, device, dtype, True) if confidence else None
 
     def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
         """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
+        if self.as_given is not None:
+            self.as_given.aggregate(label, logits, box)
         probability = torch.sigmoid(logits)
         self.coarse[box] = torch.maximum(self.coarse[box], probability)
         self.fine.aggregate(label, upsample_logits(probability, self.factor), refine(box, self.factor))
+
+    def confidence(self) -> dict[int, float]:
+        """Return the Dice to expect of each label, in the voxels of the logits; see :class:`BestLabelMerger`.
+
+        Raises:
+            ValueError: unless the merger was made with ``confidence``.
+        """
+        if self.as_given is None:
+            raise ValueError("The second best logits are needed: make the merger with `confidence=True`.")
+        return self.as_given.confidence()
 
     def finalize(self) -> Tensor:
         """Return the label map ``(*fine_shape)``, int32."""

@@ -146,7 +146,8 @@ class Segmenter:
         """Segment a scan as calling the segmenter does, for requests that are parsed already."""
         scan = self.prepare(image)
         aligned = self.align(scan)
-        label_map = self.to_native(self.predict(scan, aligned, requests), scan)
+        confidence: dict[int, float] = {}
+        label_map = self.to_native(self._predict(scan, aligned, requests, confidence=confidence), scan)
         propagated = self.propagated(requests)
         if propagated:
             assert aligned.native is not None
@@ -157,7 +158,7 @@ class Segmenter:
             agreement = to_native(aligned.agreement, scan.source, "bilinear") * (votes == label_map)
         names = "; ".join(request.name for request in propagated)
         quality = {**aligned.quality, "network": self.network is not None, "propagated": names}
-        return Segmentation(label_map, scan.source, self.table(requests), quality, agreement, case)
+        return Segmentation(label_map, scan.source, self.table(requests), quality, agreement, case, confidence or None)
 
     def request(self, labels: Any = None) -> list[RequestedLabel]:
         """The labels that words, patterns, ids or unions ask for."""
@@ -198,6 +199,17 @@ class Segmenter:
             ``(1, *spatial)`` int32 on a grid ``upsample`` times as fine as the network's; without a network the
             propagated labels on the network's grid.
         """
+        return self._predict(scan, aligned, requests, flip)
+
+    def _predict(
+        self,
+        scan: Scan,
+        aligned: AlignedAtlas,
+        requests: Sequence[RequestedLabel],
+        flip: bool = False,
+        confidence: dict[int, float] | None = None,
+    ) -> MetaTensor:
+        """As :meth:`predict`; puts into ``confidence`` the Dice to expect of each label that it found."""
         if self.network is None:
             return select_requested(aligned.label_map, requests)
         volumes = self.preprocessing.network_input(scan, aligned)
@@ -208,7 +220,10 @@ class Segmenter:
         labels = {one.id: one.ids for one in requests if here.intersection(one.ids) and one not in masks}
         if not labels:
             return MetaTensor(torch.zeros(1, *inputs.shape[2:], dtype=torch.int32), affine=affine)
-        sweep = self.settings.label_sweep(labels, **self.sweep_options)
+        options: dict[str, Any] = dict(self.sweep_options)
+        if confidence is not None:
+            options["on_confidence"] = lambda _, found: confidence.update(found)
+        sweep = self.settings.label_sweep(labels, **options)
         result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
         found = result.as_tensor()[0].cpu()
         return MetaTensor(found.flip(1) if flip else found, affine=result.affine)

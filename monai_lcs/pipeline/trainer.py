@@ -277,7 +277,8 @@ class BestModel:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # where the copy of the settings is another's
                 kept = read_state(self.path)
-                same = Settings.of_weights(self.path) == self._settings_to_write and self.path.with_suffix(".json").is_file()
+                written = self.path.with_suffix(".json").is_file()
+                same = written and Settings.of_weights(self.path) == self._settings_to_write
         except (ValueError, UserWarning):
             return False
         best = self.weights or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,7 @@ def qc_picture(
     convention: str = "radiological",
     title: str = "",
     overwrite: bool = False,
+    unsure: Collection[int] = (),
 ) -> None:
     """Draws a segmentation for a quick look: three planes of the image with the outlines of the labels.
 
@@ -90,6 +92,7 @@ def qc_picture(
             ``"neurological"``. The picture states it.
         title: a line above the planes.
         overwrite: whether to replace an existing file.
+        unsure: labels whose outlines are dashed, as a note says: look there first.
 
     Raises:
         ValueError: if the shapes are not as above, or the label map holds ids that are not in the table.
@@ -110,7 +113,7 @@ def qc_picture(
     convention = look_up_option(convention, ("radiological", "neurological"))
     _check_shapes(image, label_map)
     view = _view(image, label_map, table, _affine_in_use(image, affine))
-    figure = _draw(view, table, convention, title)
+    figure = _draw(view, table, convention, title, unsure)
     write_atomically(path, figure.savefig)
 
 
@@ -166,7 +169,7 @@ def _grey_window(image: np.ndarray) -> tuple[float, float]:
 # ---- the figure
 
 
-def _draw(view: _View, table: LabelTable, convention: str, title: str) -> Any:
+def _draw(view: _View, table: LabelTable, convention: str, title: str, unsure: Collection[int]) -> Any:
     """Draws the planes side by side, with the title above and the convention below."""
     flip = convention == "radiological"
     sides = ("R", "L") if flip else ("L", "R")
@@ -186,17 +189,19 @@ def _draw(view: _View, table: LabelTable, convention: str, title: str) -> Any:
     grid.update(left=0.012, right=0.988, bottom=foot / height, top=1 - head / height)
     for column, plane in enumerate(planes):
         axes = figure.add_subplot(grid[column])
-        _draw_plane(axes, view, plane, table, flip)
+        _draw_plane(axes, view, plane, table, flip, unsure)
         _write_sides(axes, plane.sides)
         _write_position(figure, axes, plane, view, height)
 
     note = f"{convention} convention: the patient's left is on the {'right' if flip else 'left'} of the picture"
+    if unsure:
+        note += f"; dashed: {len(unsure)} label{'s' * (len(unsure) != 1)} of low confidence"
     figure.text(0.5, 0.1 / height, note, color="0.75", fontsize=9, ha="center", va="bottom")
     figure.text(0.5, 1 - 0.08 / height, title, color="white", fontsize=12, ha="center", va="top", parse_math=False)
     return figure
 
 
-def _draw_plane(axes: Any, view: _View, plane: _Plane, table: LabelTable, flip: bool) -> None:
+def _draw_plane(axes: Any, view: _View, plane: _Plane, table: LabelTable, flip: bool, unsure: Collection[int]) -> None:
     """Draws the image and the outlines of its labels; ``flip`` shows the patient's left on the right."""
     # rows from the bottom up, columns
     grey, labels = (volume.take(view.center[plane.normal], plane.normal).T for volume in (view.grey, view.labels))
@@ -212,7 +217,8 @@ def _draw_plane(axes: Any, view: _View, plane: _Plane, table: LabelTable, flip: 
     x, y = ((np.arange(n + 2) - 0.5) * mm for n, mm in ((width, right_mm), (height, up_mm)))
     for id in np.unique(labels[labels > 0]).tolist():
         color = tuple(part / 255 for part in table[id].color)
-        axes.contour(x, y, labels == id, levels=[0.5], colors=[color], linewidths=0.9)
+        style = {"linewidths": 0.9, "linestyles": "dashed" if id in unsure else "solid"}
+        axes.contour(x, y, labels == id, levels=[0.5], colors=[color], **style)
     axes.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
     axes.set_axis_off()
 

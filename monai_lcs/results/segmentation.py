@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,9 @@ __all__ = ["ENDINGS", "Segmentation", "image_on_grid", "label_map_image"]
 ENDINGS = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
 """The files of a result: the ends of their names, after the case and ``_``. The label map is written last."""
 
+LOW_CONFIDENCE = 0.6
+"""Labels with a lower confidence are dashed in the picture."""
+
 # What a NIfTI header says about the grid; MONAI keeps it in the metadata of an image.
 _GRID_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -53,6 +57,7 @@ class Segmentation:
             as ``"notes"``, see :func:`monai_lcs.study.images.notes_of`.
         agreement: ``(1, *spatial)``, 0 to 1: how far several atlases agreed with the label map at each voxel; None
             for a single atlas.
+        confidence: the Dice to expect of each label by the network's probabilities, by id; None without a network.
         case: the name of the scan, with which the names of the saved files start. Default: the name of the scan's
             file, see :func:`monai_lcs.study.cases.case_names`, or ``"scan"`` without one.
 
@@ -73,6 +78,7 @@ class Segmentation:
     quality: dict[str, Any] = field(default_factory=dict)
     agreement: MetaTensor | None = None
     case: str | None = None
+    confidence: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         if self.case is None:
@@ -91,9 +97,10 @@ class Segmentation:
 
     @cached_property
     def volumes(self) -> pd.DataFrame:
-        """Number of voxels, mm3 and, with several atlases, agreement of each label, see :func:`volume_table`."""
+        """Voxels, mm3, agreement of several atlases and confidence of each label, see :func:`volume_table`."""
         labels = as_label_array(self.label_map)
-        return volume_table(labels, convert_to_numpy(self.image.affine), self.table, self.agreement)
+        affine = convert_to_numpy(self.image.affine)
+        return volume_table(labels, affine, self.table, self.agreement, self.confidence)
 
     def save(self, output_dir: PathLike, overwrite: bool = False, picture: bool = True) -> dict[str, str]:
         """Writes the segmentation to files on the grid of the scan's file.
@@ -139,9 +146,14 @@ class Segmentation:
         write_atomically(paths["labels"], self.table.write)
         write_atomically(paths["volumes"], lambda temporary: write_tsv(volumes, temporary))
         if picture:
-            qc_picture(self.image, self.label_map, self.table, paths["qc"], title=self._title, overwrite=True)
+            self._draw(paths["qc"])
         write_atomically(paths["dseg"], lambda temporary: nib.save(label_map, temporary))
         return {kind: str(path) for kind, path in paths.items()}
+
+    def _draw(self, path: Path) -> None:
+        """Draws the picture, labels of low confidence dashed."""
+        unsure = [id for id, dice in (self.confidence or {}).items() if dice < LOW_CONFIDENCE]
+        qc_picture(self.image, self.label_map, self.table, path, title=self._title, overwrite=True, unsure=unsure)
 
     @property
     def _file(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from monai.config import NdarrayOrTensor
@@ -21,8 +23,9 @@ def volume_table(
     affine_or_voxel_mm3: NdarrayOrTensor | float,
     table: LabelTable,
     agreement: NdarrayOrTensor | None = None,
+    confidence: Mapping[int, float] | None = None,
 ) -> pd.DataFrame:
-    """Returns the number of voxels and the volume of each label, and how far several atlases agreed on it.
+    """Returns the number of voxels and the volume of each label, how far atlases agreed on it and how sure it is.
 
     Args:
         label_map: integers of any shape; 0 is background.
@@ -30,11 +33,12 @@ def volume_table(
         table: the labels. A label that is absent from the label map has the volume 0.
         agreement: 0 to 1, of the label map's shape: at each voxel the share of the atlases' votes that its label got,
             see :func:`monai_lcs.transforms.fuse_atlases`.
+        confidence: the Dice to expect of each label by the network's probabilities, by id.
 
     Returns:
         Columns ``id``, ``name``, ``voxels`` and ``mm3``, and one row for each label of the table. With ``agreement``
         also a column ``agreement``: the mean over the label's voxels, NaN if it has none. Look first at the labels
-        whose agreement is low.
+        whose agreement is low. With ``confidence`` also that column, which is to be read in the same way.
 
     Raises:
         ValueError: if the label map holds other values than 0 and the ids of the table, or the shapes differ.
@@ -56,6 +60,8 @@ def volume_table(
     volumes = pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
     if agreement is not None:
         volumes["agreement"] = _mean_agreement(agreement, labels, ids, table)
+    if confidence is not None:
+        volumes["confidence"] = [round(confidence.get(id, np.nan), 4) if id in count_of else np.nan for id in table.ids]
     return volumes
 
 
