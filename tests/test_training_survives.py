@@ -116,13 +116,24 @@ def test_another_study_is_not_resumed(study, uninterrupted, tmp_path):
 def test_a_new_training_replaces_no_unfinished_one(study, tmp_path, capsys):
     with pytest.raises(ValueError, match="stopped here"):
         train(study, tmp_path, [stop_in_epoch(2)])
-    with pytest.raises(ValueError, match="stopped after epoch 1: give --resume True to go on"):
+    with pytest.raises(ValueError, match="stopped after epoch 1: give --resume to go on"):
         train(study, tmp_path)
     train(study, tmp_path, restart=True, epochs=2)
     assert epochs_saved(tmp_path) == [1, 2]
     train(study, tmp_path, epochs=1)  # that one was finished
     assert "checkpoints of the earlier training in" in capsys.readouterr().err
     assert epochs_saved(tmp_path) == [1]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed_with_a_word(study, tmp_path, capsys):
+    train(study, tmp_path, epochs=1)
+    file = tmp_path / "resume_checkpoint_1.pt"
+    saved = read_torch(file)
+    del saved["run"], saved["best"]["weights"]
+    torch.save(saved, file)
+    train(study, tmp_path, epochs=2, resume=True)
+    assert f"Note: {file} does not say what it trained" in capsys.readouterr().err
+    assert epochs_saved(tmp_path) == [1, 2]
 
 
 # ---- files

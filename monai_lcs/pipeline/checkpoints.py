@@ -94,9 +94,7 @@ def check_resumed(resume_from: PathLike | None, definition: RunDefinition) -> No
     if saved is not None:
         definition.load_state_dict(saved)
     elif rank() == 0:
-        print(
-            f"Note: {resume_from} does not say what its training was; make sure that it is this one.", file=sys.stderr
-        )
+        print(f"Note: {resume_from} does not say what it trained: make sure that it is the same.", file=sys.stderr)
 
 
 def keep_resumable(
@@ -182,8 +180,8 @@ def _clear(folder: Path, restart: bool) -> None:
         return
     if not restart and not _is_finished(there[0][1]):
         raise ValueError(
-            f"{folder} has a training that stopped after epoch {there[0][0]}: give --resume True to go on with it, "
-            "--restart True to begin anew, or another --ckpt_dir."
+            f"{folder} has a training that stopped after epoch {there[0][0]}: give --resume to go on with it, "
+            "--restart to begin anew, or another folder."
         )
     print(f"Note: the checkpoints of the earlier training in {folder} are removed.", file=sys.stderr)
     for _, path in reversed(there):

@@ -67,7 +67,7 @@ class RunDefinition:
         more = f"; and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
         raise ValueError(
             f"The training cannot go on as another one: {'; '.join(shown)}{more}. Give what it had, or begin anew with "
-            "--restart True or in another --ckpt_dir."
+            "--restart or in another folder."
         )
 
 

@@ -76,4 +76,4 @@ def _open_locked(path: Path) -> IO[str]:
 
 
 def _refusal(folder: Any, owner: str) -> str:
-    return f"{owner[:1].upper()}{owner[1:]} trains in {folder}: wait for its end, or choose another --ckpt_dir."
+    return f"{owner[:1].upper()}{owner[1:]} trains in {folder}: wait for its end, or choose another folder."

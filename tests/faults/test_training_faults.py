@@ -23,12 +23,10 @@ import monai.handlers
 import numpy as np
 import pytest
 import torch.utils.tensorboard
+from tiny_training import epochs_saved, make_study, outcome, same, train
 
 import monai_lcs as lcs
 from monai_lcs.pipeline.weights_file import read_state, read_torch
-
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_training import epochs_saved, make_study, outcome, same, train
 
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports more
 assert ignite.handlers
