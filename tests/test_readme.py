@@ -113,9 +113,6 @@ TO_RUN = [(name, block) for name, block in PYTHON if name in RUN]
 @pytest.mark.filterwarnings("ignore:parsing config_file")
 @pytest.mark.parametrize(("name", "block"), TO_RUN, ids=[name for name, _ in TO_RUN])
 def test_python_blocks_run(files, name, block):
-    for case in ("ann", "bob"):
-        Path("segmented").mkdir(exist_ok=True)
-        Path(f"segmented/{case}_volumes.tsv").write_text("id\tname\tvoxels\tmm3\n1\tLeft-Hippocampus\t2\t128.0\n")
     found = {}
     exec(compile(block, name, "exec"), found)
     check = RESULTS.get(name)
@@ -151,19 +148,21 @@ def check_painted(found):
     assert np.argwhere(mask)[:, 1].min() > np.argwhere(hippocampus & (mask == 0))[:, 1].max()  # the axis to the front
 
 
-def check_volumes(found):
-    assert found["wide"].shape == (2, 1)
-    assert Path("volumes.csv").is_file()
+def check_votes(found):
+    assert found["result"].volumes["agreement"].between(0, 1).all()
+
+
+def check_trained(found):
+    assert found["segmenter"].network is not None
 
 
 RESULTS = {
     "README.md": check_readme,
     "docs/quickstart.md": check_segmentation,
-    "docs/howto/my_atlas.md": lambda found: found["result"].volumes["agreement"],
-    "docs/howto/train.md": lambda found: found["segmenter"].network is not None,
+    "docs/howto/my_atlas.md": check_votes,
+    "docs/howto/train.md": check_trained,
     "docs/howto/monai_pipeline.md": check_pipeline,
     "docs/howto/paint_a_label.md": check_painted,
-    "docs/howto/cohorts.md": check_volumes,
 }
 
 
