@@ -1,6 +1,6 @@
 """What many scans cost: CPU time over the bare loop, one and two processes, and the report of a large cohort.
 
-python benchmarks/cohort.py OUT SCAN [SCAN ...]            # the bare loop in turn with the cohort's, case by case
+python benchmarks/cohort.py OUT SCAN [SCAN ...]            # CPU time inside the bare work, and around it
 python benchmarks/cohort.py OUT SCAN [SCAN ...] --jobs 1 2 # the command, with one and with two processes
 python benchmarks/cohort.py OUT --records 10000            # records and report of so many cases, without scans
 """
@@ -27,50 +27,48 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("scans", nargs="*")
     parser.add_argument("--jobs", nargs="+", type=int, default=[])
+    parser.add_argument("--align", help="as of monai-lcs segment")
     parser.add_argument("--records", type=int)
     options = parser.parse_args()
     if options.records:
         many_records(options.out, options.records)
     elif options.jobs:
-        throughput(options.out, options.scans, options.jobs)
+        more = ["--align", options.align] if options.align else []
+        throughput(options.out, options.scans, options.jobs, more)
     else:
-        overhead(options.out, options.scans)
+        overhead(options.out, options.scans, options.align)
 
 
-def overhead(out, scans):
-    """CPU seconds of each case in the bare loop and in the cohort's, in turn."""
-    segmenter = Segmenter.load(shipped_weights(), named_atlas("desikan-killiany"))
+def overhead(out, scans, align):
+    """CPU seconds of each case inside the bare work, and around it."""
+    segmenter = Segmenter.load(shipped_weights(), named_atlas("desikan-killiany"), align=align)
     requests = segmenter.request()
+    inside = []
 
-    def work(case, folder):
+    def work(case):
+        start = time.process_time()
         segmenter.preprocessing.cache = AlignmentCache()  # nothing is known
         result = segmenter.segment(case["image"], requests, case["case"])
-        return result, result.save(folder, overwrite=True)
+        paths = result.save(out, overwrite=True)
+        inside.append(time.process_time() - start)
+        return outcome(result, paths)
 
-    cohort = Cohort(
-        CohortFolder(out / "cohort"),
-        lambda case: outcome(*work(case, out / "cohort")),
-        made_with(segmenter, requests),
-    )
+    made, folder = made_with(segmenter, requests), CohortFolder(out)
+    cohort = Cohort(folder, work, made)
     cases = find_images(scans)
-    work(cases[0], out / "bare")  # the first is slower
-    seconds = {"bare": [], "cohort": []}
-    for i, case in enumerate(cases):
-        loops = {"bare": lambda: work(case, out / "bare"), "cohort": lambda: cohort.run([case], progress=False)}  # noqa: B023
-        for name in sorted(loops, reverse=i % 2 == 1):
-            seconds[name].append(cpu(loops[name]))
-        print(case["case"], *(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()), sep="\t", flush=True)
-    bare, whole = (np.sum(seconds[name]) for name in seconds)
-    print(f"sum: bare {bare:.1f} s, cohort {whole:.1f} s, {100 * (whole / bare - 1):+.1f}%")
-    print(f"report {cpu(lambda: write_report(cohort.folder)):.2f} s")
+    whole = cpu(lambda: cohort.run(cases, progress=False))
+    print("inside:", *(f"{seconds:.2f}" for seconds in inside), "s")
+    print(f"around: {1000 * (whole - sum(inside)) / len(cases):.0f} ms a case, {100 * (whole / sum(inside) - 1):.2f}%")
+    print(f"once: digests {cpu(lambda: made_with(segmenter, requests)):.2f} s", end=", ")
+    print(f"report {cpu(lambda: write_report(folder)):.2f} s", end=", ")
     print(f"again, all finished: {cpu(lambda: cohort.run(cases, progress=False)):.3f} s")
 
 
-def throughput(out, scans, numbers):
+def throughput(out, scans, numbers, more):
     """Wall and CPU seconds, and the peak memory of a process, of the command."""
     for jobs in numbers:
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        words = ["segment", *scans, "-o", str(out / f"jobs-{jobs}"), "--jobs", str(jobs), "--overwrite"]
+        words = ["segment", *scans, "-o", str(out / f"jobs-{jobs}"), "--jobs", str(jobs), "--overwrite", *more]
         subprocess.run([sys.executable, "-c", COMMAND, *words], check=True)
         after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

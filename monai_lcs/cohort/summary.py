@@ -90,7 +90,7 @@ class Summary:
         done, quality = record.state == "done", record.quality
         return {
             "case": record.case,
-            "state": record.state if record in self.failed or done else "open",
+            "state": record.state if record.state in ("done", "failed") else "open",
             "overlap": quality.get("overlap"),
             "orientation": quality.get("orientation"),
             "seconds": record.seconds or None,
