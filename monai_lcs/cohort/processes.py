@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,9 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         sys.exit(128 + number)
 
+    if threading.current_thread() is not threading.main_thread():  # no other thread may say what a signal does
+        yield
+        return
     earlier = signal.signal(signal.SIGTERM, stop)
     try:
         yield

@@ -167,6 +167,7 @@ class Cohort:
         start = time.perf_counter()
         try:
             outcome = self.work(case)
+            self.folder.check_place()
         except Exception as error:
             self.folder.check()  # is it the case, or the folder?
             transient = not isinstance(_root(error), ValueError)
