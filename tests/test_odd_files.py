@@ -26,7 +26,7 @@ from monai_lcs.labels import LabelTable
 from monai_lcs.pipeline import Preprocessing
 from monai_lcs.pipeline.evaluation import pair_label_maps
 from monai_lcs.results import Segmentation
-from monai_lcs.results.segmentation import label_map_image
+from monai_lcs.results.volume_files import label_map_image
 from monai_lcs.study.cases import MAX_NAME_BYTES, case_names, find_cases, find_images
 from monai_lcs.study.checks import check_case, check_resampled_size, check_scan, read_scan
 from monai_lcs.study.images import GridWarning, notes_of, read_image, read_shape

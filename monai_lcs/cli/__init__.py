@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from monai_lcs import __version__
 from monai_lcs.cli import atlas, atlases, evaluate, labels, segment, train
+from monai_lcs.cli.messages import messages
 
 __all__ = ["main"]
 
@@ -28,19 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; those of the process by default.
 
     Returns:
-        The exit status: 0, or 1 when a file or a case failed. Wrong usage ends with 2.
+        The exit status: 0; 1 when a case failed, which is named; 2 when nothing was begun, as the words ask for what
+        cannot be done.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words, argparse.Namespace(words=words))
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        with messages(options):
+            return run(options)
     except BrokenPipeError:  # the reader of what is printed has seen enough
         sys.stderr.close()
         return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

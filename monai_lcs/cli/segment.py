@@ -3,59 +3,59 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from typing import Any
 
 from monai_lcs.cli.cohort import add_cohort, open_folder, run_cohort
-from monai_lcs.cli.words import DEFAULT_ATLAS, add_atlas, read_atlas
+from monai_lcs.cli.options import add_files, add_segmenting, add_talk, load_segmenter, make_output
+from monai_lcs.cli.words import read_atlas, show_labels
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Scans, an atlas, weights, and where results go."""
-    command.add_argument("scans", nargs="+", metavar="SCAN", help="files, or folders of files")
+    command.add_argument("scans", nargs="*", metavar="SCAN", help="files, or folders of files")
     command.add_argument("-o", "--out", default="results", help="folder for the results (default: %(default)s)")
-    add_atlas(command, DEFAULT_ATLAS)
-    command.add_argument(
-        "--weights",
-        default="permissive",
-        metavar="WEIGHTS",
-        help="permissive: any use and any atlas; research: not for commercial use, for the atlas neuromorphometrics;"
-        " none: the aligned atlas labels; or a file (default: %(default)s)",
-    )
-    command.add_argument("--align", metavar="MODE", help="how, e.g. deformable_fine; default: as in training")
-    command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
-    command.add_argument("--no-picture", action="store_true", help="draw no picture")
+    add_segmenting(command)
+    command.add_argument("--mask", metavar="FILE", help="the brain of the one scan, not 0 there, on the scan's grid")
+    add_files(command)
+    command.add_argument("--list-labels", action="store_true", help="only show the labels that can be requested")
     add_cohort(command)
+    add_talk(command)
 
 
 def run(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
     from monai_lcs.cohort import made_with, outcome
-    from monai_lcs.pipeline import Segmenter, describe_weights
     from monai_lcs.pipeline.guard import describe_propagated
-    from monai_lcs.study.cases import find_images
+    from monai_lcs.pipeline.scan_to_files import segment_to_files
 
-    cases = find_images(options.scans)
+    if options.list_labels:
+        return show_labels(read_atlas(options), options.labels)
+    cases = _cases(options)
     folder = open_folder(options, cases)
-    weights = _weights(options.weights)
-    print(describe_weights(weights), file=sys.stderr)
-    segmenter = Segmenter.load(weights, read_atlas(options), options.device, align=options.align, cache=options.cache)
+    output = make_output(options, options.out)
+    segmenter = load_segmenter(options, progress=len(cases) == 1)
     requests = segmenter.request(options.labels)
     if said := describe_propagated(segmenter.propagated(requests), len(requests)):
-        print(said, file=sys.stderr)
+        logger.info(said)
 
     def segment_and_save(case: dict[str, Any]) -> Any:
-        result = segmenter.segment(case["image"], requests, case["case"])
-        return outcome(result, result.save(options.out, overwrite=True, picture=not options.no_picture))
+        return outcome(*segment_to_files(segmenter, case, requests, output))
 
-    return run_cohort(options, folder, cases, segment_and_save, made_with(segmenter, requests))
+    return run_cohort(
+        options, folder, cases, segment_and_save, made_with(segmenter, requests, skull=[options.strip, options.mask])
+    )
 
 
-def _weights(words: str) -> Any:
-    """The file of weights: shipped ones by their name, a file, or ``None`` for none."""
-    from monai_lcs.pipeline import shipped_weights
-    from monai_lcs.pipeline.weights import SHIPPED_WEIGHTS
+def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The scans to segment."""
+    from monai_lcs.study.cases import find_images
 
-    if words == "none":
-        return None
-    return shipped_weights(words) if words in SHIPPED_WEIGHTS else words
+    if not options.scans:
+        raise ValueError("Give a scan: a file or a folder of files.")
+    cases = find_images(options.scans)
+    if options.mask and len(cases) > 1:
+        raise ValueError(f"--mask {options.mask} is the mask of one scan, got {len(cases)} scans: give one.")
+    return [{**case, "mask": options.mask} for case in cases]

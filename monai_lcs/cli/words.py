@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from monai_lcs.cli.messages import are_quiet
+
 DEFAULT_ATLAS = "desikan-killiany"
+
+logger = logging.getLogger(__name__)
 
 
 def add_atlas(command: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -39,25 +44,35 @@ def read_atlas(options: argparse.Namespace) -> Any:
         known = NAMED_ATLASES.get(options.atlas[0])
         atlas = named_atlas(options.atlas[0])
         if known:
-            print(f"Atlas {options.atlas[0]}: {known.count} labels of {known.package}; {known.terms}.", file=sys.stderr)
+            logger.info(f"Atlas {options.atlas[0]}: {known.count} labels of {known.package}; {known.terms}.")
     elif len(options.atlas) <= 3:
         atlas = Atlas.read(*options.atlas)
     else:
         raise ValueError(f"--atlas takes a name, or an image, its label map and perhaps a table, got {options.atlas}.")
     if atlas.mismatch:
-        print(f"Note: {atlas.mismatch}", file=sys.stderr)
+        logger.warning(f"Note: {atlas.mismatch}")
     return atlas
 
 
-def for_each(cases: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], None]) -> list[str]:
+def show_labels(atlas: Any, words: Any = None) -> int:
+    """Print the labels that can be requested, or those that words request: id, name, coarse name, side."""
+    from monai_lcs.labels import parse_request, requested_table
+
+    table = requested_table(parse_request(words, atlas.table, atlas.ids), atlas.table)
+    for label in table:
+        print(label.id, label.name, label.parent or "", label.hemisphere or "", sep="\t")
+    return 0
+
+
+def for_each(cases: Sequence[dict[str, Any]], do: Callable[[dict[str, Any]], Any]) -> list[str]:
     """Do something with each case; a bad one does not stop the others. Returns what is wrong with the bad ones."""
     from monai_lcs.pipeline.weights import cause
 
     failed = []
-    for case in tqdm(cases, "Cases", unit="case"):
+    for case in tqdm(cases, "Cases", unit="case", disable=are_quiet()):
         try:
             do(case)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             message = str(error)
             failed.append(message if case["image"] in message else f"{case['image']}: {message}")
         except Exception as error:  # such as a GPU without memory left

@@ -14,7 +14,7 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 
 from monai_lcs.grids import affine_of, to_sitk
-from monai_lcs.results.segmentation import label_map_image
+from monai_lcs.results.volume_files import label_map_image
 from monai_lcs.study.images import read_shape
 
 __all__ = ["EXTENSIONS", "check_extension", "check_item_name", "check_size", "result_type", "write_label_map"]

@@ -62,6 +62,7 @@ def parse_request(request: Any, table: LabelTable, present: Iterable[int] | None
     None, ``""``, ``"all"``               every label
     ``17``, ``"17"``                      the label with this id
     ``"Left-Hippocampus"``, ``"MTL"``     the labels with this name or coarse name
+    ``"lobe:frontal"``                    the labels with this coarse name alone, also ``"parent:frontal"``
     ``"Left-*"``                          the labels whose names match the glob
     ``"Left-*, 53"``, ``"MTL; 53"``       each label that a part finds; separated by commas, semicolons or lines
     ``"A + B"``                           one union of all that the parts find

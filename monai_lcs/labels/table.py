@@ -20,6 +20,8 @@ from monai_lcs.labels.rows import shorten
 
 __all__ = ["LabelTable"]
 
+_PARENT_WORDS = ("lobe", "parent")
+
 
 class LabelTable:
     """The labels of a label map, ordered by id; immutable.
@@ -251,6 +253,7 @@ class LabelTable:
                 - None or ``"all"``: every label;
                 - an integer, or its digits as a string: the label with this id;
                 - a name: all labels with this name *and* all whose parent has it;
+                - ``lobe:`` (or ``parent:``) and a coarse name or a glob of it: all labels whose parent has it;
                 - a glob, which holds one of ``*?[``: all labels whose name matches it, unless it is a name itself;
                 - a sequence of these: every label that a member finds. An empty one finds nothing.
 
@@ -313,11 +316,22 @@ class LabelTable:
     def _select_name(self, name: str) -> tuple[int, ...]:
         # Names first: some hold the characters of a glob ("Left-Thalamus-Proper*").
         ids = tuple(label.id for label in self if name in (label.name, label.parent))
+        kind, colon, parent = name.partition(":")
+        if not ids and colon and kind in _PARENT_WORDS:
+            return self._select_children(parent.strip())
         if not ids and set(name) & set("*?["):
             ids = tuple(label.id for label in self if fnmatch.fnmatchcase(label.name, name))
         if not ids:
             raise ValueError(f"{name!r} names no label of {self._source}; {self._nearest_names(name)}.")
         return ids
+
+    def _select_children(self, parent: str) -> tuple[int, ...]:
+        ids = tuple(label.id for label in self if label.parent and fnmatch.fnmatchcase(label.parent, parent))
+        if ids:
+            return ids
+        parents = sorted({label.parent for label in self if label.parent})
+        known = f"they are {shorten(parents)}" if parents else "it has none"
+        raise ValueError(f"{parent!r} is no coarse name of {self._source}; {known}.")
 
     def _nearest_names(self, name: str) -> str:
         known = {text.lower(): text for label in self for text in (label.parent, label.name) if text}

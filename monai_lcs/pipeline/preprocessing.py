@@ -31,6 +31,7 @@ from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
 from monai_lcs.grids import affine_of, on_grid_of
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
+from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
 from monai_lcs.study.images import volume_of_nibabel
@@ -54,12 +55,17 @@ class Scan:
     """A scan, as it was read and on the network's grid.
 
     Args:
-        image: ``(1, *spatial)`` float32 on the network's grid: RAS, resampled.
+        image: ``(1, *spatial)`` float32 on the network's grid: RAS, resampled; only the brain where a mask is known.
         source: ``(1, *spatial)`` as read, on its own grid, with the file's metadata.
+        mask: ``(1, *spatial)`` of 0 and 1, the brain on the grid of the source; ``None`` where the scan has no other
+            parts.
+        skull: what became of the skull, in words.
     """
 
     image: MetaTensor
     source: MetaTensor
+    mask: MetaTensor | None = None
+    skull: str = NOT_LOOKED_FOR
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,15 +191,22 @@ class Preprocessing(Transform):
 
     # ---- the steps ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, image: PathLike | np.ndarray | torch.Tensor) -> Scan:
-        """Read and check a scan and bring it to the network's grid.
+    def prepare(
+        self, image: PathLike | np.ndarray | torch.Tensor, mask: PathLike | np.ndarray | torch.Tensor | None = None
+    ) -> Scan:
+        """Read and check a scan, leave out what is not brain, and bring it to the network's grid.
 
         Args:
             image: a file; or a volume ``(1, *spatial)`` or ``(*spatial)`` with its affine
                 (:class:`monai.data.MetaTensor`; without one, voxels of 1 mm in RAS orientation).
+            mask: the brain, on the grid of the scan, not 0 where it is; by default all of the scan.
+
+        Raises:
+            ValueError: when scan or mask cannot be used, or their grids differ.
         """
         source = as_volume(image)
-        return Scan(self.on_network_grid(source), source)
+        inside = None if mask is None else _as_mask(mask, source)
+        return Scan(self.on_network_grid(brain_of(source, inside)), source, inside)
 
     def align(self, scan: Scan) -> AlignedAtlas:
         """Align the atlas to a scan, and fuse it with the further atlases.
@@ -315,7 +328,7 @@ class Preprocessing(Transform):
         spacing = [min(mm, max(own, REGISTERED_MM)) for mm in self.settings.spacing]
         if self.settings.align == "none" or spacing == list(self.settings.spacing):
             return scan.image
-        return self._resampled(scan.source, spacing)
+        return self._resampled(brain_of(scan.source, scan.mask), spacing)
 
     def _align(
         self, scan: Scan, to_register: MetaTensor, atlas: Atlas, aligner: AtlasAligner
@@ -395,6 +408,20 @@ def as_volume(image: Any) -> MetaTensor:
     volume = volume[None] if volume.ndim == 3 else volume
     check_scan(volume, str(volume.meta.get("filename_or_obj") or "the scan"))
     return volume
+
+
+def _as_mask(mask: Any, source: MetaTensor) -> MetaTensor:
+    """A mask of the user's as 0 and 1, uint8, checked against its scan."""
+    volume = as_volume(mask)
+    names = [
+        str(each.meta.get("filename_or_obj") or name) for each, name in ((source, "the scan"), (volume, "the mask"))
+    ]
+    check_same_grid(source, volume, *names)
+    inside: Any = volume != 0
+    if inside.all() or not inside.any():
+        value = "not 0" if inside.any() else "0"
+        raise ValueError(f"{names[1]} is {value} everywhere: give a mask that is 1 in the brain and 0 elsewhere.")
+    return MetaTensor(inside.as_tensor().to(torch.uint8), affine=source.affine.clone())
 
 
 def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> MetaTensor:

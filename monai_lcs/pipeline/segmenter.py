@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +17,15 @@ from monai.data import MetaTensor
 from monai_lcs.atlas import AlignmentCache, Atlas
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
 from monai_lcs.pipeline.guard import answer_with_masks, propagated_requests
-from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, to_native
+from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, as_volume, to_native
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
+from monai_lcs.pipeline.skull import SkullStripper
 from monai_lcs.pipeline.weights import check_trained_for, load_weights
 from monai_lcs.results import Segmentation
 
 __all__ = ["Segmenter", "select_requested"]
+
+logger = logging.getLogger(__name__)
 
 
 class Segmenter:
@@ -41,6 +47,8 @@ class Segmenter:
         roi_size: the window in voxels; the whole image by default.
         cache: alignments computed before, or the folder to keep them in; by default the last 8, in memory.
         progress: show a bar over the labels.
+        strip: whether to remove the skull, ``"auto"``, ``"yes"`` or ``"no"``, see
+            :class:`monai_lcs.pipeline.skull.SkullStripper`.
 
     Example:
         >>> labels = torch.zeros(1, 12, 12, 12, dtype=torch.int32)
@@ -68,11 +76,14 @@ class Segmenter:
         roi_size: Sequence[int] | int | None = None,
         cache: AlignmentCache | PathLike | None = None,
         progress: bool = False,
+        strip: str = "no",
     ) -> None:
         self.settings = settings or Settings()
+        self.stripper = SkullStripper(strip, atlas.image)
         self.preprocessing = Preprocessing(atlas, self.settings, further_atlases, min_overlap, cache)
         self.network = None if network is None else on_device(network, device).eval()
         self.device = device
+        self.checkpoint: PathLike | None = None
         self.sweep_options = {
             "threshold": threshold,
             "upsample": upsample,
@@ -112,7 +123,9 @@ class Segmenter:
             network = make_network(settings)
             load_weights(checkpoint, network)
             check_trained_for(checkpoint, atlas)
-        return cls(atlas, network, settings, device=device, **options)
+        segmenter = cls(atlas, network, settings, device=device, **options)
+        segmenter.checkpoint = checkpoint
+        return segmenter
 
     @property
     def atlas(self) -> Atlas:
@@ -142,12 +155,35 @@ class Segmenter:
         image: PathLike | np.ndarray | torch.Tensor,
         requests: Sequence[RequestedLabel],
         case: str | None = None,
+        mask: PathLike | np.ndarray | torch.Tensor | None = None,
+        on_probability: Callable[[int, MetaTensor], Any] | None = None,
     ) -> Segmentation:
-        """Segment a scan as calling the segmenter does, for requests that are parsed already."""
-        scan = self.prepare(image)
-        aligned = self.align(scan)
+        """Segment a scan as calling the segmenter does, for requests that are parsed already.
+
+        Args:
+            image: the scan.
+            requests: from :meth:`request`.
+            case: its name.
+            mask: the brain, on the scan's grid; found by default, as far as ``strip`` says.
+            on_probability: called with the id of each requested label that the aligned atlas has, and its probability
+                ``(1, *spatial)`` on the scan's grid.
+
+        Returns:
+            The segmentation; ``quality["stages"]`` has the seconds of each step.
+        """
+        seconds: dict[str, float] = {}
         confidence: dict[int, float] = {}
-        label_map = self.to_native(self._predict(scan, aligned, requests, confidence=confidence), scan)
+        with _timed(seconds, "read"):
+            source = as_volume(image)
+        with _timed(seconds, "skull"):
+            scan = self.prepare(source, mask)
+        with _timed(seconds, "align"):
+            aligned = self.align(scan)
+        with _timed(seconds, "predict"):
+            finished = None if on_probability is None else _on_grid(scan, on_probability)
+            found = self._predict(scan, aligned, requests, confidence=confidence, on_probability=finished)
+        with _timed(seconds, "to the grid of the scan"):
+            label_map = self.to_native(found, scan)
         propagated = self.propagated(requests)
         if propagated:
             assert aligned.native is not None
@@ -156,9 +192,16 @@ class Segmenter:
         if aligned.agreement is not None:  # 0 where the atlases' own vote is another label
             votes = to_native(aligned.label_map, scan.source)
             agreement = to_native(aligned.agreement, scan.source, "bilinear") * (votes == label_map)
-        names = "; ".join(request.name for request in propagated)
-        quality = {**aligned.quality, "network": self.network is not None, "propagated": names}
-        return Segmentation(label_map, scan.source, self.table(requests), quality, agreement, case, confidence or None)
+        quality = {
+            **aligned.quality,
+            "network": self.network is not None,
+            "propagated": "; ".join(request.name for request in propagated),
+            "skull": scan.skull,
+            "stages": seconds,
+        }
+        return Segmentation(
+            label_map, scan.source, self.table(requests), quality, agreement, case, confidence or None, scan.mask
+        )
 
     def request(self, labels: Any = None) -> list[RequestedLabel]:
         """The labels that words, patterns, ids or unions ask for."""
@@ -176,16 +219,34 @@ class Segmenter:
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def prepare(self, image: PathLike | np.ndarray | torch.Tensor) -> Scan:
-        """Read and check a scan and bring it to the network's grid."""
-        return self.preprocessing.prepare(image)
+    def prepare(
+        self, image: PathLike | np.ndarray | torch.Tensor, mask: PathLike | np.ndarray | torch.Tensor | None = None
+    ) -> Scan:
+        """Read and check a scan, remove the skull as far as ``strip`` says, and bring the brain to the network's grid.
+
+        Args:
+            image: the scan.
+            mask: the brain, where it is known: nothing is looked for then.
+        """
+        source = as_volume(image)
+        if mask is not None:
+            return replace(self.preprocessing.prepare(source, mask), skull="skull removed by the given mask")
+        stripped = self.stripper(source)
+        if self.stripper.mode != "no":
+            logger.info("%s: %s.", source.meta.get("filename_or_obj") or "the scan", stripped.said)
+        return replace(self.preprocessing.prepare(source, stripped.mask), skull=stripped.said)
 
     def align(self, scan: Scan) -> AlignedAtlas:
         """Align the atlas to a scan; known alignments are not computed again."""
         return self.preprocessing.align(scan)
 
     def predict(
-        self, scan: Scan, aligned: AlignedAtlas, requests: Sequence[RequestedLabel], flip: bool = False
+        self,
+        scan: Scan,
+        aligned: AlignedAtlas,
+        requests: Sequence[RequestedLabel],
+        flip: bool = False,
+        on_probability: Callable[[int, MetaTensor], Any] | None = None,
     ) -> MetaTensor:
         """Find the requested labels in an aligned scan, but for those of :meth:`propagated`.
 
@@ -194,12 +255,14 @@ class Segmenter:
             aligned: from :meth:`align`.
             requests: from :meth:`request`.
             flip: show the network all of it mirrored from left to right; the answer is mirrored back.
+            on_probability: called with the id of each label that was found and its probability, ``(1, *spatial)`` on
+                the grid of the result; not with ``flip``.
 
         Returns:
             ``(1, *spatial)`` int32 on a grid ``upsample`` times as fine as the network's; without a network the
             propagated labels on the network's grid.
         """
-        return self._predict(scan, aligned, requests, flip)
+        return self._predict(scan, aligned, requests, flip, on_probability=on_probability)
 
     def _predict(
         self,
@@ -208,8 +271,11 @@ class Segmenter:
         requests: Sequence[RequestedLabel],
         flip: bool = False,
         confidence: dict[int, float] | None = None,
+        on_probability: Callable[[int, MetaTensor], Any] | None = None,
     ) -> MetaTensor:
         """As :meth:`predict`; puts into ``confidence`` the Dice to expect of each label that it found."""
+        if on_probability is not None and (self.network is None or flip):
+            raise ValueError("Probabilities are those of a network: give weights.")
         if self.network is None:
             return select_requested(aligned.label_map, requests)
         volumes = self.preprocessing.network_input(scan, aligned)
@@ -223,6 +289,11 @@ class Segmenter:
         options: dict[str, Any] = dict(self.sweep_options)
         if confidence is not None:
             options["on_confidence"] = lambda _, found: confidence.update(found)
+        if on_probability is not None:
+            grid = affine / torch.tensor([*[options["upsample"]] * 3, 1])
+            options["on_label"] = lambda _, label, probability: on_probability(
+                label, MetaTensor(probability.cpu(), affine=grid)
+            )
         sweep = self.settings.label_sweep(labels, **options)
         result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
         found = result.as_tensor()[0].cpu()
@@ -231,6 +302,20 @@ class Segmenter:
     def to_native(self, prediction: MetaTensor, scan: Scan) -> MetaTensor:
         """Carry a prediction to the scan's own grid: ``(1, *spatial)`` int32 with exactly its affine."""
         return to_native(prediction, scan.source)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Keeps the seconds that a stage takes."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 2)
+    logger.debug("%s: %.1f s", stage, seconds[stage])
+
+
+def _on_grid(scan: Scan, use: Callable[[int, MetaTensor], Any]) -> Callable[[int, MetaTensor], Any]:
+    """Carries a probability to the scan's grid before it is used."""
+    return lambda label, probability: use(label, to_native(probability, scan.source, "bilinear"))
 
 
 def select_requested(label_map: MetaTensor, requests: Sequence[RequestedLabel]) -> MetaTensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "describe_weights",
     "load_weights",
     "shipped_weights",
+    "weights_card",
 ]
 
 BUNDLE_NAME = "whole_brain_lcs_segmentation"
@@ -75,6 +77,19 @@ def describe_weights(checkpoint: PathLike | None) -> str:
         return "Weights: none, the labels of the aligned atlas are the answer."
     card = _card(checkpoint)
     return "; ".join([f"Weights: {Path(checkpoint).name}", *(card[key] for key in ("license", "data") if key in card)])
+
+
+def weights_card(checkpoint: PathLike | None) -> dict[str, Any]:
+    """What is known of weights: the file, its first bytes of SHA-256, license and training.
+
+    Example:
+        >>> weights_card(None), weights_card(shipped_weights())["license"]
+        ({'file': None}, 'Apache-2.0')
+    """
+    if not checkpoint:
+        return {"file": None}
+    digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
+    return {"file": str(checkpoint), "sha256": digest, **_card(checkpoint)}
 
 
 def check_trained_for(checkpoint: PathLike | None, atlas: Atlas) -> None:

@@ -12,7 +12,7 @@ from monai.utils import convert_to_numpy
 
 from monai_lcs.atlas import Atlas
 from monai_lcs.files import IMAGE_EXTENSIONS, check_absent, check_writable, write_atomically
-from monai_lcs.results.segmentation import image_on_grid, label_map_image
+from monai_lcs.results.volume_files import image_on_grid, label_map_image
 from monai_lcs.study.cases import case_name, shorten_names
 
 __all__ = ["read_atlas_folder", "write_atlas"]

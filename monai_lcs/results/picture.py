@@ -31,12 +31,14 @@ class _View:
         labels: ids of the same shape.
         affine: ``(4, 4)``, voxels of this part to mm.
         window: the intensities shown black and white.
+        brain: the mask of the brain; all False where it is not known.
     """
 
     grey: np.ndarray
     labels: np.ndarray
     affine: np.ndarray
     window: tuple[float, float]
+    brain: np.ndarray
 
     @property
     def spacing(self) -> np.ndarray:
@@ -75,6 +77,7 @@ def qc_picture(
     title: str = "",
     overwrite: bool = False,
     unsure: Collection[int] = (),
+    brain_mask: NdarrayOrTensor | None = None,
 ) -> None:
     """Draws a segmentation for a quick look: three planes of the image with the outlines of the labels.
 
@@ -93,6 +96,7 @@ def qc_picture(
         title: a line above the planes.
         overwrite: whether to replace an existing file.
         unsure: labels whose outlines are dashed, as a note says: look there first.
+        brain_mask: ``(1, *spatial)``, not 0 in the brain: its outline is drawn white.
 
     Raises:
         ValueError: if the shapes are not as above, or the label map holds ids that are not in the table.
@@ -112,7 +116,7 @@ def qc_picture(
     check_absent([path], overwrite)
     convention = look_up_option(convention, ("radiological", "neurological"))
     _check_shapes(image, label_map)
-    view = _view(image, label_map, table, _affine_in_use(image, affine))
+    view = _view(image, label_map, table, _affine_in_use(image, affine), brain_mask)
     figure = _draw(view, table, convention, title, unsure)
     write_atomically(path, figure.savefig)
 
@@ -137,24 +141,27 @@ def _affine_in_use(image: NdarrayOrTensor, affine: NdarrayOrTensor | None) -> np
 # ---- what is drawn
 
 
-def _view(image: NdarrayOrTensor, label_map: NdarrayOrTensor, table: LabelTable, affine: np.ndarray) -> _View:
+def _view(
+    image: NdarrayOrTensor,
+    label_map: NdarrayOrTensor,
+    table: LabelTable,
+    affine: np.ndarray,
+    brain_mask: NdarrayOrTensor | None,
+) -> _View:
     """Turns the volumes to RAS, and crops empty margins."""
-    grey, labels, affine = _to_ras(convert_to_numpy(image)[0], as_label_array(label_map)[0], affine)
+    ids = as_label_array(label_map)[0]
+    mask = np.zeros(ids.shape, bool) if brain_mask is None else convert_to_numpy(brain_mask)[0] != 0
+    orientation = io_orientation(affine)
+    grey, labels, brain = (apply_orientation(x, orientation) for x in (convert_to_numpy(image)[0], ids, mask))
+    affine = affine @ inv_ornt_aff(orientation, ids.shape)
     check_known(np.unique(labels), table)
     black, white = _grey_window(grey)
     shown = (labels > 0) | (grey > black + 0.1 * (white - black))
     if shown.any():
         start, end = generate_spatial_bounding_box(shown[None], margin=2, allow_smaller=True)
-        grey, labels = (volume[tuple(map(slice, start, end))] for volume in (grey, labels))
+        grey, labels, brain = (volume[tuple(map(slice, start, end))] for volume in (grey, labels, brain))
         affine[:3, 3] += affine[:3, :3] @ start
-    return _View(grey, labels, affine, (black, white))
-
-
-def _to_ras(image: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flips and permutes the axes to those closest to left-right, posterior-anterior and inferior-superior."""
-    orientation = io_orientation(affine)
-    affine = affine @ inv_ornt_aff(orientation, image.shape)
-    return apply_orientation(image, orientation), apply_orientation(labels, orientation), affine
+    return _View(grey, labels, affine, (black, white), brain)
 
 
 def _grey_window(image: np.ndarray) -> tuple[float, float]:
@@ -196,6 +203,7 @@ def _draw(view: _View, table: LabelTable, convention: str, title: str, unsure: C
     note = f"{convention} convention: the patient's left is on the {'right' if flip else 'left'} of the picture"
     if unsure:
         note += f"; dashed: {len(unsure)} label{'s' * (len(unsure) != 1)} of low confidence"
+    note += "; dotted: the mask of the brain" if view.brain.any() else ""
     figure.text(0.5, 0.1 / height, note, color="0.75", fontsize=9, ha="center", va="bottom")
     figure.text(0.5, 1 - 0.08 / height, title, color="white", fontsize=12, ha="center", va="top", parse_math=False)
     return figure
@@ -204,17 +212,20 @@ def _draw(view: _View, table: LabelTable, convention: str, title: str, unsure: C
 def _draw_plane(axes: Any, view: _View, plane: _Plane, table: LabelTable, flip: bool, unsure: Collection[int]) -> None:
     """Draws the image and the outlines of its labels; ``flip`` shows the patient's left on the right."""
     # rows from the bottom up, columns
-    grey, labels = (volume.take(view.center[plane.normal], plane.normal).T for volume in (view.grey, view.labels))
+    volumes = (view.grey, view.labels, view.brain)
+    grey, labels, brain = (volume.take(view.center[plane.normal], plane.normal).T for volume in volumes)
     if flip and plane.right == 0:
-        grey, labels = grey[:, ::-1], labels[:, ::-1]
+        grey, labels, brain = grey[:, ::-1], labels[:, ::-1], brain[:, ::-1]
     right_mm, up_mm = view.spacing[[plane.right, plane.up]]
     height, width = labels.shape
     extent = (0.0, width * right_mm, 0.0, height * up_mm)
     black, white = view.window
     axes.imshow(grey, "gray", vmin=black, vmax=white, origin="lower", extent=extent, interpolation="bilinear")
     # One voxel of background all around closes the outlines of labels that the edge of the image cuts.
-    labels = np.pad(labels, 1)
+    labels, brain = np.pad(labels, 1), np.pad(brain, 1)
     x, y = ((np.arange(n + 2) - 0.5) * mm for n, mm in ((width, right_mm), (height, up_mm)))
+    if brain.any():
+        axes.contour(x, y, brain, levels=[0.5], colors="white", linewidths=0.9, linestyles="dotted")
     for id in np.unique(labels[labels > 0]).tolist():
         color = tuple(part / 255 for part in table[id].color)
         style = {"linewidths": 0.9, "linestyles": "dashed" if id in unsure else "solid"}

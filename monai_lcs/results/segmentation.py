@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
+import torch
 from monai.config import PathLike
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, convert_to_numpy
@@ -24,24 +27,18 @@ from monai_lcs.labels import LabelTable
 from monai_lcs.labels.label_map import as_label_array
 from monai_lcs.results.picture import qc_picture, require_matplotlib
 from monai_lcs.results.tsv import write_tsv
-from monai_lcs.results.volumes import volume_table
+from monai_lcs.results.volume_files import write_volume
+from monai_lcs.results.volumes import volume_table, voxel_mm3
 from monai_lcs.study.cases import MAX_NAME_BYTES, case_names
 from monai_lcs.study.images import notes_of
-from monai_lcs.study.nibabel_files import mm_by_unit
 
-__all__ = ["ENDINGS", "Segmentation", "image_on_grid", "label_map_image"]
+__all__ = ["ENDINGS", "Segmentation", "label_words"]
 
 ENDINGS = {"labels": "dseg.tsv", "volumes": "volumes.tsv", "qc": "qc.png", "dseg": "dseg.nii.gz"}
 """The files of a result: the ends of their names, after the case and ``_``. The label map is written last."""
 
 LOW_CONFIDENCE = 0.6
 """Labels with a lower confidence are dashed in the picture."""
-
-# What a NIfTI header says about the grid; MONAI keeps it in the metadata of an image.
-_GRID_FIELDS = (
-    *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
-    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +55,9 @@ class Segmentation:
         agreement: ``(1, *spatial)``, 0 to 1: how far several atlases agreed with the label map at each voxel; None
             for a single atlas.
         confidence: the Dice to expect of each label by the network's probabilities, by id; None without a network.
+        mask: the brain, ``(1, *spatial)`` of 0 and 1, where it was told from the rest of the scan.
+        record: how the result came about, for ``run.json``: versions, settings, times ...; nothing is written where it
+            is empty.
         case: the name of the scan, with which the names of the saved files start. Default: the name of the scan's
             file, see :func:`monai_lcs.study.cases.case_names`, or ``"scan"`` without one.
 
@@ -79,6 +79,8 @@ class Segmentation:
     agreement: MetaTensor | None = None
     case: str | None = None
     confidence: Mapping[int, float] | None = None
+    mask: MetaTensor | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.case is None:
@@ -97,12 +99,26 @@ class Segmentation:
 
     @cached_property
     def volumes(self) -> pd.DataFrame:
-        """Voxels, mm3, agreement of several atlases and confidence of each label, see :func:`volume_table`."""
-        labels = as_label_array(self.label_map)
-        affine = convert_to_numpy(self.image.affine)
-        return volume_table(labels, affine, self.table, self.agreement, self.confidence)
+        """Voxels, mm3, agreement of several atlases and confidence of each label, see :func:`volume_table`.
 
-    def save(self, output_dir: PathLike, overwrite: bool = False, picture: bool = True) -> dict[str, str]:
+        Where the mask of the brain is known, its volume is in each row, to divide by.
+        """
+        labels, affine = as_label_array(self.label_map), convert_to_numpy(self.image.affine)
+        volumes = volume_table(labels, affine, self.table, self.agreement, self.confidence)
+        if self.mask is None:
+            return volumes
+        mm3 = int((self.mask != 0).sum()) * voxel_mm3(affine)
+        return volumes.assign(intracranial_mm3=float(f"{mm3:.7g}"))
+
+    def save(
+        self,
+        output_dir: PathLike,
+        overwrite: bool = False,
+        picture: bool = True,
+        masks: bool = False,
+        tables: Sequence[str] = (),
+        ending: str = ".nii.gz",
+    ) -> dict[str, str]:
         """Writes the segmentation to files on the grid of the scan's file.
 
         The files, in ``output_dir``, are:
@@ -110,6 +126,9 @@ class Segmentation:
         - ``CASE_dseg.tsv``: the label table;
         - ``CASE_volumes.tsv``: :attr:`volumes`;
         - ``CASE_qc.png``: a picture, see :func:`monai_lcs.results.picture.qc_picture`;
+        - ``CASE_desc-brain_mask.nii.gz``: :attr:`mask`, if there is one;
+        - ``CASE_label-NAME_mask.nii.gz``, for each label, if asked for;
+        - ``CASE_run.json``: :attr:`record`, if it holds something;
         - ``CASE_dseg.nii.gz``: the label map, in the smallest unsigned integer type that holds all ids of the table.
           Its affine is that of the scan's file. For a NIfTI scan it has the version, qform, sform, codes and units of
           the file, bit for bit; for other formats the affine in float32, as NIfTI 1 has it.
@@ -120,9 +139,15 @@ class Segmentation:
             output_dir: folder for the files; it is created if it does not exist.
             overwrite: whether to replace existing files.
             picture: whether to draw the picture, which needs matplotlib.
+            masks: whether to write a mask of each label.
+            tables: endings of further files ``CASE_dseg`` with the label table: ``".ctbl"`` for 3D Slicer, ``".label"``
+                for ITK-SNAP, and others of :meth:`monai_lcs.labels.LabelTable.read`.
+            ending: of the masks and, where it is not NIfTI's, of a copy of the label map, see
+                :func:`monai_lcs.results.volume_files.ending_like`.
 
         Returns:
-            The paths written, by ``"labels"``, ``"volumes"``, ``"qc"`` (with ``picture``) and ``"dseg"``.
+            The paths written, by ``"labels"``, ``"volumes"``, ``"qc"`` (with ``picture``), ``"dseg"``, and else by what
+            follows ``CASE_``.
 
         Raises:
             ValueError: if label map and scan have different grids, the label map holds other values than 0 and ids
@@ -134,26 +159,53 @@ class Segmentation:
         if picture:
             require_matplotlib()  # before anything is written
         self._check_grid()
-        paths = self._paths(Path(output_dir), picture)
+        writers = self._writers(picture, masks, tables, ending)
+        paths = self._paths(Path(output_dir), writers)
         check_absent(list(paths.values()), overwrite)
         try:
-            volumes = self.volumes
+            _ = self.volumes
         except ValueError as error:
             raise ValueError(f"Cannot save the segmentation of {self._source}: {error}") from error
-        label_map = self._nifti_image()
 
         check_writable(Path(output_dir))
-        write_atomically(paths["labels"], self.table.write)
-        write_atomically(paths["volumes"], lambda temporary: write_tsv(volumes, temporary))
-        if picture:
-            self._draw(paths["qc"])
-        write_atomically(paths["dseg"], lambda temporary: nib.save(label_map, temporary))
+        for kind, write in writers.items():
+            write_atomically(paths[kind], write)
         return {kind: str(path) for kind, path in paths.items()}
+
+    def _writers(
+        self, picture: bool, masks: bool, tables: Sequence[str], ending: str
+    ) -> dict[str, Callable[[Path], Any]]:
+        """What is written, in this order, and how."""
+        writers: dict[str, Callable[[Path], Any]] = {
+            "labels": self.table.write,
+            "volumes": lambda path: write_tsv(self.volumes, path),
+        }
+        writers.update({f"dseg{table}": self.table.write for table in tables})
+        if picture:
+            writers["qc"] = self._draw
+        if self.mask is not None:
+            writers[f"desc-brain_mask{ending}"] = self._volume_writer(self.mask, np.dtype(np.uint8))
+        if masks:
+            labels = self.label_map.as_tensor()
+            for id, name in label_words(self.table).items():
+                writers[f"label-{name}_mask{ending}"] = self._volume_writer(labels == id, np.dtype(np.uint8))
+        if self.record:
+            text = json.dumps(self.record, indent=2)
+            writers["run.json"] = lambda path: path.write_text(text + "\n")
+        if not ending.startswith(".nii"):
+            writers[f"dseg{ending}"] = self._volume_writer(self.label_map, self.table.dtype)
+        # NIfTI whatever the scan is, and last: if it exists, all do
+        writers["dseg"] = self._volume_writer(self.label_map, self.table.dtype)
+        return writers
+
+    def _volume_writer(self, volume: torch.Tensor, dtype: np.dtype[Any]) -> Callable[[Path], Any]:
+        return lambda path: write_volume(path, volume, self.image, dtype)
 
     def _draw(self, path: Path) -> None:
         """Draws the picture, labels of low confidence dashed."""
         unsure = [id for id, dice in (self.confidence or {}).items() if dice < LOW_CONFIDENCE]
-        qc_picture(self.image, self.label_map, self.table, path, title=self._title, overwrite=True, unsure=unsure)
+        more: dict[str, Any] = {"title": self._title, "overwrite": True, "unsure": unsure, "brain_mask": self.mask}
+        qc_picture(self.image, self.label_map, self.table, path, **more)
 
     @property
     def _file(self) -> str:
@@ -171,7 +223,7 @@ class Segmentation:
         """What an error message calls the scan."""
         return self._file or "the scan"
 
-    def _paths(self, folder: Path, picture: bool) -> dict[str, Path]:
+    def _paths(self, folder: Path, kinds: Iterable[str]) -> dict[str, Path]:
         """Names the files."""
         case = self.case or ""
         if not case or Path(case).name != case:
@@ -179,8 +231,7 @@ class Segmentation:
         if len(os.fsencode(case)) > MAX_NAME_BYTES:
             length = len(os.fsencode(case))
             raise ValueError(f"`case` must have at most {MAX_NAME_BYTES} bytes, got {length} for {self._source}.")
-        kinds = [kind for kind in ENDINGS if picture or kind != "qc"]
-        return {kind: folder / f"{case}_{ENDINGS[kind]}" for kind in kinds}
+        return {kind: folder / f"{case}_{ENDINGS.get(kind, kind)}" for kind in kinds}
 
     def _check_grid(self) -> None:
         """Label map and scan must lie on the same grid."""
@@ -197,74 +248,20 @@ class Segmentation:
                 f"{grid_distance(affine, expected, shape[1:]):.3g} mm off: invert the preprocessing first."
             )
 
-    def _nifti_image(self) -> nib.Nifti1Image | nib.Nifti2Image:
-        """Returns the label map with the scan's affine and header."""
-        return label_map_image(self.label_map, self.image, self.table.dtype)
 
-
-def label_map_image(
-    label_map: MetaTensor, image: MetaTensor, dtype: np.dtype[Any]
-) -> nib.Nifti1Image | nib.Nifti2Image:
-    """Returns a label map as a NIfTI image on the grid of a scan.
-
-    If the scan was read from a NIfTI file, and still lies on the file's grid, all fields that place the grid are the
-    file's, and so is the version, since NIfTI 1 would round what NIfTI 2 has. Otherwise its affine is written as the
-    sform of a scanner; and as the qform as well, which cannot hold shears, where it can.
-
-    Args:
-        label_map: integers ``(1, *spatial)``.
-        image: the scan ``(1, *spatial)``.
-        dtype: type of the voxels.
+def label_words(table: LabelTable) -> dict[int, str]:
+    """A name of letters and digits alone for each label, as BIDS has it in file names; no two are the same.
 
     Example:
-        >>> import torch
-        >>> scan = MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, 2, 3, 1])))
-        >>> header = label_map_image(scan, scan, np.dtype(np.uint8)).header
-        >>> int(header["sform_code"]), header["pixdim"][1:4].tolist(), header.get_xyzt_units()
-        (1, [1.0, 2.0, 3.0], ('mm', 'unknown'))
+        >>> from monai_lcs.labels import Label
+        >>> table = LabelTable([Label(1, "ctx-lh-cuneus"), Label(2, "Insula (left)"), Label(3, "insula left")])
+        >>> label_words(table)
+        {1: 'ctxLhCuneus', 2: 'InsulaLeft2', 3: 'insulaLeft3'}
     """
-    return image_on_grid(as_label_array(label_map)[0].astype(dtype), image)
-
-
-def image_on_grid(voxels: np.ndarray, image: MetaTensor) -> nib.Nifti1Image | nib.Nifti2Image:
-    """Returns voxels ``(*spatial)`` as a NIfTI image of their type on the grid of a scan, as :func:`label_map_image`.
-
-    Example:
-        >>> import torch
-        >>> scan = MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4))
-        >>> image_on_grid(np.zeros((4, 5, 6), np.float32), scan).get_data_dtype() == np.float32
-        True
-    """
-    header = _file_header(image)
-    if header is None:
-        header = _new_header(convert_to_numpy(image.affine), voxels.shape)
-    image_type = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    # Given an affine, nibabel would compute the fields anew
-    return image_type(voxels, None, header, dtype=voxels.dtype)
-
-
-def _file_header(image: MetaTensor) -> nib.Nifti1Header | None:
-    """Returns a header with the fields of the scan's NIfTI file; None if there are none or the scan was moved."""
-    meta = image.meta
-    if not all(name in meta for name in _GRID_FIELDS):
-        return None
-    header = nib.Nifti2Header() if int(meta.get("sizeof_hdr", 0)) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header()
-    header.set_data_shape(image.shape[1:])
-    for name in _GRID_FIELDS:
-        header[name] = np.asarray(meta[name])
-    in_file, affine = header.get_best_affine(), convert_to_numpy(image.affine)
-    in_mm = np.diag([*[mm_by_unit(header["xyzt_units"])] * 3, 1]) @ in_file
-    # MONAI's own readers leave meters and micrometers as they are
-    return header if any(np.allclose(affine, found) for found in (in_mm, in_file)) else None
-
-
-def _new_header(affine: np.ndarray, shape: tuple[int, ...]) -> nib.Nifti1Header:
-    """Returns a header with an affine in mm."""
-    header = nib.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_qform(affine, code="scanner")
-    header.set_sform(affine, code="scanner")
-    header.set_xyzt_units("mm")
-    if not same_grid(shape, affine, shape, header.get_qform()):
-        header["qform_code"] = 0
-    return header
+    parts = {label.id: re.findall("[A-Za-z0-9]+", label.name) or ["label"] for label in table}
+    words = {
+        id: "".join([first, *(part[0].upper() + part[1:] for part in rest)]) for id, (first, *rest) in parts.items()
+    }
+    # Some file systems do not tell cases apart
+    counts = Counter(word.lower() for word in words.values())
+    return {id: word if counts[word.lower()] == 1 else f"{word}{id}" for id, word in words.items()}

@@ -1,0 +1,105 @@
+"""Options of every command that segments: how, with what, what is written, what is said."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from monai_lcs.cli.words import DEFAULT_ATLAS, add_atlas, read_atlas
+
+TABLES = {"slicer": ".ctbl", "itksnap": ".label", "freesurfer": ".txt"}
+
+logger = logging.getLogger(__name__)
+
+
+def add_segmenting(command: argparse.ArgumentParser) -> None:
+    """How scans are segmented."""
+    add_atlas(command, DEFAULT_ATLAS)
+    command.add_argument(
+        "--weights",
+        default="permissive",
+        metavar="WEIGHTS",
+        help="permissive: any use and any atlas; research: not for commercial use, for the atlas neuromorphometrics;"
+        " none: the aligned atlas labels; or a file (default: %(default)s)",
+    )
+    command.add_argument(
+        "--strip",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="remove the skull: where one is seen, always, never (default: %(default)s)",
+    )
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--align", metavar="MODE", help="how, e.g. deformable_fine; default: as in training")
+    how.add_argument("--careful", action="store_true", help="align at 1 mm: more accurate, takes longer")
+    how.add_argument("--fast", action="store_true", help="align by an affine transform alone: less accurate, quicker")
+    command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")
+    command.add_argument("--threads", type=int, metavar="N", help="processor threads; default: all cores")
+
+
+def add_files(command: argparse.ArgumentParser) -> None:
+    """What is written of each scan."""
+    command.add_argument("--no-picture", action="store_true", help="draw no picture")
+    command.add_argument("--masks", action="store_true", help="also write a mask of each label")
+    command.add_argument("--probabilities", action="store_true", help="also write the probability of each label")
+    command.add_argument(
+        "--tables", nargs="+", choices=TABLES, default=[], help="also write the label table for these programs"
+    )
+
+
+def add_talk(command: argparse.ArgumentParser) -> None:
+    """What is said meanwhile."""
+    talk = command.add_mutually_exclusive_group()
+    talk.add_argument("-v", "--verbose", action="store_true", help="say how long each step takes")
+    talk.add_argument("-q", "--quiet", action="store_true", help="say only what is wrong")
+
+
+def load_segmenter(options: argparse.Namespace, progress: bool = False) -> Any:
+    """The segmenter that the words ask for; which weights and atlas it uses is said."""
+    from monai_lcs.pipeline import Segmenter, describe_weights
+
+    use_threads(options.threads)
+    weights = find_weights(options.weights)
+    logger.info(describe_weights(weights))
+    align = "deformable_fine" if options.careful else "affine" if options.fast else options.align
+    shown = progress and not options.quiet
+    more = {"align": align, "cache": options.cache, "strip": options.strip, "progress": shown}
+    return Segmenter.load(weights, read_atlas(options), options.device, **more)
+
+
+def find_weights(words: str) -> Any:
+    """The file of weights: shipped ones by their name, a file, or ``None`` for none."""
+    from monai_lcs.pipeline import shipped_weights
+    from monai_lcs.pipeline.weights import SHIPPED_WEIGHTS
+
+    if words == "none":
+        return None
+    return shipped_weights(words) if words in SHIPPED_WEIGHTS else words
+
+
+def use_threads(number: int | None) -> None:
+    """Let PyTorch and SimpleITK use so many threads.
+
+    Raises:
+        ValueError: for less than one.
+    """
+    if number is None:
+        return
+    if number < 1:
+        raise ValueError(f"--threads must be 1 or more, got {number}.")
+    import SimpleITK as sitk
+    import torch
+
+    torch.set_num_threads(number)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(number)
+
+
+def make_output(options: argparse.Namespace, folder: Any) -> Any:
+    """Which files are written; who calls it has seen to it that they may replace others."""
+    from monai_lcs.pipeline.scan_to_files import Output
+
+    left_out = ("run", "scans", "words", "worker")
+    given = {name: value for name, value in vars(options).items() if name not in left_out and value is not None}
+    tables = tuple(TABLES[name] for name in options.tables)
+    picture = not options.no_picture
+    return Output(folder, True, picture, options.masks, options.probabilities, tables, given)

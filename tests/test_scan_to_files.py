@@ -1,0 +1,381 @@
+"""A scan in, files out: the skull, the file types, the files on request, and mistakes of every kind."""
+
+import json
+import re
+import sys
+import warnings
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import save_nifti, voxels
+from monai.data import MetaTensor
+from monai.transforms import Spacing
+from scipy import ndimage
+
+import monai_lcs as lcs
+from monai_lcs import cli
+from monai_lcs.atlas.named import T1, packaged
+from monai_lcs.labels import Label, LabelTable
+from monai_lcs.pipeline import make_network
+from monai_lcs.pipeline.skull import has_skull
+from monai_lcs.study.checks import check_t1, read_label_map, read_scan
+
+MM = 4.0
+SHAPE = (24, 26, 22)
+AFFINE = np.array([[MM, 0, 0, -48], [0, MM, 0, -52], [0, 0, MM, -44], [0, 0, 0, 1]])
+BLOBS = {11: ((-16, 10, 4), (10, 14, 10), 90), 50: ((16, 8, 6), (9, 12, 12), 70), 16: ((0, -14, -16), (11, 10, 13), 55)}
+TABLE = LabelTable(
+    [Label(11, "Left-Caudate", "striatum", "L"), Label(50, "Right-Caudate", "striatum", "R"), Label(16, "Brain-Stem")]
+)
+
+
+def phantom():
+    """A brain with three blobs in it, the labels of the blobs, and the mask of the brain."""
+    xyz = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1) @ AFFINE[:3, :3] + AFFINE[:3, 3]
+    brain = ((xyz / (34, 38, 32)) ** 2).sum(-1) < 1
+    image, labels = 40.0 * brain, np.zeros(SHAPE, np.int16)
+    for label, (center, radii, grey) in BLOBS.items():
+        inside = (((xyz - center) / radii) ** 2).sum(-1) < 1
+        image[inside], labels[inside] = grey, label
+    image += 0.01 * xyz[..., 2] * (image > 0)
+    return image.astype(np.float32), labels, brain
+
+
+def with_skull(image, brain):
+    """The same with dark bone around it, and bright skin around that."""
+    distance = ndimage.distance_transform_edt(~brain, sampling=np.linalg.norm(AFFINE[:3, :3], axis=0))
+    head = image.copy()
+    head[(distance > 4) & (distance < 10)] = 95
+    return head
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    image, labels, brain = phantom()
+    save_nifti(image, folder / "T1w.nii.gz", AFFINE)
+    save_nifti(labels, folder / "dseg.nii.gz", AFFINE)
+    save_nifti(brain.astype(np.uint8), folder / "mask.nii.gz", AFFINE)
+    save_nifti(with_skull(image, brain), folder / "head.nii.gz", AFFINE)
+    TABLE.write(folder / "dseg.tsv")
+    torch.manual_seed(0)
+    settings = lcs.Settings(align="none", spacing=(MM, MM, MM), channels=(4, 8), margin_mm=8.0)
+    network = make_network(settings)
+    torch.nn.init.normal_(network.head.weight, std=0.5)  # what it answers depends on what it sees
+    torch.save(network.state_dict(), folder / "model.pt")
+    settings.write(folder / "model.json")
+    return folder
+
+
+@pytest.fixture
+def words(folder):
+    atlas = [str(folder / name) for name in ("T1w.nii.gz", "dseg.nii.gz", "dseg.tsv")]
+    return ["--atlas", *atlas, "--weights", str(folder / "model.pt"), "--no-picture"]
+
+
+@pytest.fixture
+def deepbet(folder, monkeypatch):
+    """In the place of deepbet: the true mask of the brain, as it gives one."""
+
+    class Extraction:
+        def __init__(self, no_gpu):
+            assert no_gpu
+
+        def run(self, image):
+            return image, nib.Nifti1Image(voxels(folder / "mask.nii.gz"), image.affine), 0.0
+
+    monkeypatch.setitem(sys.modules, "deepbet", SimpleNamespace(BrainExtraction=Extraction))
+
+
+# ---- is there a skull -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def brain():
+    return Spacing(pixdim=(2, 2, 2))(read_scan(packaged(*T1)))
+
+
+def head_of(brain):
+    """A head around the average brain: 8 mm of bone, 6 mm of fat and skin."""
+    values = brain.as_tensor().numpy()[0]
+    distance = 2 * ndimage.distance_transform_edt(~ndimage.binary_fill_holes(values > 0))
+    head = values + 0.1 * values.max() * (distance > 0) * (distance < 10)
+    head[(distance > 10) & (distance < 16)] = values.max()
+    return MetaTensor(torch.from_numpy(head)[None], affine=brain.affine)
+
+
+def noisy(scan):
+    noise = np.random.default_rng(0).normal(0, 0.07 * float(scan.max()), (2, *scan.shape))
+    return MetaTensor(torch.from_numpy(np.hypot(scan.numpy() + noise[0], noise[1])).float(), affine=scan.affine)
+
+
+CHANGES = {
+    "as it is": lambda scan: scan,
+    "noise": noisy,
+    "thick slices": lambda scan: Spacing(pixdim=(2, 2, 5))(scan),
+    "a slab": lambda scan: scan[:, :, :, 40:60],
+    "a child": lambda scan: MetaTensor(
+        scan.as_tensor(), affine=scan.affine @ torch.diag(torch.tensor([0.7, 0.7, 0.7, 1]).double())
+    ),
+    "uneven": lambda scan: scan * torch.linspace(0.5, 1.5, scan.shape[3])[:, None].T[None, None],
+    "turned": lambda scan: MetaTensor(scan.as_tensor().permute(0, 3, 1, 2), affine=scan.affine[:, [2, 0, 1, 3]]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_skull_is_seen(brain, change):
+    assert not has_skull(CHANGES[change](brain))
+    assert has_skull(CHANGES[change](head_of(brain)))
+
+
+def test_the_skull_of_a_real_average_head():
+    chimera = pytest.importorskip("chimera")
+    head = next((p for p in chimera.__path__), None)
+    assert has_skull(read_scan(f"{head}/data/vol_atlases/tpl-MNI152NLin2009cAsym_res-01_T1w.nii.gz"))
+
+
+# ---- without the skull ----------------------------------------------------------------------------------------------
+
+
+def label_map(folder, name):
+    return voxels(folder / f"{name}_dseg.nii.gz")
+
+
+@pytest.mark.usefixtures("deepbet")
+def test_a_head_gives_what_its_brain_gives(folder, words, tmp_path, capsys):
+    assert cli.main(["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words, "--strip", "no"]) == 0
+    for name, more in {"auto": [], "yes": ["--strip", "yes"], "given": ["--mask", str(folder / "mask.nii.gz")]}.items():
+        out = tmp_path / name
+        assert cli.main(["segment", str(folder / "head.nii.gz"), "-o", str(out), *words, *more]) == 0
+        np.testing.assert_array_equal(label_map(out, "head"), label_map(tmp_path, "T1w"))
+        mask = voxels(out / "head_desc-brain_mask.nii.gz")
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, phantom()[2])
+        volumes = pd.read_csv(out / "head_volumes.tsv", sep="\t")
+        assert set(volumes.intracranial_mm3) == {MM**3 * phantom()[2].sum()}
+    said = capsys.readouterr().err
+    assert "head.nii.gz: skull seen, removed by deepbet." in said
+    # with the skull it is another result: the mask matters
+    assert cli.main(["segment", str(folder / "head.nii.gz"), "-o", str(tmp_path), *words, "--strip", "no"]) == 0
+    assert (label_map(tmp_path, "head") != label_map(tmp_path, "T1w")).any()
+
+
+def test_a_brain_stays_as_it_is(folder, words, tmp_path, capsys):
+    assert cli.main(["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words]) == 0
+    assert "T1w.nii.gz: no skull seen." in capsys.readouterr().err
+    assert not (tmp_path / "T1w_desc-brain_mask.nii.gz").exists()
+    assert "intracranial" not in (tmp_path / "T1w_volumes.tsv").read_text()
+
+
+def test_an_atlas_with_a_skull_keeps_that_of_the_scan(folder, words, tmp_path, capsys):
+    words[1] = str(folder / "head.nii.gz")
+    assert cli.main(["segment", str(folder / "head.nii.gz"), "-o", str(tmp_path), *words]) == 0
+    assert "skull kept, as the atlas has one as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strip", ["auto", "yes"])
+def test_without_deepbet_a_skull_is_an_error_that_says_what_to_install(
+    folder, words, tmp_path, monkeypatch, capsys, strip
+):
+    monkeypatch.setitem(sys.modules, "deepbet", None)
+    scans = [str(folder / "head.nii.gz"), str(folder / "T1w.nii.gz")]
+    assert cli.main(["segment", *scans, "-o", str(tmp_path), *words, "--strip", strip]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert any("head.nii.gz: a skull" in line and "pip install 'monai-lcs[strip]'" in line for line in error)
+    assert (tmp_path / "T1w_dseg.nii.gz").exists() == (strip == "auto")
+
+
+def test_the_mask_is_drawn(tmp_path):
+    from matplotlib.image import imread
+
+    image, labels, brain = phantom()
+    volumes = (
+        MetaTensor(torch.from_numpy(x * 1)[None], affine=torch.from_numpy(AFFINE)) for x in (image, labels, brain)
+    )
+    scan, label_map, mask = volumes
+    for name, drawn in {"with": mask, "without": None}.items():
+        lcs.Segmentation(label_map, scan, TABLE, case=name, mask=drawn).save(tmp_path)
+    with_mask, without = (imread(tmp_path / f"{name}_qc.png")[200:, :, :3] for name in ("with", "without"))
+    white = (with_mask > 0.9).all(-1) & ~(without > 0.9).all(-1)
+    assert white.sum() > 300
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def save_any(array, path, affine):
+    if path.suffix == ".mgz":
+        nib.save(nib.MGHImage(array, affine), path)
+    elif path.suffix in (".nrrd", ".mha"):
+        lps = np.diag([-1, -1, 1, 1]) @ affine
+        volume = sitk.GetImageFromArray(array.T)
+        volume.SetSpacing([MM] * 3)
+        volume.SetDirection((lps[:3, :3] / MM).ravel().tolist())
+        volume.SetOrigin(lps[:3, 3].tolist())
+        sitk.WriteImage(volume, str(path))
+    else:
+        nib.save(nib.Nifti1Image(array, affine), path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mgz", ".nrrd", ".mha"])
+def test_results_have_the_file_type_of_the_scan(folder, words, tmp_path, ending):
+    image = nib.load(folder / "T1w.nii.gz")
+    oblique = AFFINE @ nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.05, -0.07), (1, 2, 3))
+    scan, labels = tmp_path / f"ann{ending}", tmp_path / f"labels{ending}"
+    save_any(np.asarray(image.dataobj), scan, oblique)
+    save_any(voxels(folder / "dseg.nii.gz").astype(np.int32), labels, oblique)
+    words = ["--atlas", str(scan), str(labels), str(folder / "dseg.tsv"), "--weights", "none", "--align", "none"]
+    words = [*words, "--no-picture"]
+    assert cli.main(["segment", str(scan), "-o", str(tmp_path / "out"), *words, "--masks"]) == 0
+    own = ".nii.gz" if ending == ".nii" else ending
+    found, source = read_label_map(tmp_path / f"out/ann_dseg{own}"), read_scan(scan)
+    np.testing.assert_allclose(found.affine, source.affine, atol=1e-4)
+    assert found.shape == source.shape
+    assert set(found.unique().tolist()) == {0, 11, 16, 50}
+    if ending == ".nrrd":
+        assert sitk.ReadImage(str(tmp_path / "out/ann_dseg.nrrd")).GetPixelID() == sitk.sitkUInt8
+    mask = read_label_map(tmp_path / f"out/ann_label-BrainStem_mask{ending}")
+    np.testing.assert_array_equal(mask, found == 16)
+    copy = read_label_map(tmp_path / "out/ann_dseg.nii.gz")
+    np.testing.assert_array_equal(copy, found)
+    np.testing.assert_allclose(copy.affine, found.affine, atol=1e-4)
+
+
+def test_probabilities_are_those_of_the_label_map(folder, words, tmp_path):
+    run = ["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words, "--probabilities", "--masks"]
+    assert cli.main([*run, "--labels", "lobe:striatum", "Brain-Stem"]) == 0
+    names = {11: "LeftCaudate", 16: "BrainStem", 50: "RightCaudate"}
+    probabilities = np.stack([voxels(tmp_path / f"T1w_label-{name}_probseg.nii.gz") for name in names.values()])
+    assert probabilities.min() >= 0
+    assert probabilities.max() <= 1
+    best = np.where(probabilities.max(0) > 0.5, np.array(list(names))[probabilities.argmax(0)], 0)
+    found = label_map(tmp_path, "T1w")
+    assert (found > 0).sum() > 50
+    assert (best == found).mean() > 0.99
+    for id, name in names.items():
+        np.testing.assert_array_equal(voxels(tmp_path / f"T1w_label-{name}_mask.nii.gz"), found == id)
+
+
+def test_the_record_says_how_it_came_about(folder, words, tmp_path, recwarn):
+    warnings.simplefilter("always")
+    image, _, _ = phantom()
+    save_nifti(np.where(image > 0, image * 10, -1000).astype(np.float32), tmp_path / "ct.nii.gz", AFFINE)
+    run = ["segment", str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path), *words, "--strip", "no", "--threads", "1"]
+    assert cli.main(run) == 0
+    record = json.loads((tmp_path / "ct_run.json").read_text())
+    assert any("ct.nii.gz looks like CT (values from -1000 to" in text for text in record["warnings"])
+    assert any("looks like CT" in str(each.message) for each in recwarn)  # shown as well
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["weights"]["file"] == str(folder / "model.pt")
+    assert record["atlas"]["label"] == str(folder / "dseg.nii.gz")
+    assert record["settings"]["align"] == "none"
+    assert record["settings"]["strip"] == "no"
+    assert record["command"]["threads"] == record["threads"] == 1
+    assert set(record["seconds"]) > {"read", "skull", "align", "predict", "total"}
+    assert record["memory_mb"] > 100
+
+
+def test_tables_for_other_programs(folder, words, tmp_path):
+    run = ["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words, "--tables", "slicer", "itksnap"]
+    assert cli.main(run) == 0
+    for ending in (".ctbl", ".label"):
+        assert LabelTable.read(tmp_path / f"T1w_dseg{ending}").names == TABLE.names
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_list_labels(words, capsys):
+    assert cli.main(["segment", "--list-labels", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "11\tLeft-Caudate\tstriatum\tL"
+    assert cli.main(["segment", "--list-labels", *words, "--labels", "lobe:str*"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def bad_scans(folder):
+    image, labels, _ = phantom()
+    save_nifti(np.stack([image] * 4, -1), folder / "fmri.nii.gz", AFFINE)
+    save_nifti(labels.astype(np.float32), folder / "labels.nii.gz", AFFINE)
+    save_nifti(np.random.default_rng(0).random(SHAPE).astype(np.float32), folder / "noise.nii.gz", AFFINE)
+    (folder / "file").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "Give a scan"),
+        (["T1w.nii.gz", "--labels", "Left-Caudat"], 2, "'Left-Caudat' names no label .*nearest: 'Left-Caudate'"),
+        (["T1w.nii.gz", "--labels", "lobe:frontal"], 2, "'frontal' is no coarse name .*they are 'striatum'"),
+        (["T1w.nii.gz", "--labels", "99"], 2, "no label 99"),
+        (["T1w.nii.gz", "--threads", "0"], 2, "--threads must be 1 or more, got 0"),
+        (["T1w.nii.gz", "-o", "file"], 2, "Cannot write to the output folder file"),
+        (
+            ["T1w.nii.gz", "head.nii.gz", "--mask", "mask.nii.gz"],
+            2,
+            "--mask mask.nii.gz is the mask of one scan, got 2",
+        ),
+        (["head.nii.gz", "--mask", "small.nii.gz"], 1, "head.nii.gz and small.nii.gz must have the same grid"),
+        (["head.nii.gz", "--mask", "zero.nii.gz"], 1, "zero.nii.gz is 0 everywhere: give a mask"),
+        (["fmri.nii.gz"], 1, "fmri.nii.gz must be 3D, got a 4D file"),
+        (
+            ["labels.nii.gz"],
+            1,
+            r"labels.nii.gz looks like a label map \(3 values, \d+ % of neighbors equal\)",
+        ),
+        (
+            ["T1w.nii.gz", "--weights", "none", "--probabilities"],
+            1,
+            "Probabilities are those of a network: give weights",
+        ),
+    ],
+)
+def test_each_mistake_is_one_sentence(folder, words, tmp_path, monkeypatch, capsys, arguments, status, message):
+    bad_scans(folder)
+    save_nifti(np.zeros(SHAPE, np.uint8), folder / "zero.nii.gz", AFFINE)
+    save_nifti(np.ones((4, 4, 4), np.uint8), folder / "small.nii.gz", AFFINE)
+    monkeypatch.chdir(folder)
+    out = [] if "-o" in arguments else ["-o", str(tmp_path)]
+    assert cli.main(["segment", *words, *arguments, *out]) == status
+    assert_said(capsys, message)
+
+
+def assert_said(capsys, message):
+
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert "Traceback" not in error
+
+
+def test_another_body_part_fails_with_its_figure(folder, words, tmp_path, monkeypatch, capsys):
+    bad_scans(folder)
+    monkeypatch.setattr("monai_lcs.atlas.registration.overlap", lambda *_: 0.12)
+    words[words.index("--weights") + 1] = "none"
+    assert (
+        cli.main(
+            ["segment", str(folder / "noise.nii.gz"), "-o", str(tmp_path), *words, "--align", "rigid", "--strip", "no"]
+        )
+        == 1
+    )
+    assert_said(
+        capsys, r"noise.nii.gz failed: the overlap of the foregrounds is 0.12, below min_overlap=0.5; check that"
+    )
+
+
+def test_no_such_atlas(folder, tmp_path, capsys):
+    assert cli.main(["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), "--atlas", "brodman"]) == 2
+    assert_said(capsys, "no atlas named 'brodman', only: desikan-killiany")
+
+
+def test_a_scan_of_whole_numbers_is_no_label_map(brain):
+    check_t1(brain, "brain")
+    check_t1((brain / brain.max() * 60).round(), "few greys")
+
+
+def test_quiet_says_nothing(folder, words, tmp_path, capsys):
+    assert cli.main(["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
