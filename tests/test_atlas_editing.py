@@ -288,16 +288,16 @@ def test_from_a_scan_to_a_painted_atlas(files, capsys):
     )
     assert sorted(path.name for path in out.iterdir()) == ["dseg.nii.gz", "dseg.tsv", "scan.nii.gz"]
     here = ["--atlas", out, "-o", out]
-    assert "exists: write elsewhere" in run("remove", "Stem", *here, status=1)
+    assert "exists: write elsewhere" in run("remove", "Stem", *here, status=2)
     here.append("--overwrite")
     paint = ["paint", files / "mask.nii.gz", "--name", "Lesion", *here]
-    assert "has the values (1, 2): say by --value" in run(*paint, status=1)
+    assert "has the values (1, 2): say by --value" in run(*paint, status=2)
     assert "new: 51 (Lesion), 500 voxels" in run(*paint, "--value", 1)
-    assert "has a label 51 (Lesion) already" in run(*paint, "--value", 2, status=1)
+    assert "has a label 51 (Lesion) already" in run(*paint, "--value", 2, status=2)
     assert "changed: 51 (Lesion), 500 to 4080 voxels" in run(*paint, "--value", 2, "--replace")
     assert "new: 52 (Caudate)" in run("merge", "*-Caudate", "--name", "Caudate", *here)
     assert "The plane goes through (0.00, " in run("split", "Caudate", "--by", "sides", "--plane", 0, *here)
-    assert "'Lesions' names no label" in run("remove", "Lesions", *here, status=1)
+    assert "'Lesions' names no label" in run("remove", "Lesions", *here, status=2)
     assert "gone: 16 (Stem)" in run("remove", 16, *here)
     table = LabelTable.read(out / "dseg.tsv")
     assert table.names == ("Lesion", "Left-Caudate", "Right-Caudate")
@@ -313,6 +313,6 @@ def test_make_refuses_other_grids_and_says_what_has_no_name(files, capsys):
     assert "does not name 16, 50: called label-ID" in capsys.readouterr().err
     assert LabelTable.read(files / "new/dseg.tsv").names == ("a", "label-16", "label-50")
     save_nifti(voxels(files / "labels.nii.gz"), files / "labels.nii.gz", np.eye(4))
-    assert cli.main([*words, "-o", str(files / "other")]) == 1
+    assert cli.main([*words, "-o", str(files / "other")]) == 2
     assert "must have the same grid" in capsys.readouterr().err
     assert not (files / "other").exists()

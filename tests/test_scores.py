@@ -186,7 +186,7 @@ def test_evaluate_folders(folders, capsys):
     assert set(read_tsv(out[1])["id"]) == {1, 2, 3, 4, 5, 77}
     assert (folders / "plot.png").stat().st_size > 10_000
 
-    assert cli.main(run) == 1
+    assert cli.main(run) == 2
     assert "scores.tsv exists: write elsewhere" in capsys.readouterr().err
     assert cli.main([*run, "--overwrite"]) == 0
 
@@ -199,7 +199,7 @@ def test_evaluate_only_the_labels_of_a_table(folders, capsys):
     scores = read_tsv(folders / "a.tsv")
     assert scores[["id", "name", "present_in"]].values.tolist() == [[3, "three", "both"], [78, "nowhere", "neither"]]
     LabelTable([Label(78, "nowhere")]).write(table, overwrite=True)
-    assert cli.main(run) == 1
+    assert cli.main(run) == 2
     assert f"true label maps hold no label of {table}" in capsys.readouterr().err
 
 
@@ -219,7 +219,7 @@ def test_evaluate_needs_one_grid(folders, capsys):
 
 def test_evaluate_empty_truth(folders, capsys):
     save_nifti(np.zeros((12, 13, 14), np.uint8), folders / "none.nii.gz", np.diag([1.0, 1, 2, 1]))
-    assert cli.main(["evaluate", str(folders / "true/s0.nii.gz"), str(folders / "none.nii.gz")]) == 1
+    assert cli.main(["evaluate", str(folders / "true/s0.nii.gz"), str(folders / "none.nii.gz")]) == 2
     assert "There is nothing to score" in capsys.readouterr().err
 
 
