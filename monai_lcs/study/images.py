@@ -18,6 +18,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy
 from nibabel.spatialimages import SpatialImage
 
 from monai_lcs.files import IMAGE_EXTENSIONS
+from monai_lcs.study.dicom import read_series
 from monai_lcs.study.file_data import FileImage, ImageFileError
 from monai_lcs.study.metaimage import META_EXTENSIONS, metaimage_shape, read_metaimage
 from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, image_of_nibabel, nibabel_shape, read_with_nibabel
@@ -65,12 +66,17 @@ class MGHReader(NibabelReader):
 SUPPORTED_READERS["mghreader"] = MGHReader
 
 
-def read_image(path: PathLike) -> MetaTensor:
+def read_image(path: PathLike, series: str | None = None) -> MetaTensor:
     """Reads an image file as ``(1, *spatial)`` float32, with the affine that the file has.
 
     The affine is what nibabel finds in the file, or ITK in NRRD and MetaImage, in millimeters and RAS orientation. What
     the header leaves open is guessed as they do, and said in a :class:`GridWarning` and by :func:`notes_of`. Files with
-    other endings than those of :data:`IMAGE_EXTENSIONS` are read as :class:`monai.transforms.LoadImage` does.
+    other endings than those of :data:`IMAGE_EXTENSIONS` are read as :class:`monai.transforms.LoadImage` does. A folder
+    is read as a DICOM series, see :func:`monai_lcs.study.dicom.read_series`.
+
+    Args:
+        path: the file, or the folder.
+        series: which series of a folder.
 
     Raises:
         ValueError: naming the file, if it does not exist, is empty, cannot be read to its end, holds more or less data
@@ -86,7 +92,7 @@ def read_image(path: PathLike) -> MetaTensor:
     """
     check_there(path)
     try:
-        image = _read(Path(path))
+        image = _as_tensor(Path(path), read_series(path, series)) if Path(path).is_dir() else _read(Path(path))
     except ImageFileError:
         raise
     except Exception as error:  # each of the readers has errors of its own

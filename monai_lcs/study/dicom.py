@@ -1,0 +1,94 @@
+"""Reads a series of DICOM slices as one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from monai.config import PathLike
+
+from monai_lcs.grids import from_sitk
+from monai_lcs.study.file_data import FileImage, ImageFileError
+
+__all__ = ["find_series", "read_series"]
+
+UNEVEN = 0.1
+"""Distances of slices that differ by more than this share of their median have gaps between them."""
+
+
+def find_series(folder: PathLike) -> dict[str, list[str]]:
+    """Find the DICOM series of a folder, not of its subfolders: the files of each, in the order of their slices.
+
+    Example:
+        >>> find_series(getfixture("tmp_path"))
+        {}
+    """
+    reader = sitk.ImageSeriesReader
+    return {uid: list(reader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in reader.GetGDCMSeriesIDs(str(folder))}
+
+
+def read_series(folder: PathLike, series: str | None = None) -> FileImage:
+    """Read a DICOM series as a volume in Hounsfield units or what its rescaling says.
+
+    Args:
+        folder: holds the slices.
+        series: which one: its UID, the end of it, or its description; needed where there are several.
+
+    Raises:
+        ImageFileError: where there is none or not one, a slice is missing, or several share a position.
+    """
+    files = _choose(Path(folder), series)
+    _check_slices(Path(folder), files)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    volume, affine = from_sitk(reader.Execute())
+    return FileImage(volume[0].numpy(), affine)
+
+
+def _choose(folder: Path, series: str | None) -> list[str]:
+    """The files of the one series that is meant."""
+    found = find_series(folder)
+    if not found:
+        raise ImageFileError(f"{folder} holds no images and no DICOM series.")
+    said = {uid: _describe(uid, files) for uid, files in found.items()}
+    known = "; ".join(said.values())
+    meant = [uid for uid in found if series is None or uid.endswith(series) or series == _description(found[uid])]
+    if len(meant) != 1:
+        what = f"{len(meant)} DICOM series" + (f" that {series!r} names" if series else "")
+        raise ImageFileError(f"{folder} holds {what}: choose one by --series, its UID or description: {known}.")
+    return found[meant[0]]
+
+
+def _tag(file: str, tag: str) -> str:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    reader.ReadImageInformation()
+    return str(reader.GetMetaData(tag)).strip() if reader.HasMetaDataKey(tag) else ""
+
+
+def _description(files: Sequence[str]) -> str:
+    return _tag(files[0], "0008|103e")
+
+
+def _describe(uid: str, files: Sequence[str]) -> str:
+    return f"{uid} ({_description(files) or 'no description'}, {len(files)} files)"
+
+
+def _check_slices(folder: Path, files: Sequence[str]) -> None:
+    """Slices must be parallel and as far from one another as their neighbors are."""
+    positions = [_tag(file, "0020|0032") for file in files]
+    if len(files) < 2 or not all(positions):
+        return
+    points = np.array([[float(x) for x in position.split("\\")] for position in positions])
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    if (steps < 1e-3).any():
+        at = int(np.argmax(steps < 1e-3))
+        raise ImageFileError(
+            f"{folder} holds several slices at one position ({files[at]} and the next): give a series with one volume."
+        )
+    if (np.abs(steps - np.median(steps)) > UNEVEN * np.median(steps)).any():
+        raise ImageFileError(
+            f"{folder} lacks slices: their distances are {steps.min():.2f} to {steps.max():.2f} mm; export it anew."
+        )
