@@ -136,7 +136,7 @@ def test_each_process_draws_its_own_and_only_the_first_writes(study, tmp_path):
     assert first["drawn"] != second["drawn"]
     assert epochs_saved(tmp_path) == [3, 4]
     assert len(list(tmp_path.glob("events*"))) == 2  # of training and of validation
-    assert {path.suffix for path in tmp_path.glob("[!.e]*")} == {".pt", ".json"}
+    assert {path.suffix for path in tmp_path.glob("[!.e]*")} == {".pt", ".json", ".tsv"}
 
     (tmp_path / "resumed").mkdir()
     train_in_processes(2, study, tmp_path / "resumed", epochs=4, labels_per_image=1)
