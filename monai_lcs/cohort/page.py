@@ -60,7 +60,10 @@ def _counts(summary: Summary) -> str:
         lines.append(f"{len(summary.open)} are open: {names}")
     said = sum(bool(lines_of) for lines_of in summary.remarks.values())
     look = f"<p>{said} finished cases have remarks.</p>" if said else ""
-    return f'<h1>Cohort</h1>\n<p>{"; ".join(lines)}.</p>{look}\n<p>All values: <a href="cohort.tsv">cohort.tsv</a>.</p>'
+    sections = {"failures": summary.failed, "volumes": summary.done, "cases": summary.done}
+    links = " ".join(f'<a href="#{name}">{name}</a>' for name, there in sections.items() if there)
+    to = f'<p>On this page: {links}. All values: <a href="cohort.tsv">cohort.tsv</a>.</p>'
+    return f"<h1>Cohort</h1>\n<p>{'; '.join(lines)}.</p>{look}\n{to}"
 
 
 def _failures(failed: Sequence[Record]) -> str:
