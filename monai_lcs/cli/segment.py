@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
     def segment_and_save(case: dict[str, Any]) -> Any:
         return outcome(*segment_to_files(segmenter, case, requests, output))
 
-    return run_cohort(
-        options, folder, cases, segment_and_save, made_with(segmenter, requests, skull=[options.strip, options.mask])
-    )
+    files = [options.masks, options.probabilities, sorted(options.tables)]
+    made = made_with(segmenter, requests, skull=[options.strip, options.mask], files=files)
+    return run_cohort(options, folder, cases, segment_and_save, made)
 
 
 def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:

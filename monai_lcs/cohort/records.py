@@ -208,10 +208,11 @@ class CohortFolder:
         """The label map of a case."""
         return self.path / f"{case}_{ENDINGS['dseg']}"
 
-    def remove_results(self, case: str) -> None:
+    def remove_results(self, record: Record) -> None:
         """Remove the files of a case, first the label map, which says that the others are complete."""
-        for ending in reversed(ENDINGS.values()):
-            (self.path / f"{case}_{ending}").unlink(missing_ok=True)
+        known = [f"{record.case}_{ending}" for ending in reversed(ENDINGS.values())]
+        for name in [*known, *(name for name in record.files if Path(name).name == name)]:
+            (self.path / name).unlink(missing_ok=True)
 
     def take_back(self, record: Record) -> None:
         """Write what was recorded before an attempt; where that is impossible, as on a full disk, remove its traces."""
@@ -219,7 +220,7 @@ class CohortFolder:
             self.write(replace(record, state="outdated") if record.state == "new" else record)
         except OSError:
             with suppress(OSError):
-                self.remove_results(record.case)
+                self.remove_results(record)
                 self._file(record.case).unlink()
 
     # ---- trouble with the folder itself -----------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class Cohort:
         )
         self.folder.write(begun)
         try:
-            self.folder.remove_results(case["case"])  # old ones must not pass for the new
+            self.folder.remove_results(found)  # old ones must not pass for the new
             done = self._attempted(case, begun)
             self.folder.write(done)
         except BaseException:
