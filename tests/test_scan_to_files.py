@@ -313,7 +313,7 @@ def bad_scans(folder):
         (["T1w.nii.gz", "--labels", "lobe:frontal"], 2, "'frontal' is no coarse name .*they are 'striatum'"),
         (["T1w.nii.gz", "--labels", "99"], 2, "no label 99"),
         (["T1w.nii.gz", "--threads", "0"], 2, "--threads must be 1 or more, got 0"),
-        (["T1w.nii.gz", "-o", "file"], 2, "Cannot write to the output folder file"),
+        (["T1w.nii.gz", "-o", "file"], 2, "Cannot write to the output folder .*file"),
         (
             ["T1w.nii.gz", "head.nii.gz", "--mask", "mask.nii.gz"],
             2,
@@ -379,3 +379,76 @@ def test_a_scan_of_whole_numbers_is_no_label_map(brain):
 def test_quiet_says_nothing(folder, words, tmp_path, capsys):
     assert cli.main(["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+# ---- DICOM and BIDS -------------------------------------------------------------------------------------------------
+
+
+def write_series(volume, folder, uid, description):
+    """Write a SimpleITK volume as DICOM slices."""
+    folder.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    direction = np.reshape(volume.GetDirection(), (3, 3))
+    orientation = "\\".join(map(str, [*direction[:, 0], *direction[:, 1]]))
+    for z in range(volume.GetSize()[2]):
+        plane = volume[:, :, z]
+        position = "\\".join(map(str, volume.TransformIndexToPhysicalPoint((0, 0, z))))
+        tags = {"0008|0060": "MR", "0020|000e": uid, "0020|000d": "1.2.3", "0008|103e": description}
+        tags |= {"0020|0032": position, "0020|0037": orientation, "0020|0013": str(z), "0008|0018": f"{uid}.{z + 1}"}
+        for tag, value in tags.items():
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid}_{z:03}.dcm"))
+        writer.Execute(plane)
+
+
+@pytest.fixture
+def dicom(folder, tmp_path):
+    volume = sitk.Cast(sitk.ReadImage(str(folder / "T1w.nii.gz")) * 10, sitk.sitkInt16)
+    write_series(volume, tmp_path / "study", "1.2.3.4", "T1 MPRAGE")
+    return volume, tmp_path / "study"
+
+
+def test_a_dicom_series_is_its_volume(folder, words, dicom, tmp_path, capsys):
+    volume, series = dicom
+    sitk.WriteImage(volume, str(tmp_path / "same.nii.gz"))
+    for scan in (series, tmp_path / "same.nii.gz"):
+        assert cli.main(["segment", str(scan), "-o", str(tmp_path / "out"), *words]) == 0
+    np.testing.assert_array_equal(label_map(tmp_path / "out", "study"), label_map(tmp_path / "out", "same"))
+    one, other = (nib.load(tmp_path / f"out/{name}_dseg.nii.gz").affine for name in ("study", "same"))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+    write_series(volume, series, "1.2.3.5", "T2")
+    assert cli.main(["segment", str(series), "-o", str(tmp_path / "two"), *words]) == 1
+    assert_said(capsys, r"study holds 2 DICOM series: choose one by --series.*1.2.3.4 \(T1 MPRAGE, 22 files\)")
+    assert cli.main(["segment", str(series), "-o", str(tmp_path / "two"), *words, "--series", "T1 MPRAGE"]) == 0
+    np.testing.assert_array_equal(label_map(tmp_path / "two", "study"), label_map(tmp_path / "out", "study"))
+
+
+def test_a_missing_slice_is_said(words, dicom, tmp_path, capsys):
+    (dicom[1] / "1.2.3.4_010.dcm").unlink()
+    assert cli.main(["segment", str(dicom[1]), "-o", str(tmp_path / "out"), *words]) == 1
+    assert_said(capsys, r"study lacks slices: their distances are 4.00 to 8.00 mm")
+
+
+def test_a_bids_app(folder, words, tmp_path, capsys):
+    bids, out = tmp_path / "bids", tmp_path / "out"
+    for name in ("sub-01/ses-a/anat/sub-01_ses-a_T1w", "sub-01/ses-b/anat/sub-01_ses-b_T1w", "sub-02/anat/sub-02_T1w"):
+        save_nifti(voxels(folder / "T1w.nii.gz"), bids / f"{name}.nii.gz", AFFINE)
+    run = ["bids", str(bids), str(out), "participant", *words]
+    assert cli.main(run) == 2
+    assert_said(capsys, "bids is no BIDS dataset: it has no dataset_description.json")
+    (bids / "dataset_description.json").write_text('{"Name": "three", "BIDSVersion": "1.10.0"}')
+    assert cli.main([*run, "--participant-label", "03"]) == 2
+    assert_said(capsys, "bids has no participant sub-03; it has sub-01, sub-02")
+    assert cli.main([*run, "--participant-label", "01", "--session-label", "b"]) == 0
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz")) == [
+        "sub-01/ses-b/anat/sub-01_ses-b_dseg.nii.gz"
+    ]
+    assert cli.main([*run, "--participant-label", "sub-02"]) == 0
+    assert (out / "sub-02/anat/sub-02_dseg.tsv").is_file()
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Version"] == lcs.__version__
+    assert cli.main(run) == 2
+    assert_said(capsys, "sub-01_ses-b_dseg.nii.gz exists: choose another OUT, or add --overwrite")

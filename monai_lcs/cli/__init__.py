@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from monai_lcs import __version__
-from monai_lcs.cli import atlas, atlases, evaluate, labels, segment, train
+from monai_lcs.cli import atlas, atlases, bids, evaluate, labels, segment, train
 from monai_lcs.cli.messages import messages
 
 __all__ = ["main"]
 
 COMMANDS = {
     "segment": segment,
+    "bids": bids,
     "evaluate": evaluate,
     "train": train,
     "labels": labels,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from monai_lcs.cli.messages import are_quiet
 from monai_lcs.cli.words import end
 
 _PROCESS = "import sys; from monai_lcs.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -99,7 +100,7 @@ def _records(options: argparse.Namespace, cohort: Any, cases: Sequence[dict[str,
         command = [sys.executable, "-c", _PROCESS, *options.words, "--worker", cohort.name]
         run_processes(command, min(options.jobs, len(cases)), cohort, cases)
         return [cohort.folder.read(case["case"]) for case in cases]
-    return cohort.run(cases, say=_say)
+    return cohort.run(cases, say=_say, progress=not are_quiet())
 
 
 def _line(record: Any) -> str:

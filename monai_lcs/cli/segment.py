@@ -15,10 +15,11 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Scans, an atlas, weights, and where results go."""
-    command.add_argument("scans", nargs="*", metavar="SCAN", help="files, or folders of files")
+    command.add_argument("scans", nargs="*", metavar="SCAN", help="files, folders of files, folders of a DICOM series")
     command.add_argument("-o", "--out", default="results", help="folder for the results (default: %(default)s)")
     add_segmenting(command)
     command.add_argument("--mask", metavar="FILE", help="the brain of the one scan, not 0 there, on the scan's grid")
+    command.add_argument("--series", metavar="UID", help="the series of DICOM folders with several: UID or description")
     add_files(command)
     command.add_argument("--list-labels", action="store_true", help="only show the labels that can be requested")
     add_cohort(command)
@@ -45,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
         return outcome(*segment_to_files(segmenter, case, requests, output))
 
     files = [options.masks, options.probabilities, sorted(options.tables)]
-    made = made_with(segmenter, requests, skull=[options.strip, options.mask], files=files)
+    skull = [options.strip, options.mask]
+    made = made_with(segmenter, requests, skull=skull, series=options.series, files=files)
     return run_cohort(options, folder, cases, segment_and_save, made)
 
 
@@ -58,4 +60,4 @@ def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:
     cases = find_images(options.scans)
     if options.mask and len(cases) > 1:
         raise ValueError(f"--mask {options.mask} is the mask of one scan, got {len(cases)} scans: give one.")
-    return [{**case, "mask": options.mask} for case in cases]
+    return [{**case, "mask": options.mask, "series": options.series} for case in cases]

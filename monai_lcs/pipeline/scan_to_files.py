@@ -20,6 +20,7 @@ from monai_lcs.results import Segmentation
 from monai_lcs.results.segmentation import label_words
 from monai_lcs.results.volume_files import ending_like, write_volume
 from monai_lcs.study.checks import check_t1
+from monai_lcs.study.images import read_image
 
 __all__ = ["Output", "segment_to_files"]
 
@@ -58,7 +59,8 @@ def segment_to_files(
 
     Args:
         segmenter: the atlas and the network.
-        case: ``"image"``, the file; ``"case"``, its name; perhaps ``"mask"``, the file of the brain's mask.
+        case: ``"image"``, the file, or the folder of a DICOM series; ``"case"``, its name; perhaps ``"mask"``, the file
+            of the brain's mask, and ``"series"``, which series of the folder.
         requests: the requested labels, from :meth:`Segmenter.request`.
         output: which files are written.
 
@@ -88,7 +90,8 @@ def segment_to_files(
     """
     ending = ending_like(case["image"])
     with noted_warnings() as noted:
-        scan = as_volume(case["image"])
+        series = case.get("series")
+        scan = as_volume(read_image(case["image"], series) if series else case["image"])
         check_t1(scan, case["image"])
         written = _probability_writer(segmenter, scan, case["case"], requests, output) if output.probabilities else None
         result = segmenter.segment(scan, requests, case["case"], case.get("mask"), written)

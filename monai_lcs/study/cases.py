@@ -15,6 +15,7 @@ from typing import Any
 from monai.config import PathLike
 from monai.utils import ensure_tuple, look_up_option
 
+from monai_lcs.study.dicom import find_series
 from monai_lcs.study.images import IMAGE_EXTENSIONS
 from monai_lcs.study.splits import (
     Case,
@@ -261,6 +262,8 @@ def _by_name(files: Iterable[Path]) -> dict[str, Path]:
 def find_images(paths: PathLike | Sequence[PathLike]) -> list[Case]:
     """Finds the images to segment: a file, a list of files, or a folder (its image files, sorted by name).
 
+    A folder with a DICOM series and no image file is an image itself.
+
     Files of a folder whose names end in ``_dseg`` are left out: they are label maps by BIDS, and results of an earlier
     run. Files need not exist, nor the content of links: :func:`monai_lcs.study.checks.check_case` tells the bad ones
     from the good ones.
@@ -281,10 +284,12 @@ def find_images(paths: PathLike | Sequence[PathLike]) -> list[Case]:
 
 
 def _images_at(path: Path) -> list[Path]:
-    """Returns the images of a folder that are no label maps, or the file itself."""
+    """Returns the images of a folder that are no label maps, or the file itself; or the folder, of a DICOM series."""
     if not path.is_dir():
         return [path.absolute()]
     found = _image_files(path)
+    if not found and find_series(path):
+        return [path.absolute()]
     files = [file for file in found if not case_name(file).endswith("_dseg")]
     if found and not files:
         raise ValueError(f"{path} holds no images but label maps ({found[0].name}): give their files by name.")

@@ -1,0 +1,99 @@
+"""Finds the T1-weighted scans of a BIDS dataset, and says where their derivatives go."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+
+from monai_lcs import __version__
+from monai_lcs.study.cases import shorten_names
+
+__all__ = ["derivatives_folder", "describe_derivatives", "find_t1w"]
+
+BIDS_VERSION = "1.10.0"
+
+
+def find_t1w(bids: PathLike, participants: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Find the T1-weighted scans of a BIDS dataset: ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]``.
+
+    Args:
+        bids: the dataset.
+        participants: labels of people, with or without ``sub-``; all by default.
+        sessions: likewise.
+
+    Returns:
+        Dictionaries with ``"image"``, and ``"case"``, the entities of its name without the suffix.
+
+    Raises:
+        ValueError: when this is no dataset, a participant is not in it, or there is no scan.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "sub-01/anat").mkdir(parents=True)
+        >>> (folder / "sub-01/anat/sub-01_T1w.nii.gz").touch()
+        >>> (folder / "dataset_description.json").touch()
+        >>> [case["case"] for case in find_t1w(folder, ["01"])]
+        ['sub-01']
+    """
+    folder = Path(bids)
+    if not (folder / "dataset_description.json").is_file():
+        raise ValueError(f"{folder} is no BIDS dataset: it has no dataset_description.json.")
+    people = {path.name for path in folder.glob("sub-*") if path.is_dir()}
+    wanted = {_with("sub-", label) for label in participants}
+    if missing := sorted(wanted - people):
+        there = shorten_names(sorted(people), most=5)
+        raise ValueError(f"{folder} has no participant {', '.join(missing)}; it has {there}.")
+    found = [
+        path
+        for person in sorted(wanted or people)
+        for pattern in ("anat/*_T1w.nii*", "ses-*/anat/*_T1w.nii*")
+        for path in sorted((folder / person).glob(pattern))
+        if path.name.endswith((".nii", ".nii.gz"))
+    ]
+    if sessions:
+        kept = {_with("ses-", label) for label in sessions}
+        found = [path for path in found if path.parent.parent.name in kept]
+    if not found:
+        raise ValueError(f"{folder} has no scan sub-*/[ses-*/]anat/*_T1w.nii.gz of these participants and sessions.")
+    return [{"image": str(path.absolute()), "case": re.sub(r"_T1w\.nii(\.gz)?$", "", path.name)} for path in found]
+
+
+def _with(prefix: str, label: str) -> str:
+    return label if label.startswith(prefix) else prefix + label
+
+
+def derivatives_folder(out: PathLike, image: str) -> Path:
+    """Where the results of a scan go: under the derivatives as the scan lies under the dataset.
+
+    Example:
+        >>> derivatives_folder("out", "data/sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz").as_posix()
+        'out/sub-01/ses-2/anat'
+    """
+    parts = Path(image).parts
+    first = max(i for i, part in enumerate(parts[:-1]) if part.startswith("sub-"))
+    return Path(out, *parts[first:-1])
+
+
+def describe_derivatives(bids: PathLike) -> dict[str, Any]:
+    """The ``dataset_description.json`` of the derivatives.
+
+    Raises:
+        ValueError: when that of the dataset is no JSON.
+    """
+    source = Path(bids) / "dataset_description.json"
+    try:
+        name = json.loads(source.read_text()).get("Name", "")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{source} must hold a JSON object: {error}.") from error
+    return {
+        "Name": f"Label conditioned segmentation of {name or Path(bids).name}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "monai-lcs", "Version": __version__}],
+        "SourceDatasets": [{"URL": Path(bids).absolute().as_uri()}],
+    }
