@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import monai.bundle
@@ -21,7 +23,7 @@ import monai_lcs as lcs
 from monai_lcs import cli
 from monai_lcs.label_app.atlas_store import AtlasStore
 from monai_lcs.label_app.segmenter import StudySegmenter, Weights
-from monai_lcs.pipeline import make_network
+from monai_lcs.pipeline import Preprocessing, make_network
 from monai_lcs.study.images import read_image
 
 # MONAI warns at every run that configs are code.
@@ -138,6 +140,27 @@ def test_every_surface_gives_the_same_label_map(study, tmp_path, trained, scans,
             np.testing.assert_array_equal(found, same, err_msg=f"{scan} {name}")
     assert [label_map.shape for label_map in expected] == [nib.load(path).shape for path in scan_files(study, scans)]
     assert [set(np.unique(label_map)) for label_map in expected] == [ids] * len(scans)
+
+
+def test_the_mask_of_a_lost_label_answers_at_every_surface(study, tmp_path, capsys):
+    scans, checkpoint = SCANS[:1], tmp_path / "model.pt"
+    shutil.copy2(study / "model.pt", checkpoint)
+    lost = TABLE[11].name
+    replace(lcs.Settings(**SETTINGS), propagated=[lost]).write(tmp_path / "model.json")
+    answers = [door(study, scans, tmp_path / door.__name__, checkpoint, None)[0] for door in (by_api, by_bundle)]
+    answers += [
+        door(study, scans, tmp_path / door.__name__, checkpoint, None)[0] for door in (by_command, by_label_app)
+    ]
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
+    assert (
+        capsys.readouterr().err.count(f"for 1 of 3 labels the aligned atlas answers, better in validation: {lost}") == 2
+    )
+    atlas = lcs.Atlas.read(*atlas_files(study))
+    scan = lcs.Segmenter(atlas, None, lcs.Settings(**SETTINGS), cache=study / "cache").prepare(scan_files(study)[0])
+    aligned = Preprocessing(atlas, lcs.Settings.of_weights(checkpoint), cache=study / "cache").align(scan)
+    np.testing.assert_array_equal(answers[0] == 11, aligned.native[0].numpy() == 11)
+    assert set(np.unique(answers[0])) == {0, 11, 16, 50}
 
 
 # ---- settings are written once --------------------------------------------------------------------------------------
