@@ -24,6 +24,7 @@ __all__ = [
     "mask_box",
     "pad",
     "pad_end",
+    "padded_shape",
     "reach_out",
     "refine",
     "scale",
@@ -87,7 +88,7 @@ def label_boxes(label_map: Tensor) -> dict[int, Box]:
         >>> label_boxes(torch.tensor([[0, 7, 7], [0, 0, 9]]))
         {7: (slice(0, 1, None), slice(1, 3, None)), 9: (slice(1, 2, None), slice(2, 3, None))}
     """
-    ids = np.asarray(label_map.detach().cpu().to(torch.int64))
+    ids = np.asarray(label_map.detach().cpu().to(torch.int32))
     values = None
     if ids.size and ids.max() > 65535:  # find_objects makes a list as long as the largest id
         values, ids = np.unique(np.append(ids, 0), return_inverse=True)
@@ -351,6 +352,16 @@ def crop_pyramid(
     return outer, inner
 
 
+def padded_shape(shape: Sequence[int], stride: int) -> tuple[int, ...]:
+    """The shape to which :func:`pad_end` pads.
+
+    Example:
+        >>> padded_shape((9, 3), stride=4)
+        (12, 8)
+    """
+    return tuple(max(size + -size % stride, 2 * stride) for size in shape)
+
+
 def pad_end(x: Tensor, stride: int) -> Tensor:
     """Pad ``(B, C, *spatial)`` at the end of each axis to a multiple of ``stride``, by repeating its edge.
 
@@ -360,7 +371,7 @@ def pad_end(x: Tensor, stride: int) -> Tensor:
         >>> pad_end(torch.rand(1, 1, 9, 3), stride=4).shape
         torch.Size([1, 1, 12, 8])
     """
-    missing = [max(-size % stride, 2 * stride - size) for size in x.shape[2:]]
+    missing = [padded - size for size, padded in zip(x.shape[2:], padded_shape(x.shape[2:], stride), strict=True)]
     if not any(missing):
         return x
     return F.pad(x, [side for end in reversed(missing) for side in (0, end)], mode="replicate")

@@ -1,7 +1,8 @@
-"""Handles voxel grids: affines, the comparison of two grids, and the conversion to and from SimpleITK."""
+"""Handles voxel grids: affines, the comparison of two grids, resampling, and the conversion to and from SimpleITK."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
+from monai.data.utils import AFFINE_TOL, to_affine_nd
+from monai.utils import look_up_option
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from torch import Tensor
+
+from monai_lcs.boxes import Box, size_of, slabs_of, whole_box
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -21,13 +26,21 @@ __all__ = [
     "from_sitk",
     "grid_distance",
     "on_grid_of",
+    "resample",
     "same_grid",
     "to_sitk",
+    "upright",
     "voxel_size",
 ]
 
 GRID_TOLERANCE = 0.1
 """How far apart the corners of two equal grids may lie, in voxels: file headers round their affines."""
+
+TIE_MM = 1e-3
+"""A voxel halfway between two others takes the one on the right, in front, above, whatever the axes of its file."""
+
+SLAB_VOXELS = 1 << 22
+"""About as many voxels are resampled at a time, of either grid: what that takes does not grow with the volumes."""
 
 
 def affine_of(x: MetaTensor) -> np.ndarray:
@@ -151,3 +164,89 @@ def on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[str
     meta = {**atlas_meta, "spatial_shape": np.array(image.shape[1:])}
     meta.pop("affine", None)
     return MetaTensor(aligned.to(image.device), affine=image.affine.clone(), meta=meta)
+
+
+def upright(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a view of voxels ``(x, y, z)`` whose axes are in the order and the directions closest to RAS.
+
+    Args:
+        voxels: the array; none of it is copied.
+        affine: ``(4, 4)``, of the array.
+
+    Returns:
+        The view and its affine.
+
+    Example:
+        >>> view, affine = upright(np.array([[[1]], [[2]]]), np.diag([-1.0, 1, 1, 1]))
+        >>> view.ravel().tolist(), affine[0].tolist()
+        ([2, 1], [1.0, 0.0, 0.0, -1.0])
+    """
+    orientation = io_orientation(affine)
+    return apply_orientation(voxels, orientation), affine @ inv_ornt_aff(orientation, voxels.shape)
+
+
+def resample(
+    volume: MetaTensor, shape: Sequence[int], affine: np.ndarray, mode: str = "bilinear", outside: float | None = None
+) -> Tensor:
+    """Samples a volume at the voxels of another grid, in slabs: the two grids are all that takes memory.
+
+    The axes of either grid may have any order and direction: they change no bit of the result.
+
+    Args:
+        volume: ``(1, x, y, z)`` with its affine.
+        shape: of the other grid.
+        affine: ``(4, 4)``, likewise.
+        mode: ``"bilinear"``, or ``"nearest"`` for label maps: a tie goes to the right, the front, the top.
+        outside: the value more than half a voxel beyond the volume's border; that of the border by default.
+
+    Returns:
+        ``(1, *shape)``, of the type of the volume, on the CPU.
+
+    Example:
+        >>> volume = MetaTensor(torch.tensor([[[[2.0]], [[4.0]]]]))
+        >>> resample(volume, (4, 1, 1), np.diag([0.5, 1, 1, 1])).flatten().tolist()
+        [2.0, 3.0, 4.0, 4.0]
+        >>> resample(volume, (4, 1, 1), np.diag([1.0, 1, 1, 1]), outside=0).flatten().tolist()
+        [2.0, 4.0, 0.0, 0.0]
+    """
+    import SimpleITK as sitk  # not needed to read and to compare grids
+
+    interpolator = {"bilinear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}[
+        look_up_option(mode, ("bilinear", "nearest"))
+    ]
+    source, source_affine = upright(volume.as_tensor()[0].detach().cpu().numpy(), affine_of(volume))
+    result = np.full(tuple(shape), outside or 0, dtype=source.dtype)
+    target, target_affine = upright(result, np.asarray(affine, dtype=float))
+    if source.shape == target.shape and np.allclose(source_affine, target_affine, atol=AFFINE_TOL):
+        target[...] = source
+        return torch.from_numpy(result)[None]
+    if mode == "nearest":
+        source_affine[:3, 3] -= TIE_MM
+    for slab in slabs_of(whole_box(target.shape), SLAB_VOXELS * min(1.0, target.size / source.size)):
+        seen = _seen(slab, target_affine, source.shape, source_affine)
+        if outside is not None:
+            seen = [indices[(indices >= 0) & (indices < n)] for indices, n in zip(seen, source.shape, strict=True)]
+            if not all(map(len, seen)):
+                continue
+        inside = (indices.clip(0, n - 1) for indices, n in zip(seen, source.shape, strict=True))
+        part = to_sitk(torch.from_numpy(source[np.ix_(*inside)])[None], _moved(source_affine, [i[0] for i in seen]))
+        grid = to_sitk(torch.zeros(1, 1, 1, 1), _moved(target_affine, [axis.start for axis in slab]))
+        placed = grid.GetOrigin(), grid.GetSpacing(), grid.GetDirection()
+        found = sitk.Resample(part, size_of(slab), sitk.Transform(), interpolator, *placed, outside or 0)
+        target[slab] = sitk.GetArrayViewFromImage(found).T
+    return torch.from_numpy(result)[None]
+
+
+def _moved(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """The affine of a grid that begins at another voxel."""
+    moved = affine.copy()
+    moved[:-1, -1] += affine[:-1, :-1] @ start
+    return moved
+
+
+def _seen(slab: Box, affine: np.ndarray, shape: Sequence[int], source_affine: np.ndarray) -> list[np.ndarray]:
+    """The voxels along each axis of a source, perhaps beyond it, from which a slab of another grid is interpolated."""
+    corners = np.array([[*corner, 1] for corner in product(*((axis.start, axis.stop - 1) for axis in slab))]).T
+    indices = (np.linalg.solve(source_affine, affine) @ corners)[: len(shape)]
+    ends = zip(indices.min(axis=1), indices.max(axis=1), strict=True)
+    return [np.arange(math.floor(low) - 1, math.ceil(high) + 2) for low, high in ends]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,13 +14,16 @@ from monai.utils import convert_to_dst_type
 
 from monai_lcs.labels.exact import holds_exactly
 from monai_lcs.labels.label import is_integer
-from monai_lcs.labels.label_map import as_plain_tensor, values_and_positions, voxel_ids
+from monai_lcs.labels.label_map import as_plain_tensor, check_label_map, values_and_positions
 from monai_lcs.labels.limits import MAX_ID
 
 __all__ = ["LabelGroup", "as_groups", "group_masks", "label_mask", "label_sizes", "present_labels"]
 
 LabelGroup: TypeAlias = int | Sequence[int]
 """One label id, or several ids whose union is requested as one label."""
+
+_PIECE = 1 << 22
+"""Voxels that are counted at a time: what that takes does not grow with the label map."""
 
 
 def as_groups(groups: Iterable[LabelGroup]) -> tuple[tuple[int, ...], ...]:
@@ -107,10 +111,14 @@ def label_sizes(label_map: NdarrayOrTensor) -> dict[int, int]:
         >>> label_sizes(torch.tensor([[0, 7], [3, 7]]))
         {3: 1, 7: 2}
     """
-    values, positions = values_and_positions(voxel_ids(label_map))
-    counts = torch.bincount(positions, minlength=len(values))
-    held = (counts > 0) & (values > 0)
-    return dict(zip(values[held].tolist(), counts[held].tolist(), strict=True))
+    check_label_map(label_map)
+    sizes: Counter[int] = Counter()
+    for piece in as_plain_tensor(label_map).flatten().split(_PIECE):
+        values, positions = values_and_positions(piece.to(torch.int32))
+        counts = torch.bincount(positions, minlength=len(values))
+        held = (counts > 0) & (values > 0)
+        sizes.update(dict(zip(values[held].tolist(), counts[held].tolist(), strict=True)))
+    return dict(sorted(sizes.items()))
 
 
 def group_masks(

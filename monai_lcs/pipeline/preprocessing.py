@@ -16,19 +16,16 @@ from monai.data import MetaTensor
 from monai.transforms import (
     CropForegroundd,
     MapTransform,
-    Orientation,
-    ResampleToMatch,
     ScaleIntensityRangePercentiles,
     Spacing,
     Transform,
 )
 from monai.utils import TransformBackends, look_up_option
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
-from monai_lcs.grids import affine_of, on_grid_of
+from monai_lcs.grids import affine_of, on_grid_of, resample, upright
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of
@@ -44,8 +41,6 @@ NETWORK_KEYS = ("image", "atlas_image", "atlas_label")
 TARGETS = (None, "network", "scan")
 REGISTERED_MM = 1.0
 """Scans with finer voxels are registered at this voxel size, unless the network works at a finer one."""
-TIE_MM = 1e-3
-"""A voxel halfway between two others takes the one on the right, in front, above, whatever the axes of its file."""
 
 EVERYWHERE = 10_000  # voxels of margin: more than any image has
 
@@ -302,10 +297,11 @@ class Preprocessing(Transform):
     def _resampled(self, volume: MetaTensor, spacing: Sequence[float], mode: str = "bilinear") -> MetaTensor:
         name = str(volume.meta.get("filename_or_obj") or "the scan")
         check_resampled_size(volume, spacing, name)
-        # A copy: where nothing is to be turned, MONAI would change the affine of the volume it was given
-        turned = Orientation(axcodes="RAS", labels=None)(volume.clone())
-        resampled: Any = Spacing(pixdim=spacing, mode=mode)(turned)
-        return resampled
+        shape, affine = _grid_at(volume, spacing)
+        voxels = resample(volume, shape, affine, mode).float()
+        meta = {name: value for name, value in volume.meta.items() if name != "affine"}
+        meta["spatial_shape"] = np.array(shape)
+        return MetaTensor(voxels.to(volume.device), affine=torch.as_tensor(affine), meta=meta)
 
     def _target(self, d: Mapping[Hashable, Any], source: MetaTensor) -> MetaTensor:
         """The sample's label map, checked, on the grid where it is wanted."""
@@ -425,7 +421,7 @@ def _as_mask(mask: Any, source: MetaTensor) -> MetaTensor:
 
 
 def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> MetaTensor:
-    """Carry a volume to the grid of the scan it belongs to, 0 beyond its border.
+    """Carry a volume to the grid of the scan it belongs to, 0 more than half a voxel beyond its border.
 
     Args:
         volume: ``(1, *spatial)``, on any grid.
@@ -440,24 +436,16 @@ def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> 
         >>> to_native(coarse, MetaTensor(torch.zeros(1, 3, 1, 1))).flatten().tolist()  # the middle goes to the right
         [1, 2, 2]
     """
-    affine = volume.affine.clone()
-    if mode == "nearest":
-        affine[:3, 3] -= TIE_MM
-    plain = MetaTensor(volume.as_tensor().cpu().float(), affine=affine)
-    orientation = io_orientation(affine_of(source))
-    upright = source_in_ras(source, orientation)
-    resampled: Any = ResampleToMatch(mode=mode, padding_mode="zeros")(plain, upright)
-    as_in_file = ornt_transform(axcodes2ornt("RAS"), orientation)
-    voxels = torch.as_tensor(apply_orientation(resampled[0].numpy(), as_in_file).copy())[None]
-    return on_grid_of(source, voxels.int() if mode == "nearest" else voxels, source.meta)
+    values: Any = volume.int() if mode == "nearest" else volume.float()
+    return on_grid_of(source, resample(values, source.shape[1:], affine_of(source), mode, outside=0), source.meta)
 
 
-def source_in_ras(source: MetaTensor, orientation: np.ndarray) -> MetaTensor:
-    """An empty volume on the scan's grid, its axes in the order and the directions closest to RAS."""
-    shape = source.shape[1:]
-    affine = affine_of(source) @ inv_ornt_aff(orientation, shape)
-    sizes = [shape[axis] for axis in np.argsort(orientation[:, 0])]
-    return MetaTensor(torch.zeros(1).expand(1, *sizes), affine=torch.as_tensor(affine))
+def _grid_at(volume: MetaTensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine that :class:`monai.transforms.Spacing` gives a volume that was turned to RAS."""
+    empty, affine = upright(np.broadcast_to(np.float32(0), volume.shape[1:]), affine_of(volume))
+    turned = MetaTensor(torch.zeros(1).expand(1, *empty.shape), affine=torch.as_tensor(affine))
+    planned: Any = Spacing(pixdim=spacing, lazy=True)(turned)  # its own resampling takes 67 bytes a voxel
+    return tuple(map(int, planned.peek_pending_shape())), np.asarray(planned.peek_pending_affine(), dtype=float)
 
 
 class ToNatived(MapTransform):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from monai.config import NdarrayOrTensor, PathLike
-from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_numpy, look_up_option
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from monai_lcs.boxes import grow_box
 from monai_lcs.files import check_absent, write_atomically
-from monai_lcs.labels import LabelTable
+from monai_lcs.grids import upright
+from monai_lcs.labels import LabelTable, present_labels
 from monai_lcs.labels.label_map import as_label_array, check_known
 
 __all__ = ["qc_picture", "require_matplotlib"]
+
+_MOST_VALUES = 1 << 22
+"""About as many voxels, evenly spaced, say which intensities are shown black and white."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ class _View:
     @cached_property
     def center(self) -> np.ndarray:
         """Index of the voxel at the labels' center of mass, of the middle if there are no labels."""
-        shape = np.array(self.labels.shape)
-        return np.rint(np.argwhere(self.labels).mean(0) if self.labels.any() else (shape - 1) / 2).astype(int)
+        counts = _counts(self.labels.shape, lambda x: self.labels[x] > 0)
+        means = [np.average(range(len(n)), weights=n if n.any() else None) for n in counts]
+        return np.rint(means).astype(int)
 
 
 class _Plane(NamedTuple):
@@ -149,23 +154,37 @@ def _view(
     brain_mask: NdarrayOrTensor | None,
 ) -> _View:
     """Turns the volumes to RAS, and crops empty margins."""
+    grey, _ = upright(convert_to_numpy(image)[0], affine)
     ids = as_label_array(label_map)[0]
-    mask = np.zeros(ids.shape, bool) if brain_mask is None else convert_to_numpy(brain_mask)[0] != 0
-    orientation = io_orientation(affine)
-    grey, labels, brain = (apply_orientation(x, orientation) for x in (convert_to_numpy(image)[0], ids, mask))
-    affine = affine @ inv_ornt_aff(orientation, ids.shape)
-    check_known(np.unique(labels), table)
+    mask = np.zeros((1,) * 3, bool) if brain_mask is None else convert_to_numpy(brain_mask)[0] != 0
+    brain, _ = upright(np.broadcast_to(mask, ids.shape), affine)
+    labels, affine = upright(ids, affine)
+    check_known(np.array(present_labels(label_map)), table)
     black, white = _grey_window(grey)
-    shown = (labels > 0) | (grey > black + 0.1 * (white - black))
-    if shown.any():
-        start, end = generate_spatial_bounding_box(shown[None], margin=2, allow_smaller=True)
-        grey, labels, brain = (volume[tuple(map(slice, start, end))] for volume in (grey, labels, brain))
-        affine[:3, 3] += affine[:3, :3] @ start
+    counts = _counts(grey.shape, lambda x: (labels[x] > 0) | (grey[x] > black + 0.1 * (white - black)))
+    if counts[0].any():
+        ends = [np.flatnonzero(n)[[0, -1]].tolist() for n in counts]
+        box = grow_box(tuple(slice(first, last + 1) for first, last in ends), (2, 2, 2), grey.shape)
+        grey, labels, brain = (volume[box] for volume in (grey, labels, brain))
+        affine[:3, 3] += affine[:3, :3] @ [axis.start for axis in box]
     return _View(grey, labels, affine, (black, white), brain)
+
+
+def _counts(shape: Sequence[int], inside: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+    """Counts the voxels of a mask in each plane along each axis; ``inside`` gives the mask a plane at a time."""
+    counts = [np.zeros(size, dtype=int) for size in shape]
+    for x in range(shape[0]):
+        plane = inside(x)
+        counts[0][x] = plane.sum()
+        counts[1] += plane.sum(axis=1)
+        counts[2] += plane.sum(axis=0)
+    return counts
 
 
 def _grey_window(image: np.ndarray) -> tuple[float, float]:
     """Returns the intensities shown black and white: percentiles of all but the lowest value, which is background."""
+    step = math.ceil((image.size / _MOST_VALUES) ** (1 / 3))
+    image = image[::step, ::step, ::step]
     values = image[np.isfinite(image)]
     values = values[values > values.min()] if values.size else values
     low, high = np.percentile(values, (1, 99.5)) if values.size else (0.0, 1.0)

@@ -24,7 +24,7 @@ from monai.utils import ImageMetaKey, convert_to_numpy
 from monai_lcs.files import check_absent, check_writable, write_atomically
 from monai_lcs.grids import grid_distance, same_grid
 from monai_lcs.labels import LabelTable
-from monai_lcs.labels.label_map import as_label_array
+from monai_lcs.labels.label_map import as_label_array, as_plain_tensor
 from monai_lcs.results.picture import qc_picture, require_matplotlib
 from monai_lcs.results.tsv import write_tsv
 from monai_lcs.results.volume_files import write_volume
@@ -87,7 +87,7 @@ class Segmentation:
             object.__setattr__(self, "case", case_names([self._file])[0] if self._file else "scan")
         if notes := notes_of(self.image):
             object.__setattr__(self, "quality", {**self.quality, "notes": notes})
-        if not (self.label_map != 0).any():
+        if not as_plain_tensor(self.label_map).any():
             said = (
                 f"The label map of {self._source} is empty: none of the requested labels, {len(self.table)}, was found."
             )

@@ -101,11 +101,18 @@ def label_map_image(
         >>> int(header["sform_code"]), header["pixdim"][1:4].tolist(), header.get_xyzt_units()
         (1, [1.0, 2.0, 3.0], ('mm', 'unknown'))
     """
-    return image_on_grid(as_label_array(label_map)[0].astype(dtype), image)
+    return image_on_grid(as_label_array(label_map)[0], image, dtype)  # nibabel converts them piece by piece
 
 
-def image_on_grid(voxels: np.ndarray, image: MetaTensor) -> nib.Nifti1Image | nib.Nifti2Image:
-    """Returns voxels ``(*spatial)`` as a NIfTI image of their type on the grid of a scan, as :func:`label_map_image`.
+def image_on_grid(
+    voxels: np.ndarray, image: MetaTensor, dtype: np.dtype[Any] | None = None
+) -> nib.Nifti1Image | nib.Nifti2Image:
+    """Returns voxels ``(*spatial)`` as a NIfTI image on the grid of a scan, as :func:`label_map_image`.
+
+    Args:
+        voxels: the voxels.
+        image: the scan ``(1, *spatial)``.
+        dtype: in which they are written; their own by default.
 
     Example:
         >>> import torch
@@ -118,7 +125,7 @@ def image_on_grid(voxels: np.ndarray, image: MetaTensor) -> nib.Nifti1Image | ni
         header = _new_header(convert_to_numpy(image.affine), voxels.shape)
     image_type = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     # Given an affine, nibabel would compute the fields anew
-    return image_type(voxels, None, header, dtype=voxels.dtype)
+    return image_type(voxels, None, header, dtype=dtype or voxels.dtype)
 
 
 def _file_header(image: MetaTensor) -> nib.Nifti1Header | None:

@@ -13,9 +13,13 @@ from scipy import ndimage
 
 from monai_lcs.grids import affine_of
 from monai_lcs.labels import LabelTable
+from monai_lcs.labels.groups import label_sizes
 from monai_lcs.labels.label_map import as_label_array, check_known
 
 __all__ = ["centers_mm", "volume_table", "voxel_mm3"]
+
+_PIECE = 1 << 22
+"""Voxels that are averaged at a time: what that takes does not grow with the label map."""
 
 
 def volume_table(
@@ -50,18 +54,17 @@ def volume_table(
         1   7  label-7       0  0.0
     """
     labels = as_label_array(label_map)
-    ids, counts = np.unique(labels, return_counts=True)
-    check_known(ids, table)
-    count_of = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    voxels = [count_of.get(id, 0) for id in table.ids]
+    sizes = label_sizes(labels)
+    check_known(np.array([*sizes]), table)
+    voxels = [sizes.get(id, 0) for id in table.ids]
     of_voxel = voxel_mm3(affine_or_voxel_mm3)
     # 7 digits: the voxel sizes of a file are float32
     mm3 = [float(f"{n * of_voxel:.7g}") for n in voxels]
     volumes = pd.DataFrame({"id": table.ids, "name": table.names, "voxels": voxels, "mm3": mm3})
     if agreement is not None:
-        volumes["agreement"] = _mean_agreement(agreement, labels, ids, table)
+        volumes["agreement"] = _mean_agreement(agreement, labels, sizes, table)
     if confidence is not None:
-        volumes["confidence"] = [round(confidence.get(id, np.nan), 4) if id in count_of else np.nan for id in table.ids]
+        volumes["confidence"] = [round(confidence.get(id, np.nan), 4) if id in sizes else np.nan for id in table.ids]
     return volumes
 
 
@@ -91,10 +94,17 @@ def centers_mm(label_map: MetaTensor) -> dict[int, tuple[float, ...]]:
     return {id: tuple(point.tolist()) for id, point in zip(ids, world, strict=True)}
 
 
-def _mean_agreement(agreement: NdarrayOrTensor, labels: np.ndarray, ids: np.ndarray, table: LabelTable) -> list[float]:
+def _mean_agreement(
+    agreement: NdarrayOrTensor, labels: np.ndarray, sizes: Mapping[int, int], table: LabelTable
+) -> list[float]:
     """Returns the mean agreement over the voxels of each label of the table, NaN if it has none."""
     if tuple(agreement.shape) != labels.shape:
         raise ValueError(f"`agreement` must have the label map's shape {labels.shape}, got {tuple(agreement.shape)}.")
-    means = ndimage.mean(convert_to_numpy(agreement), labels, ids).round(4)
-    mean_of = dict(zip(ids.tolist(), means.tolist(), strict=True))
+    ids = np.array([0, *sizes])
+    sums = np.zeros(len(ids))
+    voxels, values = labels.ravel(), convert_to_numpy(agreement).ravel()
+    for start in range(0, voxels.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        sums += np.bincount(np.searchsorted(ids, voxels[piece]), values[piece], minlength=len(ids))
+    mean_of = {id: round(float(total) / sizes[id], 4) for id, total in zip(ids[1:].tolist(), sums[1:], strict=True)}
     return [mean_of.get(id, np.nan) for id in table.ids]

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 
 __all__ = [
     "FileImage",
     "ImageFileError",
+    "as_float32",
     "check_byte_order",
     "check_directions",
     "check_one_number",
@@ -41,16 +43,20 @@ class FileImage:
     """An image as its file has it.
 
     Args:
-        voxels: ``(*spatial)``, of any real type.
+        voxels: ``(*spatial)``, of any real type, as they are stored.
         affine: ``(d + 1, d + 1)`` float64, voxels to mm in RAS orientation.
         header: fields of the header that become metadata.
         notes: what the header left open and was guessed, a sentence each.
+        slope: what the stored voxels are to be multiplied by.
+        inter: what is added then.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     header: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    slope: float = 1.0
+    inter: float = 0.0
 
 
 def shown(value: object, most: int = 60) -> str:
@@ -150,6 +156,36 @@ def check_one_number(name: object, dtype: np.dtype[Any], shape: tuple[int, ...])
     if len(shape) > 3:
         channels = int(np.prod([int(size) for size in shape[3:]], dtype=object))
         raise ImageFileError(f"{name} must be 3D, got a {len(shape)}D file of {channels} channels: give one of them.")
+
+
+def as_float32(name: object, image: FileImage) -> np.ndarray:
+    """Scales and converts the voxels of a file, slab by slab: the result is all that takes memory.
+
+    Raises:
+        ImageFileError: if a value is too large for float32.
+
+    Example:
+        >>> as_float32("scan.nii", FileImage(np.array([[1, 2]], np.int16), np.eye(3), slope=0.5)).tolist()
+        [[0.5, 1.0]]
+        >>> as_float32("scan.nii", FileImage(np.array([[1e300]]), np.eye(3)))
+        Traceback (most recent call last):
+        monai_lcs.study.file_data.ImageFileError: scan.nii holds the value 1e+300, more than float32 holds: rescale it.
+    """
+    result = np.empty(image.voxels.shape, np.float32)
+    slope, inter = np.float64(image.slope), np.float64(image.inter)
+    for i in range(image.voxels.shape[-1]):  # the axis that runs slowest in most files
+        slab = apply_read_scaling(image.voxels[..., i], slope, inter)
+        if slab.dtype.kind == "f" and slab.dtype.itemsize > 4:
+            _check_float32(name, slab)
+        result[..., i] = slab
+    return result
+
+
+def _check_float32(name: object, values: np.ndarray) -> None:
+    """Values must not become infinite."""
+    for extreme in (np.nanmin(values, initial=0), np.nanmax(values, initial=0)):
+        if np.finfo(np.float32).max < abs(extreme) < np.inf:
+            raise ImageFileError(f"{name} holds the value {extreme:.3g}, more than float32 holds: rescale it.")
 
 
 # ---- the order of bytes

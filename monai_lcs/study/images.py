@@ -19,7 +19,7 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_lcs.files import IMAGE_EXTENSIONS
 from monai_lcs.study.dicom import read_series
-from monai_lcs.study.file_data import FileImage, ImageFileError
+from monai_lcs.study.file_data import FileImage, ImageFileError, as_float32
 from monai_lcs.study.metaimage import META_EXTENSIONS, metaimage_shape, read_metaimage
 from monai_lcs.study.nibabel_files import NIBABEL_EXTENSIONS, image_of_nibabel, nibabel_shape, read_with_nibabel
 from monai_lcs.study.nrrd import NRRD_EXTENSIONS, nrrd_shape, read_nrrd
@@ -37,6 +37,7 @@ __all__ = [
 
 _READERS = {NIBABEL_EXTENSIONS: read_with_nibabel, META_EXTENSIONS: read_metaimage, NRRD_EXTENSIONS: read_nrrd}
 _SHAPES = {NIBABEL_EXTENSIONS: nibabel_shape, META_EXTENSIONS: metaimage_shape, NRRD_EXTENSIONS: nrrd_shape}
+_NUMPY_EXTENSIONS = (".npy", ".npz")
 _NOTES = "notes"
 _POINTER = re.compile(rb"\s*(version https://git-lfs|(\.\./|/)*(\.git/)?annex/objects/)")
 """How the files begin that git-lfs and git-annex put in the place of content that they did not fetch."""
@@ -130,7 +131,7 @@ def volume_of_nibabel(image: Any, name: str = "the scan") -> MetaTensor:
     found = image_of_nibabel(image, name)
     meta = {_NOTES: "\n".join(found.notes)} if found.notes else {}
     volume = MetaTensor(
-        torch.from_numpy(_as_float32(name, found.voxels)[None]), affine=torch.from_numpy(found.affine), meta=meta
+        torch.from_numpy(as_float32(name, found)[None]), affine=torch.from_numpy(found.affine), meta=meta
     )
     _warn_of_notes(volume, name)
     return volume
@@ -188,6 +189,8 @@ def check_there(path: PathLike) -> None:
         raise ValueError(f"{path} {reason}.") from None
     if file.is_file():
         _check_content(path, size)
+    elif not file.is_dir():
+        raise ValueError(f"{path} is no file but a pipe or a device.")
     elif file.name.lower().endswith(IMAGE_EXTENSIONS):
         raise ValueError(f"{path} is a folder: give the files in it.")
 
@@ -219,6 +222,8 @@ def _read(path: Path) -> MetaTensor:
     for extensions, read in _READERS.items():
         if name.endswith(extensions):
             return _as_tensor(path, read(path))
+    if name.endswith(_NUMPY_EXTENSIONS):  # MONAI would unpickle what is in there, which runs its code
+        raise ImageFileError(f"{path} is an array without an affine: convert it to NIfTI.")
     image: MetaTensor = LoadImage(ensure_channel_first=True)(path)
     return image
 
@@ -236,7 +241,7 @@ def _as_tensor(path: Path, image: FileImage) -> MetaTensor:
     }
     if image.notes:
         meta[_NOTES] = "\n".join(image.notes)
-    voxels = _as_float32(path, image.voxels)
+    voxels = as_float32(path, image)
     volume: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(voxels[None], meta)
     return volume
 
@@ -244,15 +249,6 @@ def _as_tensor(path: Path, image: FileImage) -> MetaTensor:
 def _is_text_array(value: Any) -> bool:
     """Tells arrays of text, which do not collate; MONAI's readers leave them out as well."""
     return isinstance(value, np.ndarray) and value.dtype.kind in "SUO"
-
-
-def _as_float32(name: object, voxels: np.ndarray) -> np.ndarray:
-    """Converts voxels, which must not become infinite."""
-    if voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4:
-        for extreme in (np.nanmin(voxels, initial=0), np.nanmax(voxels, initial=0)):
-            if np.finfo(np.float32).max < abs(extreme) < np.inf:
-                raise ImageFileError(f"{name} holds the value {extreme:.3g}, more than float32 holds: rescale it.")
-    return np.array(voxels, dtype=np.float32, order="C")
 
 
 def _reason(error: Exception, path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
-from nibabel.volumeutils import apply_read_scaling
 
 from monai_lcs.grids import grid_distance, same_grid
 from monai_lcs.study.file_data import (
@@ -123,11 +123,11 @@ def _read_nifti(path: Path) -> FileImage:
         raw = image_type.header_class(start[: image_type.header_class.sizeof_hdr], check=False)
         _check_bits(path, raw)
         end = _claimed(path, raw) + raw.get_data_offset()
-        content = _read_all(path, stream, start, end)
+        content = _read_all(path, stream, end)
         compare_sizes(path, end, len(content) + count_bytes(stream))
     with LoggingOutputSuppressor():  # what nibabel corrects is in the notes, with the file's name
         image = image_type.from_bytes(content)
-    return _nifti_image(path, image, raw)
+    return _nifti_image(path, image, raw, content)
 
 
 def _nifti_type(start: bytes) -> Any:
@@ -144,20 +144,22 @@ def _read_mgh(path: Path) -> FileImage:
         start = stream.read(284)
         header = nib.MGHImage.header_class(start, check=False)
         end = _claimed(path, header) + header.get_data_offset()
-        content = _read_all(path, stream, start, end + 2 * _MGH_FOOTER)
+        content = _read_all(path, stream, end + 2 * _MGH_FOOTER)
         _check_mgh_end(path, content, end, count_bytes(stream))
     image = nib.MGHImage.from_bytes(content)
     notes = []
     if not struct.unpack(">h", start[28:30])[0]:
         notes.append("its header says nothing about orientation (goodRASFlag is 0): which side is left is guessed")
     check_directions(path, image.header["Mdc"].T)
-    return _file_image(path, image, image.affine, notes)
+    return _file_image(path, image, image.affine, notes, content)
 
 
-def _read_all(path: Path, stream: Any, start: bytes, end: int) -> bytes:
-    """Reads on after ``start`` up to the byte ``end`` or the end of the stream."""
+def _read_all(path: Path, stream: Any, end: int) -> bytes:
+    """Reads a file from its beginning up to the byte ``end`` or the end of the stream."""
     check_possible(path, end, os.path.getsize(path))
-    return start + stream.read(max(end - len(start), 0))
+    stream.seek(0)  # once more, since to put two parts together would take the memory of both
+    content: bytes = stream.read(end)
+    return content
 
 
 def _check_mgh_end(path: Path, content: bytes, end: int, rest: int) -> None:
@@ -176,6 +178,11 @@ def _check_mgh_end(path: Path, content: bytes, end: int, rest: int) -> None:
 
 def _read_pair(path: Path) -> FileImage:
     """Reads an Analyze or NIfTI pair, by the name of either file."""
+    stem = path.with_name(re.sub(r"\.(hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE))
+    for ending in (".hdr", ".img", ".mat", ".hdr.gz", ".img.gz"):
+        part = Path(f"{stem}{ending}")
+        if part.exists() and not part.is_file():
+            raise ImageFileError(f"{part} is no file but a pipe, a device or a folder.")
     with LoggingOutputSuppressor():
         image: Any = nib.load(path)
     data = Path(image.file_map["image"].filename)
@@ -214,14 +221,20 @@ def _check_bits(path: Path, raw: Any) -> None:
         )
 
 
-def _file_image(path: Path, image: Any, affine: np.ndarray, notes: list[str]) -> FileImage:
-    """Reads the voxels and keeps the header's fields."""
-    raw = image.dataobj.get_unscaled()
+def _file_image(
+    path: Path, image: Any, affine: np.ndarray, notes: list[str], content: bytes | None = None
+) -> FileImage:
+    """Takes the voxels from the content of the file, where it was read already, and keeps the header's fields."""
+    data = image.dataobj
+    if content is None:
+        raw = data.get_unscaled()
+    else:
+        raw = np.ndarray(data.shape, data.dtype, content, data.offset, order="F")  # nibabel would copy them
     check_byte_order(path, raw)
+    raw = raw.reshape(raw.shape[:3], order="A")  # without further axes of length 1
+    fields = _fields(image.header)
     # As nibabel scales; the voxels were read in any case
-    voxels = apply_read_scaling(raw, np.asanyarray(image.dataobj.slope), np.asanyarray(image.dataobj.inter))
-    voxels = voxels.reshape(voxels.shape[:3])  # without further axes of length 1
-    return FileImage(voxels, np.array(affine, dtype=np.float64), _fields(image.header), tuple(notes))
+    return FileImage(raw, np.array(affine, dtype=np.float64), fields, tuple(notes), data.slope, data.inter)
 
 
 def _fields(header: Any) -> dict[str, Any]:
@@ -237,12 +250,12 @@ def _fields(header: Any) -> dict[str, Any]:
 # ---- NIfTI's two affines
 
 
-def _nifti_image(path: Path, image: Any, raw: Any) -> FileImage:
+def _nifti_image(path: Path, image: Any, raw: Any, content: bytes | None = None) -> FileImage:
     """Reads the voxels, the affine in mm, and what is left open of it; ``raw`` is the header before corrections."""
     header, affine = image.header, np.array(image.affine, dtype=np.float64)
     notes = _correction_notes(raw, header) + _orientation_notes(header, image.shape[:3])
     affine[:3] *= mm_by_unit(header["xyzt_units"])
-    return _file_image(path, image, affine, notes)
+    return _file_image(path, image, affine, notes, content)
 
 
 def mm_by_unit(xyzt_units: Any) -> float:

@@ -203,10 +203,9 @@ def read_data(path: Path, data: Data, shape: tuple[int, ...], dtype: np.dtype[np
         [[1, 4], [2, 5], [3, 6]]
     """
     claimed = math.prod(shape) * dtype.itemsize
-    try:
-        stored = data.file.stat().st_size
-    except OSError:
-        raise ImageFileError(f"{path} has its voxels in {shown(data.file.name)}, which is not there.") from None
+    if not data.file.is_file():  # nor a device, which has no end
+        raise ImageFileError(f"{path} has its voxels in {shown(data.file.name)}, which is not there.")
+    stored = data.file.stat().st_size
     check_possible(path, claimed, stored)
     start = stored - claimed if data.skip < 0 else data.start
     with open(data.file, "rb") as stream:
