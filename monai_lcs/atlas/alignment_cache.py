@@ -21,6 +21,8 @@ from monai_lcs.grids import affine_of, from_sitk, on_grid_of, to_sitk
 
 __all__ = ["AlignmentCache"]
 
+REPORT = {"mode", "metric", "overlap", "seconds", "orientation"}
+
 _HDF5 = threading.Lock()
 """Held while a transform is read or written: two threads at a time in SimpleITK's HDF5 end the process."""
 
@@ -112,9 +114,16 @@ class AlignmentCache:
             return None
         try:
             report = json.loads((self.folder / f"{key}.json").read_text())
+            if not isinstance(report, dict) or set(report) != REPORT:
+                return None
             with _HDF5:
                 return report, sitk.ReadTransform(str(self.folder / f"{key}.h5"))
-        except (OSError, ValueError, RuntimeError):  # the folder may be emptied at any time, also in part
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            RecursionError,
+        ):  # the folder may be emptied at any time, also in part
             return None
 
     def _save(self, key: str, alignment: Alignment) -> None:

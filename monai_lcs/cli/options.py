@@ -56,6 +56,7 @@ def add_talk(command: argparse.ArgumentParser) -> None:
 
 def load_segmenter(options: argparse.Namespace, progress: bool = False) -> Any:
     """The segmenter that the words ask for; which weights and atlas it uses is said."""
+    from monai_lcs.atlas import AlignmentCache
     from monai_lcs.pipeline import Segmenter, describe_weights
 
     use_threads(options.threads)
@@ -63,7 +64,8 @@ def load_segmenter(options: argparse.Namespace, progress: bool = False) -> Any:
     logger.info(describe_weights(weights))
     align = "deformable_fine" if options.careful else "affine" if options.fast else options.align
     shown = progress and not options.quiet
-    more = {"align": align, "cache": options.cache, "strip": options.strip, "progress": shown}
+    cache = AlignmentCache(options.cache, in_memory=0)  # no scan comes twice
+    more = {"align": align, "cache": cache, "strip": options.strip, "progress": shown}
     return Segmenter.load(weights, read_atlas(options), options.device, **more)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from monai.config import PathLike
+from monai.networks.layers import Norm
 from monai.utils import look_up_option
 
 from monai_lcs.atlas import ALIGNMENTS
@@ -24,6 +25,10 @@ from monai_lcs.pipeline.weights_file import facts_of_weights
 __all__ = ["Settings", "make_network", "on_device"]
 
 MIN_MM, MAX_MM = 0.1, 20.0  # voxel sizes at which a network could work; beyond them memory or anatomy ends
+
+NORMS = tuple(name.lower() for name in Norm.names)
+NORM_ARGUMENTS = {"affine", "eps", "momentum", "num_groups", "track_running_stats"}
+MOST_LEVELS, MOST_WEIGHTS = 12, 2**28  # 1 GiB: settings of a stranger must not take all memory
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,12 @@ class Settings:
     def _check_network(self) -> None:
         if not _numbers(self.channels) or len(self.channels) < 2 or not all(is_integer(n) for n in self.channels):
             raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
+        if 5 * 3**3 * sum(int(n) ** 2 for n in self.channels) > MOST_WEIGHTS or len(self.channels) > MOST_LEVELS:
+            raise ValueError(
+                f"`channels` must make a network of at most {MOST_LEVELS} levels and {MOST_WEIGHTS} weights, got"
+                f" {str(self.channels)[:100]}."
+            )
+        self._check_norm()
         if not _numbers([self.prior_logit]):
             raise ValueError(f"`prior_logit` must be a number, got {self.prior_logit!r}.")
         for name in ("up_activation", "soft_masks"):
@@ -99,6 +110,15 @@ class Settings:
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
         if isinstance(self.propagated, str) or not all(isinstance(name, str) for name in self.propagated):
             raise ValueError(f"`propagated` must be names of labels, got {self.propagated!r}.")
+
+    def _check_norm(self) -> None:
+        """A norm has a name, and no argument that sizes it: the widths do."""
+        name, arguments = (self.norm, {}) if self.norm is None or isinstance(self.norm, str) else (*self.norm, {})[:2]
+        if name is not None:
+            look_up_option(str(name).lower(), NORMS)
+        if not isinstance(arguments, Mapping) or not NORM_ARGUMENTS.issuperset(arguments):
+            allowed = ", ".join(sorted(NORM_ARGUMENTS))
+            raise ValueError(f"`norm` must be a name, or a name and {allowed}, got {str(self.norm)[:100]}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -138,8 +158,9 @@ class Settings:
             kept = {**before, **facts}
             return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
         except (ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
-                f"The settings of {checkpoint} must be those of a training, as model.json holds them: {error}."
+                f"The settings of {checkpoint} must be those of a training, as model.json holds them: {reason}."
             ) from error
 
     def write(self, path: PathLike) -> None:

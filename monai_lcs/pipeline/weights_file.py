@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -61,6 +62,8 @@ def read_torch(path: PathLike, what: str = "a checkpoint") -> Any:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as parts:
+                if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path):
+                    raise ValueError("its parts are compressed, as torch writes none: they may take any memory")
                 damaged = parts.testzip()
             if damaged:
                 raise ValueError(f"{damaged} in it does not have its checksum, the file is damaged")
@@ -141,11 +144,17 @@ def _facts_inside(path: Path) -> dict[str, Any]:
 def _facts_text(path: str, version: tuple[int, ...]) -> str:
     """What a file of weights says of itself, read once for each version of the file."""
     content = read_torch(path, "weights")
-    return json.dumps(content.get("settings", {}) if isinstance(content, Mapping) and "model" in content else {})
+    settings = content.get("settings", {}) if isinstance(content, Mapping) and "model" in content else {}
+    try:
+        return json.dumps(dict(settings))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must hold settings as JSON has them: {error}.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read: its lists or objects are nested too deeply.") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} must hold the settings of a training as a JSON object: {error}.") from error
