@@ -52,17 +52,19 @@ def run_processes(command: Sequence[str], jobs: int, cohort: Cohort, cases: Sequ
     processes: list[subprocess.Popen[bytes]] = []
     try:
         processes = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
+        begun_before = [0] * jobs  # attempts of any process when each one started
         while True:
             time.sleep(progress.pause)
-            begun = progress.look()
+            progress.look()
             for i, process in enumerate(processes):
                 status = process.poll()
                 if status is not None and status > 0:
                     raise OSError("A worker process has stopped, as it says above: so does the run.")
                 if status is not None and status < 0:
-                    if not begun:
+                    if progress.begun == begun_before[i]:
                         raise OSError(f"Worker processes are ended by signal {-status} before they begin with a case.")
                     processes[i] = subprocess.Popen(command, env=environment)
+                    begun_before[i] = progress.begun
             if all(process.poll() == 0 for process in processes):
                 return
     finally:
@@ -75,24 +77,24 @@ class _Progress:
 
     def __init__(self, cohort: Cohort, cases: Sequence[Case]) -> None:
         self.cohort = cohort
-        self.before = {case["case"]: cohort.attempts_before(cohort.folder.read(case["case"])) for case in cases}
-        self.attempts = dict.fromkeys(self.before, 0)
+        known = {case["case"]: cohort.folder.read(case["case"]) for case in cases}
+        self.before = {name: cohort.attempts_before(record) for name, record in known.items()}
+        self.attempts = {name: record.attempts for name, record in known.items()}
+        self.begun = 0
         self.bar = tqdm(total=len(cases), desc="Cases", unit="case")
         self.pause = 0.2
 
-    def look(self) -> bool:
-        """Look at the records of cases that were not settled before; whether an attempt was begun since."""
+    def look(self) -> None:
+        """Look at the records of cases that were not settled before, and count the attempts begun since."""
         start = time.perf_counter()
-        begun = False
         for name in list(self.attempts):
             record = self.cohort.folder.read(name)
-            begun |= record.attempts > self.attempts[name]
+            self.begun += record.attempts > self.attempts[name]
             self.attempts[name] = record.attempts
             if self.cohort.is_settled(record, self.before[name]) and record.run == self.cohort.name:
                 del self.attempts[name]
                 self.bar.update()
         self.pause = min(10.0, max(0.2, 50 * (time.perf_counter() - start)))
-        return begun
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

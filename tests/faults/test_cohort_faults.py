@@ -185,12 +185,13 @@ def test_a_full_disk_stops_the_run(small_disk, scans):
 
 
 def test_a_disk_that_becomes_read_only_stops_the_run(small_disk, scans):
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     out = small_disk / "out"
     process = start(out, scans, 0.4)
     wait_for(lambda: sum(begun(out).values()) == 2)
     wait_for(lambda: subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0)
     said, status = end(process)
-    subprocess.run(["mount", "-o", "remount,rw,size=20m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert status == 1
     assert "Read-only file system" in said
     assert end(start(out, scans))[1] == 0
