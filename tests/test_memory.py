@@ -127,9 +127,9 @@ def test_the_picture_of_a_large_scan(monkeypatch):
     np.testing.assert_allclose(_grey_window(image), expected, rtol=0.05)
     labels = rng.random(image.shape) < 0.01
     labels[:, 20:] = False
-    center = _View(image, labels.astype(np.int32), np.eye(4), (0.0, 1.0)).center
+    center = _View(image, labels.astype(np.int32), np.eye(4), (0.0, 1.0), labels).center
     np.testing.assert_array_equal(center, np.rint(np.argwhere(labels).mean(0)))
-    np.testing.assert_array_equal(_View(image, 0 * labels, np.eye(4), (0.0, 1.0)).center, [30, 24, 20])
+    np.testing.assert_array_equal(_View(image, 0 * labels, np.eye(4), (0.0, 1.0), labels).center, [30, 24, 20])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64, ">i2"])
