@@ -245,7 +245,7 @@ def test_make_targets_and_extras_exist():
     everything = "\n".join(DOCUMENTS.values()) + BUNDLE_README
     targets = set(re.findall(r"(?:^|`)make ([\w-]+)", everything, re.M))
     assert {"demo", "docs", "label-server"} <= targets <= set(re.findall(r"^([\w-]+):", makefile, re.M))
-    extras = set(re.findall(r"\.\[([\w,]+)\]", everything))
+    extras = {extra for names in re.findall(r"\.\[([\w,]+)\]", everything) for extra in names.split(",")}
     assert {"atlases", "bundle"} <= extras <= set(config["options.extras_require"])
 
 

@@ -1,5 +1,6 @@
 """A scan in, files out: the skull, the file types, the files on request, and mistakes of every kind."""
 
+import itertools
 import json
 import re
 import sys
@@ -244,6 +245,31 @@ def test_results_have_the_file_type_of_the_scan(folder, words, tmp_path, ending)
     copy = read_label_map(tmp_path / "out/ann_dseg.nii.gz")
     np.testing.assert_array_equal(copy, found)
     np.testing.assert_allclose(copy.affine, found.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("forms", [(1, 0), (0, 1), (1, 1), (4, 2)], ids=["sform", "qform", "both", "other codes"])
+def test_left_stays_left_in_all_48_orientations(folder, tmp_path, forms):
+    atlas = lcs.Atlas.read(*(folder / name for name in ("T1w.nii.gz", "dseg.nii.gz", "dseg.tsv")))
+    segmenter = lcs.Segmenter(atlas, settings=lcs.Settings(align="none", spacing=(MM, MM, MM)))
+    straight, labels = nib.load(folder / "T1w.nii.gz"), voxels(folder / "dseg.nii.gz")
+    orientations = [
+        np.array([*zip(axes, flips, strict=True)])
+        for axes in itertools.permutations(range(3))
+        for flips in itertools.product((1, -1), repeat=3)
+    ]
+    assert len(orientations) == 48
+    for orientation in orientations:
+        turned = straight.as_reoriented(orientation)
+        affine = turned.affine.copy()
+        for set_form, code in zip((turned.set_sform, turned.set_qform), forms, strict=True):
+            set_form(affine if code else None, code)
+        nib.save(turned, tmp_path / "turned.nii.gz")
+        paths = segmenter(tmp_path / "turned.nii.gz").save(tmp_path, overwrite=True, picture=False)
+        found = nib.load(paths["dseg"])
+        np.testing.assert_array_equal(np.asarray(found.dataobj), nib.apply_orientation(labels, orientation))
+        left = nib.affines.apply_affine(found.affine, np.argwhere(np.asarray(found.dataobj) == 11))
+        right = nib.affines.apply_affine(found.affine, np.argwhere(np.asarray(found.dataobj) == 50))
+        assert left[:, 0].max() < 0 < right[:, 0].min() + MM
 
 
 def test_probabilities_are_those_of_the_label_map(folder, words, tmp_path):
