@@ -95,6 +95,7 @@ def answer_with_masks(label_map: MetaTensor, masks: MetaTensor, requests: Sequen
         requests: from :func:`propagated_requests`; where two overlap, the smaller id wins.
 
     Example:
+        >>> import torch
         >>> found, masks = MetaTensor(torch.tensor([[17, 17, 0]])), MetaTensor(torch.tensor([[17, 4, 4]]))
         >>> answer_with_masks(found, masks, [RequestedLabel(4, "ventricle", (4,))]).tolist()
         [[17, 4, 4]]
