@@ -158,13 +158,14 @@ def test_a_folder_that_is_moved_away_stops_the_run(out, scans):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of 200 kB."""
-    folder = tmp_path / "disk"
+def small_disk(tmp_path, request):
+    """A folder on a file system of its own, of 200 kB if no other size is asked for."""
+    folder, size = tmp_path / "disk", getattr(request, "param", "200k")
     folder.mkdir()
     if not shutil.which("mount") or os.geteuid() != 0:
         pytest.skip("a small file system takes root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True, text=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     yield folder
@@ -184,8 +185,8 @@ def test_a_full_disk_stops_the_run(small_disk, scans):
     assert not assert_whole(out, scans)
 
 
+@pytest.mark.parametrize("small_disk", ["20m"], indirect=True)
 def test_a_disk_that_becomes_read_only_stops_the_run(small_disk, scans):
-    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     out = small_disk / "out"
     process = start(out, scans, 0.4)
     wait_for(lambda: sum(begun(out).values()) == 2)
