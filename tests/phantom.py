@@ -20,7 +20,7 @@ def make_volume(rng=None):
     if rng:
         xyz = (xyz - rng.uniform(-5, 5, 3)) / rng.uniform(0.93, 1.07, 3)
     head = (np.square((xyz - (0, -8, 0)) / (58, 66, 54))).sum(-1) < 1
-    image, labels = 20.0 * head, np.zeros(SHAPE, np.uint8)
+    image, labels = (20 + 0.01 * xyz[..., 2]) * head, np.zeros(SHAPE, np.uint8)
     for grey, (label, center) in enumerate(CENTERS.items(), start=2):
         inside = np.square(xyz - center).sum(-1) < 13**2
         image[inside], labels[inside] = 25.0 * grey, label

@@ -927,12 +927,13 @@ def test_paths_that_look_like_python(study, tmp_path, name, word):
 
 
 def test_a_case_that_fails_does_not_take_the_next_with_it(study, trained, tmp_path, capsys):
-    """Inside the engine as well: the first scan shares no grid with the atlas, and the second cannot be saved."""
+    """Inside the engine as well: the first scan shares no grid with the atlas, the second ends too early."""
     image = voxels(study / "images/sub-4.nii.gz")
     save(image[4:], tmp_path / "images/a.nii.gz")
     for name, case in (("b", 1), ("c", 2)):
         shutil.copy(study / f"images/sub-{case}.nii.gz", tmp_path / f"images/{name}.nii.gz")
-    (tmp_path / "out/b_volumes.tsv").mkdir(parents=True)  # in the way of the results
+    whole = (tmp_path / "images/b.nii.gz").read_bytes()
+    (tmp_path / "images/b.nii.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SystemExit, match="1"):
         segment(study, tmp_path / "out", tmp_path, checkpoint=trained / "model.pt", labels=16)
     assert sorted(path.name for path in (tmp_path / "out").glob("*_dseg.nii.gz")) == ["c_dseg.nii.gz"]

@@ -416,7 +416,10 @@ def test_the_command_writes_in_its_folder_alone(tmp_path, capsys, monkeypatch):
     scans.mkdir()
     atlas = atlas_of()
     for name, volume in (("image", atlas.image), ("labels", atlas.label_map), ("scans/good", atlas.image)):
-        nib.save(nib.Nifti1Image(volume[0].numpy().astype(np.uint8), np.eye(4)), tmp_path / f"{name}.nii.gz")
+        voxels = volume[0].numpy().astype(np.uint8)
+        if name != "labels":
+            voxels = voxels + 0.1 * np.arange(len(voxels), dtype=np.float32)[:, None, None]  # unlike a label map
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii.gz")
     (scans / "$(touch evil).nii").write_bytes(b"no image" * 100)
     (scans / "..nii").write_bytes(b"")
     os.mkfifo(scans / "pipe.nii")

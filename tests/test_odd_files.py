@@ -537,7 +537,12 @@ def test_a_scan_that_was_moved_does_not_keep_the_fields_of_its_file(tmp_path):
 
 def test_what_was_guessed_is_in_the_quality_and_above_the_picture(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr("monai_lcs.results.segmentation.qc_picture", lambda *_, title, **__: titles.append(title))
+
+    def draw(*volumes_and_path, title, **_):
+        titles.append(title)
+        volumes_and_path[3].touch()
+
+    monkeypatch.setattr("monai_lcs.results.segmentation.qc_picture", draw)
     with pytest.warns(GridWarning, match=r"which side is left is guessed\.$"):
         scan = read_scan(nifti(affine=None)(tmp_path))
     labels = MetaTensor((scan > 1200).as_tensor().int(), affine=scan.affine)

@@ -52,7 +52,7 @@ def blocks(language, text):
 def volume(shift=(0, 0, 0)):
     """A head with three blobs, moved by some mm."""
     xyz = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1) @ AFFINE[:3, :3] + AFFINE[:3, 3] - shift
-    image = 20.0 * (((xyz / (40, 46, 38)) ** 2).sum(-1) < 1)
+    image = (40 + 0.01 * xyz[..., 2]) * (((xyz / (40, 46, 38)) ** 2).sum(-1) < 1)  # unlike a label map
     labels = np.zeros(SHAPE, np.int16)
     for label, (center, radii, brightness) in enumerate(BLOBS.values(), 1):
         inside = (((xyz - center) / radii) ** 2).sum(-1) < 1
@@ -346,7 +346,7 @@ def layers():
 
 
 def modules_imported_by(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "monai_lcs":
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("monai_lcs."):

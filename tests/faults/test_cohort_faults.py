@@ -185,6 +185,7 @@ def test_a_full_disk_stops_the_run(small_disk, scans):
     assert not assert_whole(out, scans)
 
 
+@pytest.mark.slow  # the disk can be made read-only only between two files, which a quick run may not leave time for
 @pytest.mark.parametrize("small_disk", ["20m"], indirect=True)
 def test_a_disk_that_becomes_read_only_stops_the_run(small_disk, scans):
     out = small_disk / "out"
