@@ -26,6 +26,7 @@ from tqdm import tqdm
 from monai_lcs import files, pipeline
 from monai_lcs.atlas import Atlas
 from monai_lcs.cohort import Cohort, CohortFolder, Outcome, digests, saved_outcome, write_report
+from monai_lcs.inferers import follow, join_ranks, leading
 from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
 from monai_lcs.pipeline import Settings, checkpoints, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
@@ -70,6 +71,7 @@ __all__ = [
     "requested_labels",
     "result_table",
     "run_each",
+    "run_each_together",
     "run_training",
     "say_propagated",
     "score_each",
@@ -489,11 +491,8 @@ def device_ids(device: torch.device | str) -> list[torch.device] | None:
 
 def start_processes(device: torch.device | str, seed: int | None) -> None:
     """Join the other processes that ``torchrun`` started; each draws other labels and augmentations."""
-    if not dist.is_initialized():
-        dist.init_process_group(backend="nccl" if is_cuda(device) else "gloo")
-    if is_cuda(device):
-        torch.cuda.set_device(torch.device(device))
-    set_determinism(None if seed is None else seed + dist.get_rank())
+    joined = join_ranks(device)
+    set_determinism(None if seed is None else seed + joined)
 
 
 def scored_once(cases: int) -> Callable[[Any], Any]:
@@ -620,6 +619,22 @@ def run_each(
     if len(found) > 1:
         print("All cases of this folder:", *write_report(folder).values(), sep="\n  ")
     _end(len(found), failed)
+
+
+def run_each_together(evaluator: Evaluator, output_dir: str, overwrite: bool, made_with: Mapping[str, str]) -> None:
+    """:func:`run_each` in the first of the processes that ``torchrun`` started; the others decode labels for it.
+
+    Args:
+        evaluator: with a :class:`monai_lcs.inferers.HelpedInferer`.
+        output_dir: see :func:`run_each`.
+        overwrite: likewise.
+        made_with: likewise.
+    """
+    if dist.get_rank():
+        follow(evaluator.network, evaluator.state.device)  # type: ignore[attr-defined]
+        return
+    with leading():
+        run_each(evaluator, output_dir, overwrite, made_with)
 
 
 def made_with(

@@ -66,6 +66,8 @@ def load_segmenter(options: argparse.Namespace, progress: bool = False) -> Any:
     shown = progress and not options.quiet
     cache = AlignmentCache(options.cache, in_memory=0)  # no scan comes twice
     more = {"align": align, "cache": cache, "strip": options.strip, "progress": shown}
+    if getattr(options, "label_parallel", False):
+        more["label_parallel"] = True
     return Segmenter.load(weights, read_atlas(options), options.device, **more)
 
 
@@ -100,7 +102,7 @@ def make_output(options: argparse.Namespace, folder: Any) -> Any:
     """Which files are written; who calls it has seen to it that they may replace others."""
     from monai_lcs.pipeline.scan_to_files import Output
 
-    left_out = ("run", "scans", "words", "worker")
+    left_out = ("run", "scans", "words", "worker", "label_parallel")
     given = {name: value for name, value in vars(options).items() if name not in left_out and value is not None}
     tables = tuple(TABLES[name] for name in options.tables)
     picture = not options.no_picture

@@ -8,6 +8,7 @@ from typing import Any
 
 from monai_lcs.cli.cohort import add_cohort, open_folder, run_cohort
 from monai_lcs.cli.options import add_files, add_segmenting, add_talk, load_segmenter, make_output
+from monai_lcs.cli.together import leading_others, run_together
 from monai_lcs.cli.words import read_atlas, show_labels
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
+    if options.list_labels:
+        return show_labels(read_atlas(options), options.labels)
+    return run_together(options, _segment)
+
+
+def _segment(options: argparse.Namespace) -> int:
+    """Segment the scans, alone or as the first of several processes."""
     from monai_lcs.cohort import made_with, outcome
     from monai_lcs.pipeline.guard import describe_propagated
     from monai_lcs.pipeline.scan_to_files import segment_to_files
 
-    if options.list_labels:
-        return show_labels(read_atlas(options), options.labels)
     cases = _cases(options)
     folder = open_folder(options, cases)
     output = make_output(options, options.out)
@@ -48,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     files = [options.masks, options.probabilities, sorted(options.tables)]
     skull = [options.strip, options.mask]
     made = made_with(segmenter, requests, skull=skull, series=options.series, files=files)
-    return run_cohort(options, folder, cases, segment_and_save, made)
+    with leading_others(options):
+        return run_cohort(options, folder, cases, segment_and_save, made)
 
 
 def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:

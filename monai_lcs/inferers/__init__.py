@@ -1,7 +1,18 @@
 """Inferers: from a network that predicts one label to the label map of a whole volume."""
 
 from monai_lcs.inferers.atlas_label import AtlasLabelInferer
+from monai_lcs.inferers.helpers import HelpedInferer, follow, leading
 from monai_lcs.inferers.label_box import LabelBoxInferer
 from monai_lcs.inferers.label_sweep import LabelSweepInferer
+from monai_lcs.inferers.ranks import Ranks, join_ranks
 
-__all__ = ["AtlasLabelInferer", "LabelBoxInferer", "LabelSweepInferer"]
+__all__ = [
+    "AtlasLabelInferer",
+    "HelpedInferer",
+    "LabelBoxInferer",
+    "LabelSweepInferer",
+    "Ranks",
+    "follow",
+    "join_ranks",
+    "leading",
+]

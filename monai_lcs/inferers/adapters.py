@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_lcs.boxes import Box, whole_box
+from monai_lcs.boxes import Box, padded_shape, size_of, whole_box
 from monai_lcs.networks import Features, LabelConditionedNetwork, LabelConditionedUNet
 from monai_lcs.networks.crops import Mask
 
 __all__ = ["Adapter", "EncodeOnceAdapter", "PlainAdapter", "adapt", "unwrapped"]
+
+Batch = tuple[list[int], tuple[int, ...]]
+"""Numbers of what is decoded together, and the size in which each is."""
 
 
 class EncodeOnceAdapter:
@@ -54,10 +57,22 @@ class EncodeOnceAdapter:
         return self.network.encode(window[None, : self.image_channels], window[None, self.image_channels :])
 
     def decode(
-        self, features: Features, masks: Sequence[Mask], boxes: Sequence[Box], room: float
+        self,
+        features: Features,
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
+        room: float,
+        wanted: Collection[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each mask and its logits in its box, about ``room`` voxels at a time."""
-        return self.network.decode_boxes(features, masks, boxes, halo=self.halo, room=room)
+        """Yield the number of each wanted mask and its logits in its box, about ``room`` voxels at a time."""
+        some = {} if wanted is None else {"wanted": wanted}
+        return self.network.decode_boxes(features, masks, boxes, halo=self.halo, room=room, **some)
+
+    def batches(self, boxes: Sequence[Box], shape: Sequence[int], room: float) -> list[Batch]:
+        """Which boxes are decoded together in a window of a shape, and in which size."""
+        if not isinstance(self.network, LabelConditionedUNet):
+            return [([i], size_of(box)) for i, box in enumerate(boxes)]
+        return self.network.batches(boxes, padded_shape(shape, self.stride), room)
 
 
 class PlainAdapter:
@@ -97,17 +112,33 @@ class PlainAdapter:
         return window
 
     def decode(
-        self, window: Tensor, masks: Sequence[Mask], boxes: Sequence[Box], room: float
+        self,
+        window: Tensor,
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
+        room: float,
+        wanted: Collection[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each mask and its logits in its box, cropped from those of the window."""
-        for first in range(0, len(masks), self.labels_per_call):
-            chosen = masks[first : first + self.labels_per_call]
+        """Yield the number of each wanted mask and its logits in its box, cropped from those of the window."""
+        for numbers, _ in self.batches(boxes, window.shape[1:], room):
+            if wanted is not None and not any(i in wanted for i in numbers):
+                continue
+            chosen = [masks[i] for i in numbers]
             whole = whole_box(window.shape[1:])
             stacked = Mask.inside(chosen, [whole] * len(chosen), window.dtype)
             inputs = torch.cat([window[None].expand(len(chosen), *window.shape), stacked], dim=1)
             logits = self.network(inputs, *self.args, **self.kwargs)
-            for i, one in enumerate(logits, start=first):
-                yield i, one[0][boxes[i]]
+            for i, one in zip(numbers, logits, strict=True):
+                if wanted is None or i in wanted:
+                    yield i, one[0][boxes[i]]
+
+    def batches(self, boxes: Sequence[Box], shape: Sequence[int], room: float) -> list[Batch]:
+        """Which boxes are decoded together in a window of a shape, and in which size."""
+        numbers = range(len(boxes))
+        return [
+            (list(numbers[first : first + self.labels_per_call]), tuple(shape))
+            for first in range(0, len(boxes), self.labels_per_call)
+        ]
 
 
 Adapter = EncodeOnceAdapter | PlainAdapter

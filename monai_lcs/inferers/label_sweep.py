@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from monai_lcs.boxes import Box, label_boxes, refine, size_of, whole_box
 from monai_lcs.inferers.adapters import Adapter, adapt
 from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_voxels
 from monai_lcs.inferers.merger import BestLabelMerger, FineLabelMerger, VolumeMerger, logit_of, upsample_logits
+from monai_lcs.inferers.ranks import Ranks, digest
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.labels.exact import EXACT_INTEGERS
@@ -98,6 +99,10 @@ class LabelSweepInferer(Inferer):
         votes: whether the network sees soft masks: the last :data:`monai_lcs.labels.votes.VOTE_CHANNELS` channels are
             votes, of which the very last is the label map of the winners. Where a label is decoded is the same.
         progress: show a bar with the labels done.
+        label_parallel: share the labels among the processes of ``torch.distributed``, all of them or a group that is
+            given instead of ``True``. Each calls the inferer with the same input, decodes its part of the labels, and
+            gets the result of all: the same, voxel for voxel, as that of one process. The image is encoded by each. The
+            merge takes 8 bytes more a voxel of the result. Not with ``on_label``.
         device: where the result is gathered; the input's by default.
         sw_device: where the network is; the input's by default.
 
@@ -136,6 +141,7 @@ class LabelSweepInferer(Inferer):
         image_channels: int = 1,
         votes: bool = False,
         progress: bool = False,
+        label_parallel: Any = False,
         device: torch.device | str | None = None,
         sw_device: torch.device | str | None = None,
     ) -> None:
@@ -160,6 +166,9 @@ class LabelSweepInferer(Inferer):
         self.image_channels = image_channels
         self.label_channels = VOTE_CHANNELS if votes else 1
         self.progress = progress
+        self.label_parallel = label_parallel
+        if label_parallel and on_label is not None:
+            raise ValueError("`on_label` sees each label whole: it does not go with `label_parallel`.")
         self.device = device
         self.sw_device = sw_device
 
@@ -231,6 +240,29 @@ class LabelSweepInferer(Inferer):
     def _merge(
         self, item: int, sweep: VolumeSweep, parts: Sequence[Part], groups: Mapping[int, tuple[int, ...]]
     ) -> Tensor:
+        """Merge all parts; of several ranks each its own, and then what all have found."""
+        if not self.label_parallel:
+            return self._finished(item, *self._merge_parts(item, sweep, parts, groups), groups, sweep)
+        ranks = Ranks(None if self.label_parallel is True else self.label_parallel)
+        with ranks.together(digest(sweep.volume, groups)):
+            if sweep.dtype != torch.float32:
+                raise ValueError(f"`label_parallel` takes volumes up to float32, got {sweep.dtype}.")
+            wanted = {i for i, rank in enumerate(sweep.owners(parts, ranks.count)) if rank == ranks.rank}
+            best, masks = self._merge_parts(item, sweep, parts, groups, wanted)
+        ranks.merge(best)
+        found = self._finished(item, best, masks, groups, sweep)
+        if self.output == "masks":
+            ranks.merge_masks(found)
+        return found
+
+    def _merge_parts(
+        self,
+        item: int,
+        sweep: VolumeSweep,
+        parts: Sequence[Part],
+        groups: Mapping[int, tuple[int, ...]],
+        wanted: Collection[int] | None = None,
+    ) -> tuple[BestLabelMerger | FineLabelMerger, dict[int, Tensor]]:
         """Merge each part as soon as the sweep has blended it; report each label as soon as its parts are merged."""
         inner = refine(sweep.splitter.inner, self.upsample)
         best = self._label_merger(sweep, groups)
@@ -240,9 +272,9 @@ class LabelSweepInferer(Inferer):
             else None
         )
         masks: dict[int, Tensor] = {}
-        unfinished = Counter(part.label for part in parts)
+        unfinished = Counter(part.label for i, part in enumerate(parts) if wanted is None or i in wanted)
         with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
-            for part, logits in sweep.blended(parts):
+            for part, logits in sweep.blended(parts, wanted):
                 best.aggregate(part.label, logits, part.box)
                 if volumes is not None:
                     fine = upsample_logits(logits, self.upsample)
@@ -253,6 +285,18 @@ class LabelSweepInferer(Inferer):
                 bar.update()
                 if volumes is not None:
                     self._report(item, part.label, volumes.finalize(part.label)[inner][None], masks)
+        return best, masks
+
+    def _finished(
+        self,
+        item: int,
+        best: BestLabelMerger | FineLabelMerger,
+        masks: Mapping[int, Tensor],
+        groups: Mapping[int, tuple[int, ...]],
+        sweep: VolumeSweep,
+    ) -> Tensor:
+        """What the inferer returns of one volume, without the padding; the confidence is told."""
+        inner = refine(sweep.splitter.inner, self.upsample)
         if self.on_confidence is not None:
             self.on_confidence(item, best.confidence())
         if self.output == "label_map":

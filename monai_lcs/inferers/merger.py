@@ -71,7 +71,7 @@ class BestLabelMerger:
         self.logit = torch.full(tuple(shape), logit_of(threshold), dtype=dtype, device=device)
         self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
         self.second = self.logit.clone() if confidence else None
-        self.expected: dict[int, float] = defaultdict(float)  # voxels of each label
+        self.expected: dict[int, list[float]] = defaultdict(list)  # voxels of each label, in each of its boxes
 
     def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
         """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
@@ -80,7 +80,7 @@ class BestLabelMerger:
             rival = torch.minimum(best, logits).masked_fill_(ranks == self.rank[label], -math.inf)
             second = self.second[box]
             second.copy_(torch.maximum(second, rival))
-            self.expected[label] += float(torch.sigmoid(logits.float()).sum(dtype=torch.float64))
+            self.expected[label].append(float(torch.sigmoid(logits.float()).sum(dtype=torch.float64)))
         better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
         ranks.masked_fill_(better, self.rank[label])
         best.copy_(torch.maximum(best, logits))
@@ -109,7 +109,8 @@ class BestLabelMerger:
         voxels = torch.bincount(ranks, minlength=len(self.labels) + 1)[1:].tolist()
         right = torch.bincount(ranks, torch.sigmoid(margin).double(), len(self.labels) + 1)[1:].tolist()
         found = zip(self.labels, voxels, right, strict=True)
-        return {label: 2 * hits / (count + self.expected[label]) for label, count, hits in found if count}
+        expected = {label: math.fsum(each) for label, each in self.expected.items()}  # in any order the same
+        return {label: 2 * hits / (count + expected[label]) for label, count, hits in found if count}
 
     def finalize(self) -> Tensor:
         """Return the label map ``(*shape)``, int32."""

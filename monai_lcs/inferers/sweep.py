@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from monai_lcs.boxes import Box, crop, pad_end, shared_box, shift, size_of, unio
 from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
 from monai_lcs.inferers.adapters import Adapter, EncodeOnceAdapter
 from monai_lcs.inferers.margin import Part
+from monai_lcs.inferers.ranks import share_out
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.labels.votes import group_votes, vote_boxes
 from monai_lcs.networks import Features
@@ -51,6 +52,7 @@ class VolumeSweep:
         parts_per_pass: int | None = None,
         label_channels: int = 1,
     ) -> None:
+        self.volume = volume
         self.images, self.votes = volume[:-label_channels], volume[-label_channels:]
         self.splitter = splitter
         self.adapter = adapter
@@ -63,8 +65,19 @@ class VolumeSweep:
         self.parts_per_pass = parts_per_pass if len(self.windows) > 1 else None
         self.kept: dict[int, Any] = {}
 
-    def blended(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
-        """Yield each part with its blended logits, of the size of its box."""
+    def owners(self, parts: Sequence[Part], count: int) -> list[int]:
+        """Which of several ranks decodes each part, see :func:`monai_lcs.inferers.ranks.share_out`."""
+        shape = size_of(self.windows[0])
+        owners = share_out(self.adapter.batches([part.box for part in parts], shape, self._room()), count)
+        return [owners[i] for i in range(len(parts))]
+
+    def blended(self, parts: Sequence[Part], wanted: Collection[int] | None = None) -> Iterator[tuple[Part, Tensor]]:
+        """Yield each part with its blended logits, of the size of its box.
+
+        Args:
+            parts: the parts.
+            wanted: the numbers of those to yield, all by default; the others are only decoded where they must be.
+        """
         size = self.parts_per_pass or max(len(parts), 1)
         several = len(parts) > size
         importance = self.splitter.importance.to(self.device, self.dtype)
@@ -72,9 +85,12 @@ class VolumeSweep:
             chosen = parts[first : first + size]
             accumulator = LogitAccumulator([part.box for part in chosen], self.windows, importance)
             for w in accumulator.window_order():
-                features = self._encode(w, keep=several)
                 numbers = accumulator.boxes_in(w)
-                for n, logits in self._decode(features, w, [chosen[i] for i in numbers]):
+                asked = None if wanted is None else {n for n, i in enumerate(numbers) if first + i in wanted}
+                if asked is not None and not asked:
+                    continue
+                features = self._encode(w, keep=several)
+                for n, logits in self._decode(features, w, [chosen[i] for i in numbers], asked):
                     blended = accumulator.aggregate(numbers[n], w, logits)
                     if blended is not None:
                         yield chosen[numbers[n]], blended
@@ -92,14 +108,17 @@ class VolumeSweep:
             self.kept[w] = features
         return features
 
-    def _decode(self, features: Any, w: int, parts: Sequence[Part]) -> Iterator[tuple[int, Tensor]]:
-        """Decode parts where they meet the window; yield the number of each and its logits there."""
+    def _decode(
+        self, features: Any, w: int, parts: Sequence[Part], wanted: Collection[int] | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Decode parts where they meet the window; yield the number of each wanted one and its logits there."""
         votes = self._window_of(self.votes, w)
         found = vote_boxes(votes)
         ids = {part.label: part.ids for part in parts}
         mask_of = {label: vote_mask(votes, found, ids[label]) for label in ids}
         boxes = [shift(shared_box(self.windows[w], part.box), self.windows[w]) for part in parts]
-        for n, logits in self.adapter.decode(features, [mask_of[part.label] for part in parts], boxes, self._room()):
+        masks = [mask_of[part.label] for part in parts]
+        for n, logits in self.adapter.decode(features, masks, boxes, self._room(), wanted):
             if self.adapter.stitches and self.splitter.covered is not None:
                 logits = logits.masked_fill(~self.splitter.covered[parts[n].box].to(logits.device), NOWHERE)
             yield n, logits.to(self.device, self.dtype)

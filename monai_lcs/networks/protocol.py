@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -50,6 +50,7 @@ class LabelConditionedNetwork(Protocol):
         *,
         halo: int | str,
         room: float | None,
+        wanted: Collection[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of each of N masks of the first window, and its logits ``(*size)`` in its box.
 
@@ -60,4 +61,6 @@ class LabelConditionedNetwork(Protocol):
             halo: how far crops reach beyond a box, ``"exact"`` or voxels; see
                 :meth:`monai_lcs.networks.LabelConditionedUNet.decode`.
             room: about how many voxels to decode at a time.
+            wanted: the numbers of the masks to answer, all by default; the others, which other processes answer, must
+                not change the answer.
         """

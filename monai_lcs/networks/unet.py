@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -308,6 +308,7 @@ class LabelConditionedUNet(nn.Module):
         items: Sequence[int] | None = None,
         halo: int | str = "exact",
         room: float | None = None,
+        wanted: Collection[int] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Decode N labels as :meth:`decode` does, each in a box of its own; boxes of similar sizes make one batch.
 
@@ -320,6 +321,8 @@ class LabelConditionedUNet(nn.Module):
             halo: see :meth:`decode`.
             room: the most voxels to decode at a time, an eighth of the window by default. One label may exceed it where
                 its decoder cannot be divided.
+            wanted: the numbers of the labels to decode, all by default. The others only take their place: a batch
+                without any wanted one is not computed.
 
         Yields:
             The number of a label and its logits, of the size of its box, as soon as its batch is done.
@@ -338,7 +341,9 @@ class LabelConditionedUNet(nn.Module):
         window = tuple(features.levels[0].shape[2:])
         room = room or math.prod(window) / 8
         sources = [crop_source(level) for level in features.levels]
-        for chosen, size in self._batches(boxes, window, room):
+        for chosen, size in self.batches(boxes, window, room):
+            if wanted is not None and not any(i in wanted for i in chosen):
+                continue
             crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
             cropped = [self._crop_mask(masks[i], window) for i in chosen]
             of_items = [items[i] if items else 0 for i in chosen]
@@ -347,7 +352,8 @@ class LabelConditionedUNet(nn.Module):
             else:
                 logits = self._decode_levels(features, sources, cropped, crops, of_items, check_halo(halo))
             for i, around, answer in zip(chosen, crops, logits, strict=True):
-                yield i, answer[0][shift(boxes[i], around)]
+                if wanted is None or i in wanted:
+                    yield i, answer[0][shift(boxes[i], around)]
 
     def _decoder_blocks(self) -> list[Block]:
         """The decoder's blocks from the finest level to the bottleneck."""
@@ -423,10 +429,21 @@ class LabelConditionedUNet(nn.Module):
         ]
         return torch.stack(padded).unflatten(0, (len(boxes), -1))
 
-    def _batches(
+    def batches(
         self, boxes: Sequence[Box], window: Sequence[int], room: float
     ) -> list[tuple[list[int], tuple[int, ...]]]:
-        """Which boxes to decode together, and in crops of which size."""
+        """Which boxes :meth:`decode_boxes` decodes together, and in crops of which size.
+
+        Args:
+            boxes: N boxes.
+            window: shape of the padded window.
+            room: see :meth:`decode_boxes`.
+
+        Example:
+            >>> net = LabelConditionedUNet(2, channels=(4, 8))
+            >>> net.batches([(slice(0, 4), slice(0, 4)), (slice(5, 9), slice(8, 12))], (16, 16), room=100)
+            [([1, 0], (4, 4))]
+        """
         sizes = [size_of(box) for box in boxes]
         if self.depends_on_box:
             return batch_rounded_sizes(sizes, window, room, BOX_MULTIPLE)

@@ -15,6 +15,7 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 
 from monai_lcs.atlas import AlignmentCache, Atlas
+from monai_lcs.inferers import HelpedInferer
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
 from monai_lcs.pipeline.guard import answer_with_masks, propagated_requests
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, as_volume, to_native
@@ -49,6 +50,10 @@ class Segmenter:
         progress: show a bar over the labels.
         strip: whether to remove the skull, ``"auto"``, ``"yes"`` or ``"no"``, see
             :class:`monai_lcs.pipeline.skull.SkullStripper`.
+        label_parallel: share the labels of each scan among the processes that ``torchrun`` has started and
+            :func:`monai_lcs.inferers.join_ranks` has joined. The first one segments, inside
+            :func:`monai_lcs.inferers.leading`, with the same result; the others :func:`monai_lcs.inferers.follow`.
+            Probabilities are not told.
 
     Example:
         >>> labels = torch.zeros(1, 12, 12, 12, dtype=torch.int32)
@@ -77,6 +82,7 @@ class Segmenter:
         cache: AlignmentCache | PathLike | None = None,
         progress: bool = False,
         strip: str = "no",
+        label_parallel: bool = False,
     ) -> None:
         self.settings = settings or Settings()
         self.stripper = SkullStripper(strip, atlas.image)
@@ -84,6 +90,7 @@ class Segmenter:
         self.network = None if network is None else on_device(network, device).eval()
         self.device = device
         self.checkpoint: PathLike | None = None
+        self.label_parallel = label_parallel
         self.sweep_options = {
             "threshold": threshold,
             "upsample": upsample,
@@ -294,7 +301,9 @@ class Segmenter:
             options["on_label"] = lambda _, label, probability: on_probability(
                 label, MetaTensor(probability.cpu(), affine=grid)
             )
-        sweep = self.settings.label_sweep(labels, **options)
+        sweep: Any = self.settings.label_sweep(labels, label_parallel=self.label_parallel, **options)
+        if self.label_parallel:
+            sweep = HelpedInferer(sweep)
         result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
         found = result.as_tensor()[0].cpu()
         return MetaTensor(found.flip(1) if flip else found, affine=result.affine)
