@@ -58,11 +58,12 @@ def follow(network: Any, device: torch.device | str = "cpu") -> None:
 def leading() -> Iterator[None]:
     """What the first rank does while the others :func:`follow`; at its end they go on.
 
-    When the process is stopped from outside, torchrun stops the others.
+    They go on as well where cases failed and the process is to end with their status. When it is stopped from outside,
+    in the middle of a sweep, torchrun stops the others.
     """
     try:
         yield
-    except Exception:
+    except (Exception, SystemExit):  # whatever it is, it is told by the caller; an interrupt may come within a sweep
         _broadcast(None)
         raise
     _broadcast(None)
