@@ -1,11 +1,12 @@
 """What many scans cost: CPU time over the bare loop, one and two processes, and the report of a large cohort.
 
 python benchmarks/cohort.py OUT SCAN [SCAN ...]            # CPU time inside the bare work, and around it
-python benchmarks/cohort.py OUT SCAN [SCAN ...] --jobs 1 2 # the command, with one and with two processes
+python benchmarks/cohort.py OUT SCAN [SCAN ...] --jobs 1 2 # a bare loop, then the command with one and two processes
 python benchmarks/cohort.py OUT --records 10000            # records and report of so many cases, without scans
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -20,6 +21,16 @@ from monai_lcs.pipeline import Segmenter, shipped_weights
 from monai_lcs.study.cases import find_images
 
 COMMAND = "import sys; from monai_lcs.cli import main; sys.exit(main(sys.argv[1:]))"
+LOOP = """
+import sys
+from monai_lcs import Segmenter, named_atlas
+from monai_lcs.pipeline import shipped_weights
+
+out, align, *scans = sys.argv[1:]
+segmenter = Segmenter.load(shipped_weights(), named_atlas("desikan-killiany"), align=align or None)
+for scan in scans:
+    segmenter.segment(scan, segmenter.request()).save(out, overwrite=True)
+"""
 
 
 def main():
@@ -33,8 +44,7 @@ def main():
     if options.records:
         many_records(options.out, options.records)
     elif options.jobs:
-        more = ["--align", options.align] if options.align else []
-        throughput(options.out, options.scans, options.jobs, more)
+        throughput(options.out, options.scans, options.jobs, options.align)
     else:
         overhead(options.out, options.scans, options.align)
 
@@ -64,15 +74,23 @@ def overhead(out, scans, align):
     print(f"again, all finished: {cpu(lambda: cohort.run(cases, progress=False)):.3f} s")
 
 
-def throughput(out, scans, numbers, more):
-    """Wall and CPU seconds, and the peak memory of a process, of the command."""
+def throughput(out, scans, numbers, align):
+    """Wall and CPU seconds, and the peak memory of a process, of a bare loop over the scans and of the command."""
+    more = ["--align", align] if align else []
+    contenders = {"bare loop": [LOOP, str(out / "loop"), align or "", *scans]}
     for jobs in numbers:
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         words = ["segment", *scans, "-o", str(out / f"jobs-{jobs}"), "--jobs", str(jobs), "--overwrite", *more]
-        subprocess.run([sys.executable, "-c", COMMAND, *words], check=True)
+        contenders[f"--jobs {jobs}"] = [COMMAND, *words]
+    print(f"{len(scans)} scans, one thread a process\n| | wall | CPU | scans an hour | peak so far of a process |")
+    print("| :-- | --: | --: | --: | --: |")
+    one_thread = os.environ | dict.fromkeys(["OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"], "1")
+    for name, (program, *words) in contenders.items():
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run([sys.executable, "-W", "ignore", "-c", program, *words], check=True, env=one_thread)
         after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        print(f"{jobs} jobs: {wall:.0f} s, {used:.0f} CPU s, at most {after.ru_maxrss / 2**20:.2f} GiB a process")
+        each = f"{3600 * len(scans) / wall:.0f} | {after.ru_maxrss / 2**20:.2f} GiB |"
+        print(f"| {name} | {wall:.0f} s | {used:.0f} s | {each}", flush=True)
 
 
 def many_records(out, count):

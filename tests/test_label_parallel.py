@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import monai_lcs as lcs
 from monai_lcs.cli import main
 from monai_lcs.inferers import LabelSweepInferer
 from monai_lcs.inferers.merger import BestLabelMerger
-from monai_lcs.inferers.ranks import digest, from_keys, share_out, to_keys
+from monai_lcs.inferers.ranks import Ranks, digest, share_out
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.networks.crops import Mask
 from monai_lcs.pipeline import make_network
@@ -83,6 +85,7 @@ CASES = {
     "threshold 0": ({"labels": SAME, "threshold": 0.0, **ONE_WINDOW}, NORM),
     "windows, finer": ({"labels": SAME, "upsample": 2, **WINDOWS}, BATCH),
     "plain": ({"labels": SAME, "margin_mm": 3, "labels_per_pass": 2}, None),
+    "300 labels": ({"labels": {**SAME, **{i: (i % 8 + 1,) for i in range(100, 400)}}, "margin_mm": 2}, NORM),
     "one label": ({"labels": [3], **ONE_WINDOW}, NORM),
 }
 
@@ -158,22 +161,37 @@ def test_helpers_outlive_a_sweep_that_fails(found):
     assert equal is True
 
 
-def test_keys_are_in_the_order_of_logits():
-    """Of every pair, with signs and infinities, the larger key has the larger logit, or at a tie the smaller id."""
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(size=50), [0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3e38, -1e4]])
-    logits, ranks = torch.tensor(values).float(), torch.tensor(rng.integers(0, 4, len(values)), dtype=torch.uint8)
-    merger = BestLabelMerger([5, 6, 7], shape=(len(values),))
-    merger.logit, merger.ranks = logits.clone(), ranks.clone()
-    keys = to_keys(merger)
-    greater = keys[:, None] > keys[None]
-    expected = (logits[:, None] > logits[None]) | ((logits[:, None] == logits[None]) & (ranks[:, None] < ranks[None]))
-    assert torch.equal(greater, expected)
-    merger.ranks.zero_()
-    merger.logit.zero_()
-    from_keys(keys, merger)
-    assert torch.equal(merger.ranks, ranks)
-    assert torch.equal(merger.logit, logits)
+class Threads(Ranks):
+    """Ranks that are threads of this process."""
+
+    def __init__(self, rank, given, barrier):
+        self.rank, self.count, self.group = rank, len(given), None
+        self.given, self.barrier = given, barrier
+
+    def _largest(self, values):
+        self.given[self.rank] = values.clone()
+        self.barrier.wait()
+        values.copy_(torch.stack(self.given).amax(dim=0))
+        self.barrier.wait()
+
+
+@pytest.mark.parametrize("count", [3, 255, 256])
+def test_three_mergers_equal_one(count):
+    """Whatever each rank has merged, with ties, signs and infinities, all get what one merger gets of everything."""
+    rng = np.random.default_rng(count)
+    values = [*rng.normal(size=5), 0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3e38, -1e4]
+    labels, whole = range(1, count + 1), (slice(0, 500),)
+    one, *three = (BestLabelMerger(labels, (500,), threshold=0.0) for _ in range(4))
+    for label in [*rng.integers(1, count + 1, 12), count]:
+        logits = torch.tensor(rng.choice(values, 500)).float()
+        one.aggregate(label, logits, whole)
+        three[label % 3].aggregate(label, logits, whole)
+    given, barrier = [None] * 3, threading.Barrier(3, timeout=60)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda rank: Threads(rank, given, barrier).merge(three[rank]), range(3)))
+    for merger in three:
+        assert torch.equal(merger.finalize(), one.finalize())
+        assert torch.equal(merger.logit, one.logit)
 
 
 def test_work_is_shared_evenly():

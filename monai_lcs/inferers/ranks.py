@@ -16,7 +16,7 @@ from torch import Tensor
 from monai_lcs.boxes import CALL_COST
 from monai_lcs.inferers.merger import BestLabelMerger, FineLabelMerger
 
-__all__ = ["Ranks", "digest", "from_keys", "join_ranks", "share_out", "to_keys"]
+__all__ = ["Ranks", "digest", "join_ranks", "share_out"]
 
 
 def join_ranks(device: torch.device | str = "cpu", timeout: timedelta | None = None) -> int:
@@ -102,15 +102,28 @@ class Ranks:
 
     def _merge_best(self, best: BestLabelMerger) -> None:
         """The best label and its logit at every voxel, and what tells the confidence."""
-        own = None if best.second is None else (best.logit.clone(), best.ranks.clone())
-        keys = to_keys(best)
-        self._largest(keys)
-        from_keys(keys, best)
-        if best.second is not None and own is not None:
-            lost = own[1] != best.ranks  # against another rank's label: what was best here is its rival
-            best.second.copy_(torch.where(lost, own[0], best.second))
+        own, ranks = best.logit, best.ranks
+        best.logit = own.clone()
+        self._largest(best.logit)
+        best.ranks = self._smallest_where(own == best.logit, ranks, len(best.labels))
+        if best.second is not None:
+            lost = ranks != best.ranks  # against another rank's label: what was best here is its rival
+            best.second.copy_(torch.where(lost, own, best.second))
             self._largest(best.second)
             self._gather_expected(best)
+
+    def _smallest_where(self, best: Tensor, labels: Tensor, count: int) -> Tensor:
+        """The smallest label of the processes that have the best logit; background, 0, comes first, as for one process.
+
+        Args:
+            best: at which voxels this process has the best logit.
+            labels: its labels there, ranks from 0 to ``count``.
+            count: the largest that there can be.
+        """
+        fits = torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int32  # gloo reduces no int16
+        largest = (count - labels.to(fits)).mul_(best)
+        self._largest(largest)
+        return (count - largest).to(labels.dtype)
 
     def _gather_expected(self, best: BestLabelMerger) -> None:
         """The voxels to expect of each label in the boxes of all ranks."""
@@ -128,40 +141,6 @@ class Ranks:
     def _largest(self, values: Tensor) -> None:
         """Replace each value by the largest of all ranks."""
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
-
-
-def to_keys(best: BestLabelMerger) -> Tensor:
-    """The best logit and its label as one int64, which is larger for the better one: on a tie, for the smaller id.
-
-    Args:
-        best: with logits in float32.
-
-    Example:
-        >>> merger = BestLabelMerger([17, 53], shape=(2,))
-        >>> merger.aggregate(53, torch.tensor([2.0, 2.0]), (slice(0, 2),))
-        >>> other = BestLabelMerger([17, 53], shape=(2,))
-        >>> other.aggregate(17, torch.tensor([2.0, 1.0]), (slice(0, 2),))
-        >>> from_keys(torch.maximum(to_keys(merger), to_keys(other)), merger)
-        >>> merger.finalize()
-        tensor([17, 53], dtype=torch.int32)
-    """
-    ordered = _order((best.logit + 0.0).view(torch.int32))  # -0.0 becomes 0.0, which equals it
-    keys = ordered.long()
-    keys <<= 32
-    keys += len(best.labels) - best.ranks.int()  # background, rank 0, wins a tie
-    return keys
-
-
-def from_keys(keys: Tensor, best: BestLabelMerger) -> None:
-    """Replace the best labels and their logits by those that :func:`to_keys` put into the keys, which are used up."""
-    best.logit.copy_(_order((keys >> 32).int()).view(torch.float32))
-    best.ranks.copy_(keys.bitwise_and_(0xFFFFFFFF).neg_().add_(len(best.labels)))
-
-
-def _order(bits: Tensor) -> Tensor:
-    """Bits of floats as integers in the order of the floats, in place; and back, which is the same."""
-    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)  # of negative numbers the larger bits are the smaller number
-    return bits
 
 
 def share_out(batches: Sequence[tuple[Sequence[int], Sequence[int]]], count: int) -> dict[int, int]:
