@@ -25,6 +25,7 @@ from monai_lcs.pipeline import make_network
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 SCRIPT = """
+import contextlib
 import sys
 import torch
 from monai_lcs.inferers import HelpedInferer, LabelSweepInferer, follow, join_ranks, leading
@@ -58,6 +59,12 @@ else:
                 outlived.append(torch.equal(helped(given, net), LabelSweepInferer()(given, net)))
             except ValueError as error:
                 outlived.append(str(error))
+if rank:
+    follow(net)
+    outlived.append("released")
+else:
+    with contextlib.suppress(SystemExit), leading():
+        raise SystemExit(1)
 torch.save(outlived, f"{folder}/outlived{rank}.pt")
 
 errors = []
@@ -116,7 +123,8 @@ def found(tmp_path_factory):
     status, _, errors = run([folder / "script.py", folder], folder)
     assert status == 0, errors
     ranks = [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(2)]
-    ranks[0]["outlived"] = torch.load(folder / "outlived0.pt", weights_only=True)
+    for rank in range(2):
+        ranks[rank]["outlived"] = torch.load(folder / f"outlived{rank}.pt", weights_only=True)
     return ranks, [torch.load(folder / f"errors{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -154,8 +162,12 @@ def test_a_rank_that_fails_or_differs_stops_all(found):
 
 
 def test_helpers_outlive_a_sweep_that_fails(found):
-    """A process that follows the first knows no scan; after a sweep that has failed, it helps with the next."""
-    (first, _), _ = found
+    """A process that follows the first knows no scan; after a sweep that has failed, it helps with the next.
+
+    It is released when the first ends, also with the status of cases that have failed.
+    """
+    (first, second), _ = found
+    assert second["outlived"] == ["released"]
     failed, equal = first["outlived"]
     assert "takes volumes up to float32, got torch.float64" in failed
     assert equal is True
