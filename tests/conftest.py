@@ -1,6 +1,8 @@
 """One thread for the small tensors of the tests, where two are slower; and the real scans of tests marked `data`."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,9 @@ def real_data():
     for study in ("malc2012", "hippocampus"):
         assert (folder / study / "images").is_dir(), f"MONAI_LCS_DATA: there is no folder {folder / study / 'images'}"
     return folder
+
+
+def pytest_unconfigure():
+    """Keep the types of SWIG to the end of the process, which crashes there where ITK and SimpleITK share them."""
+    if shared := sys.modules.get("swig_runtime_data5"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(shared))
