@@ -373,6 +373,23 @@ def test_prepared_cases_that_cannot_be_aligned(study, atlas, tmp_path, capsys):
             PreparedDataset(cases, preprocessing, strict=strict, progress=False).align()
 
 
+@pytest.mark.parametrize("noise", [1e-7, -1e-7, 1e-5])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)], ids=["RAS", "other axes"])
+def test_headers_that_round_one_grid_otherwise_are_one_grid(atlas, axes, noise):
+    """At twice the voxel size the grid ends halfway between two voxels: rounding decides how many there are."""
+    image, _ = volume()
+    settings = lcs.Settings.from_dict({**SETTINGS, "spacing": [2 * MM] * 3, "margin_mm": None})
+    scan = nib.Nifti1Image(image, AFFINE).as_reoriented(np.array([*zip(axes, (1, -1, 1), strict=True)]))
+    expected = lcs.Segmenter(atlas, settings=settings)(scan).label_map
+    noisy = nib.Nifti1Image(scan.dataobj, scan.affine @ np.diag([1 + noise, 1 - noise, 1 + noise, 1]))
+    found = lcs.Segmenter(atlas, settings=settings)(noisy).label_map
+    assert len(expected.unique()) == 4
+    assert (found == expected).float().mean() > 0.97  # voxels of which the labels are carried may be others
+    moved = nib.Nifti1Image(scan.dataobj, nib.affines.from_matvec(np.eye(3), [0.5, 0, 0]) @ scan.affine)
+    with pytest.raises(ValueError, match="With mode='none' the atlas must be on the image's grid"):
+        lcs.Segmenter(atlas, settings=settings)(moved)
+
+
 def test_labels_that_the_atlas_lacks_are_said_before_training(study, atlas, capsys):
     few = atlas.with_labels(np.where(atlas.label_map == 16, 0, atlas.label_map), atlas.table.subset([11, 16]))
     case = {name: study / f"{name}s/sub-1.nii.gz" for name in ("image", "label")}

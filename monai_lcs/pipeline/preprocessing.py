@@ -25,7 +25,7 @@ from monai.utils import TransformBackends, look_up_option
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
-from monai_lcs.grids import affine_of, on_grid_of, resample, upright
+from monai_lcs.grids import affine_of, on_grid_of, resample, same_grid, upright
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of
@@ -37,6 +37,9 @@ __all__ = ["NETWORK_KEYS", "AlignedAtlas", "Preprocessing", "Scan", "ToNatived",
 
 NETWORK_KEYS = ("image", "atlas_image", "atlas_label")
 """What the network sees, in the order of its channels."""
+
+Grid = tuple[tuple[int, ...], np.ndarray]
+"""A shape ``(*spatial)`` and an affine."""
 
 TARGETS = (None, "network", "scan")
 REGISTERED_MM = 1.0
@@ -295,13 +298,7 @@ class Preprocessing(Transform):
     # ---- parts of steps ----------------------------------------------------------------------------------------------
 
     def _resampled(self, volume: MetaTensor, spacing: Sequence[float], mode: str = "bilinear") -> MetaTensor:
-        name = str(volume.meta.get("filename_or_obj") or "the scan")
-        check_resampled_size(volume, spacing, name)
-        shape, affine = _grid_at(volume, spacing)
-        voxels = resample(volume, shape, affine, mode).float()
-        meta = {name: value for name, value in volume.meta.items() if name != "affine"}
-        meta["spatial_shape"] = np.array(shape)
-        return MetaTensor(voxels.to(volume.device), affine=torch.as_tensor(affine), meta=meta)
+        return _on_grid(volume, _grid_at(volume, spacing), mode)
 
     def _target(self, d: Mapping[Hashable, Any], source: MetaTensor) -> MetaTensor:
         """The sample's label map, checked, on the grid where it is wanted."""
@@ -313,10 +310,21 @@ class Preprocessing(Transform):
     @cached_property
     def _atlas_on_network_grid(self) -> Atlas:
         """The atlas for scans that share its grid: what is resampled with a scan must be resampled like it."""
-        image = self.on_network_grid(self.atlas.image)
+        return self._atlas_at(_grid_at(self.atlas.image, self.settings.spacing))
+
+    def _atlas_like(self, scan: Scan) -> Atlas:
+        """The atlas on the network's grid of a scan that shares its grid, though their headers round it otherwise."""
+        atlas = self._atlas_on_network_grid
+        ours, theirs = _grid_of(atlas.image), _grid_of(scan.image)
+        as_it_is = ours[0] == theirs[0] and np.array_equal(ours[1], theirs[1])
+        if as_it_is or not same_grid(*_upright_grid(scan.source), *_upright_grid(self.atlas.image)):
+            return atlas
+        return self._atlas_at(theirs)
+
+    def _atlas_at(self, grid: Grid) -> Atlas:
+        image = _on_grid(self.atlas.image, grid)
         label_map: Any = self.atlas.label_map.float()
-        label_map = self.on_network_grid(label_map, "nearest")
-        return Atlas(image, label_map, self.atlas.table)
+        return Atlas(image, _on_grid(label_map, grid, "nearest"), self.atlas.table)
 
     def _to_register(self, scan: Scan) -> MetaTensor:
         """The scan with voxels as fine as its own, down to 1 mm; on the network's grid where that is no coarser."""
@@ -330,7 +338,7 @@ class Preprocessing(Transform):
         self, scan: Scan, to_register: MetaTensor, atlas: Atlas, aligner: AtlasAligner
     ) -> tuple[AlignedAtlas, bool]:
         if self.settings.align == "none":
-            atlas = self._atlas_on_network_grid
+            atlas = self._atlas_like(scan)
         alignment, known = self.cache.align(aligner, to_register, atlas)
         if to_register is not scan.image:
             alignment = alignment.on_grid_of(scan.image, atlas.image)
@@ -440,10 +448,30 @@ def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> 
     return on_grid_of(source, resample(values, source.shape[1:], affine_of(source), mode, outside=0), source.meta)
 
 
-def _grid_at(volume: MetaTensor, spacing: Sequence[float]) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine that :class:`monai.transforms.Spacing` gives a volume that was turned to RAS."""
+def _grid_of(volume: MetaTensor) -> Grid:
+    return tuple(volume.shape[1:]), affine_of(volume)
+
+
+def _upright_grid(volume: MetaTensor) -> Grid:
+    """The grid of a volume that is turned to RAS."""
     empty, affine = upright(np.broadcast_to(np.float32(0), volume.shape[1:]), affine_of(volume))
-    turned = MetaTensor(torch.zeros(1).expand(1, *empty.shape), affine=torch.as_tensor(affine))
+    return empty.shape, affine
+
+
+def _on_grid(volume: MetaTensor, grid: Grid, mode: str = "bilinear") -> MetaTensor:
+    """``(1, *spatial)`` resampled to a grid, float32."""
+    shape, affine = grid
+    voxels = resample(volume, shape, affine, mode).float()
+    meta = {name: value for name, value in volume.meta.items() if name != "affine"}
+    meta["spatial_shape"] = np.array(shape)
+    return MetaTensor(voxels.to(volume.device), affine=torch.as_tensor(affine), meta=meta)
+
+
+def _grid_at(volume: MetaTensor, spacing: Sequence[float]) -> Grid:
+    """The grid that :class:`monai.transforms.Spacing` gives a volume turned to RAS; an error if it is giant."""
+    check_resampled_size(volume, spacing, str(volume.meta.get("filename_or_obj") or "the scan"))
+    shape, affine = _upright_grid(volume)
+    turned = MetaTensor(torch.zeros(1).expand(1, *shape), affine=torch.as_tensor(affine))
     planned: Any = Spacing(pixdim=spacing, lazy=True)(turned)  # its own resampling takes 67 bytes a voxel
     return tuple(map(int, planned.peek_pending_shape())), np.asarray(planned.peek_pending_affine(), dtype=float)
 
