@@ -522,7 +522,11 @@ CORTEX = LabelTable(
         (np.array([6, 1]), (1, 6)),
         (torch.tensor([6, 1]), (1, 6)),
         ({"insula"}, (1, 2)),
-        ("Insula", None),
+        ("Insula", (1, 2)),
+        ("left-CUNEUS", (3,)),
+        ("LEFT-*", (3, 5, 7)),
+        ("left-pole*", (5,)),
+        ("Lobe:OCC*", (3, 4, 5)),
         ("insula,brainstem", None),
         ("", None),
     ],
@@ -534,6 +538,23 @@ def test_select(query, ids):
     else:
         assert CORTEX.select(query) == ids
         assert all(type(id) is int for id in CORTEX.select(query))
+
+
+def test_case_is_passed_over_only_where_that_is_unambiguous():
+    table = LabelTable([Label(1, "Insula", "cortex"), Label(2, "insula", "Cortex"), Label(3, "Pons")])
+    assert [table.select(query) for query in ("Insula", "insula", "I*", "cortex", "PONS")] == [
+        (1,),
+        (2,),
+        (1,),
+        (1,),
+        (3,),
+    ]
+    assert table.select("lobe:cort*") == (1,)
+    for query in ("INSULA", "INS*", "CORTEX"):
+        with pytest.raises(ValueError, match="names no label of the label table"):
+            table.select(query)
+    with pytest.raises(ValueError, match=r"'CORT\*' is no coarse name .*they are 'Cortex', 'cortex'"):
+        table.select("lobe:CORT*")
 
 
 def test_select_names_the_file_and_the_nearest(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import operator
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -257,7 +258,9 @@ class LabelTable:
                 - a glob, which holds one of ``*?[``: all labels whose name matches it, unless it is a name itself;
                 - a sequence of these: every label that a member finds. An empty one finds nothing.
 
-                Case matters. A string is not split at commas; :py:func:`monai_lcs.labels.parse_request` does that.
+                Upper and lower case count where something matches so. Else they are passed over, unless that would
+                match names that differ by nothing else. A string is not split at commas;
+                :py:func:`monai_lcs.labels.parse_request` does that.
 
         Raises:
             ValueError: if a member of the query finds no label. The message says the nearest names or ids.
@@ -267,6 +270,8 @@ class LabelTable:
             ...                     Label(3, "cuneus", "cortex", "L")])
             >>> table.select(None), table.select("insula"), table.select("c*"), table.select(["3", 1])
             ((1, 2, 3), (1, 2), (3,), (1, 3))
+            >>> table.select("Cortex"), table.select("CU*")
+            ((1, 2, 3), (3,))
             >>> table.select("Insulla")
             Traceback (most recent call last):
             ...
@@ -314,24 +319,28 @@ class LabelTable:
         return (id,)
 
     def _select_name(self, name: str) -> tuple[int, ...]:
-        # Names first: some hold the characters of a glob ("Left-Thalamus-Proper*").
-        ids = tuple(label.id for label in self if name in (label.name, label.parent))
+        names = [(label.id, label.name) for label in self]
+        # Names first: some hold the characters of a glob ("Left-Thalamus-Proper*")
+        ids = _matching([*names, *self._parents()], name, operator.eq)
         kind, colon, parent = name.partition(":")
-        if not ids and colon and kind in _PARENT_WORDS:
+        if not ids and colon and kind.lower() in _PARENT_WORDS:
             return self._select_children(parent.strip())
         if not ids and set(name) & set("*?["):
-            ids = tuple(label.id for label in self if fnmatch.fnmatchcase(label.name, name))
+            ids = _matching(names, name, fnmatch.fnmatchcase)
         if not ids:
             raise ValueError(f"{name!r} names no label of {self._source}; {self._nearest_names(name)}.")
         return ids
 
     def _select_children(self, parent: str) -> tuple[int, ...]:
-        ids = tuple(label.id for label in self if label.parent and fnmatch.fnmatchcase(label.parent, parent))
+        ids = _matching(self._parents(), parent, fnmatch.fnmatchcase)
         if ids:
             return ids
-        parents = sorted({label.parent for label in self if label.parent})
+        parents = sorted({text for _, text in self._parents()})
         known = f"they are {shorten(parents)}" if parents else "it has none"
         raise ValueError(f"{parent!r} is no coarse name of {self._source}; {known}.")
+
+    def _parents(self) -> list[tuple[int, str]]:
+        return [(label.id, label.parent) for label in self if label.parent]
 
     def _nearest_names(self, name: str) -> str:
         known = {text.lower(): text for label in self for text in (label.parent, label.name) if text}
@@ -348,3 +357,13 @@ class LabelTable:
             f"There is no label {id} in {self._source}, which has {len(self)} labels, "
             f"ids {self.ids[0]} to {self.ids[-1]}; the nearest: {shorten(near)}."
         )
+
+
+def _matching(texts: Sequence[tuple[int, str]], query: str, match: Callable[[str, str], bool]) -> tuple[int, ...]:
+    """The ids of texts that match; whatever the case where none does else, unless texts differ by nothing but case."""
+    for fold in (str, str.lower):
+        found = [(id, text) for id, text in texts if match(fold(text), fold(query))]
+        spellings = {text for _, text in found}
+        if found and len({fold(text) for text in spellings}) == len(spellings):
+            return tuple(sorted({id for id, _ in found}))
+    return ()
