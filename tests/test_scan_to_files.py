@@ -24,6 +24,7 @@ from monai_lcs.atlas.named import T1, packaged
 from monai_lcs.labels import Label, LabelTable
 from monai_lcs.pipeline import make_network
 from monai_lcs.pipeline.skull import has_skull
+from monai_lcs.results.dicom_seg import read_slices, write_dicom_seg
 from monai_lcs.study.checks import check_t1, read_label_map, read_scan
 
 MM = 4.0
@@ -421,6 +422,7 @@ def write_series(volume, folder, uid, description):
         plane = volume[:, :, z]
         position = "\\".join(map(str, volume.TransformIndexToPhysicalPoint((0, 0, z))))
         tags = {"0008|0060": "MR", "0020|000e": uid, "0020|000d": "1.2.3", "0008|103e": description}
+        tags |= {"0020|0052": "1.2.9", "0010|0020": "ann", "0020|0011": "7"}
         tags |= {"0020|0032": position, "0020|0037": orientation, "0020|0013": str(z), "0008|0018": f"{uid}.{z + 1}"}
         for tag, value in tags.items():
             plane.SetMetaData(tag, value)
@@ -457,6 +459,114 @@ def test_a_missing_slice_is_said(words, dicom, tmp_path, capsys):
     assert_said(capsys, r"study lacks slices: their distances are 4.00 to 8.00 mm")
 
 
+@pytest.fixture
+def oblique(folder, tmp_path):
+    """A DICOM series whose axes lie along none of the patient's, with three voxel sizes; the words of its atlas."""
+    volumes = [sitk.ReadImage(str(folder / f"{name}.nii.gz")) for name in ("T1w", "dseg")]
+    turn = nib.eulerangles.euler2mat(0.3, -0.2, 0.4) @ np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]])
+    for volume in volumes:
+        volume.SetDirection(turn.ravel().tolist())
+        volume.SetSpacing((3.5, 4.0, 4.5))
+    scan = sitk.Cast(volumes[0] * 10, sitk.sitkInt16)
+    write_series(scan, tmp_path / "oblique", "1.2.3.6", "T1")
+    for file in (tmp_path / "oblique").iterdir():
+        header = pytest.importorskip("pydicom").dcmread(file)
+        header.SpecificCharacterSet, header.PatientName = "ISO_IR 100", "Müller^Ann"
+        header.save_as(file)
+    sitk.WriteImage(scan, str(tmp_path / "T1w.nii.gz"))
+    sitk.WriteImage(volumes[1], str(tmp_path / "dseg.nii.gz"))
+    atlas = [str(tmp_path / "T1w.nii.gz"), str(tmp_path / "dseg.nii.gz"), str(folder / "dseg.tsv")]
+    return tmp_path / "oblique", ["--atlas", *atlas, "--weights", "none", "--align", "none", "--no-picture"]
+
+
+def voxels_of_seg(seg, like):
+    """The ids of a DICOM SEG at the voxels of a NIfTI image, by the places in the patient that it gives its pixels."""
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    across, down = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3))
+    mm_down, mm_across = shared.PixelMeasuresSequence[0].PixelSpacing
+    ids = {one.SegmentNumber: int(re.search("[0-9]+", one.SegmentDescription)[0]) for one in seg.SegmentSequence}
+    found = np.zeros(like.shape, int)
+    for frame, groups in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        rows, columns = frame.nonzero()
+        first = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
+        lps = first + np.outer(columns * mm_across, across) + np.outer(rows * mm_down, down)
+        places = nib.affines.apply_affine(np.linalg.inv(like.affine), lps * (-1, -1, 1))
+        np.testing.assert_allclose(places, places.round(), atol=1e-3)
+        found[tuple(places.round().astype(int).T)] = ids[
+            groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        ]
+    return found
+
+
+def test_a_dicom_seg_is_the_label_map_in_the_patient(oblique, tmp_path):
+    pytest.importorskip("highdicom")
+    from highdicom.color import CIELabColor
+    from pydicom import dcmread
+
+    series, words = oblique
+    assert cli.main(["segment", str(series), "-o", str(tmp_path / "out"), *words, "--dicom-seg"]) == 0
+    seg, expected = dcmread(tmp_path / "out/oblique_dseg.dcm"), nib.load(tmp_path / "out/oblique_dseg.nii.gz")
+    assert len(np.unique(expected.dataobj)) == 4
+    np.testing.assert_array_equal(voxels_of_seg(seg, expected), expected.dataobj)
+
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 4.5
+    # Each frame refers to the slice that it lies on
+    sources = {file.SOPInstanceUID: file for file in map(dcmread, series.iterdir())}
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        source = sources[groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
+        place = groups.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(place, source.ImagePositionPatient, atol=1e-4)
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.6"
+    assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID, seg.PatientID) == ("1.2.3", "1.2.9", "ann")
+    assert (seg.PatientName, seg.Modality, seg.SeriesNumber) == ("Müller^Ann", "SEG", 1007)
+
+    segments = {segment.SegmentLabel: segment for segment in seg.SegmentSequence}
+    assert list(segments) == list(TABLE.names)
+    for label in TABLE:
+        kind = segments[label.name].SegmentedPropertyTypeCodeSequence[0]
+        sides = [side.CodeMeaning[0] for side in kind.get("SegmentedPropertyTypeModifierCodeSequence", [])]
+        assert sides == ([label.hemisphere] if label.hemisphere else [])
+        assert kind.CodeMeaning == {16: "Brain Stem"}.get(label.id, "Caudate Nucleus")
+        color = CIELabColor.from_dicom_value(segments[label.name].RecommendedDisplayCIELabValue)
+        np.testing.assert_allclose(color.to_rgb(), label.color, atol=2)
+        algorithm = segments[label.name].SegmentationAlgorithmIdentificationSequence[0]
+        assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("monai-lcs", lcs.__version__)
+        assert "weights=none" in algorithm.AlgorithmParameters
+
+
+def test_an_empty_or_another_label_map_is_no_dicom_seg(oblique, tmp_path):
+    pytest.importorskip("highdicom")
+    slices = read_slices(oblique[0])
+    empty = MetaTensor(torch.zeros(1, *SHAPE, dtype=torch.int32))
+    assert write_dicom_seg(tmp_path / "empty.dcm", empty, TABLE, slices) == 0
+    assert not (tmp_path / "empty.dcm").exists()
+    with pytest.raises(ValueError, match=r"slices of the shape \(22, 26, 23\), the DICOM series \(22, 26, 24\)"):
+        write_dicom_seg(tmp_path / "other.dcm", empty[:, 1:], TABLE, slices)
+    (tmp_path / "there.dcm").touch()
+    with pytest.raises(FileExistsError, match=r"there\.dcm exists"):
+        write_dicom_seg(tmp_path / "there.dcm", empty, TABLE, slices)
+
+
+def test_what_can_have_no_dicom_seg(folder, words, oblique, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("highdicom")
+    run = ["segment", "-o", str(tmp_path / "out"), *words, "--dicom-seg"]
+    assert cli.main([*run[:1], str(folder / "T1w.nii.gz"), *run[1:]]) == 2
+    assert_said(capsys, r"--dicom-seg takes folders of a DICOM series, got .*T1w.nii.gz")
+
+    import pydicom
+
+    file = sorted(oblique[0].iterdir())[3]
+    header = pydicom.dcmread(file)
+    del header.FrameOfReferenceUID
+    header.save_as(file)
+    assert cli.main([*run[:1], str(oblique[0]), *run[1:]]) == 1
+    assert_said(capsys, r"No DICOM SEG can refer to .*1.2.3.6_003.dcm, which has no FrameOfReferenceUID")
+
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    assert cli.main([*run[:1], str(oblique[0]), *run[1:]]) == 2
+    assert_said(capsys, r"A DICOM SEG needs highdicom: pip install 'monai-lcs\[dicomseg\]'")
+
+
 def test_a_bids_app(folder, words, tmp_path, capsys):
     bids, out = tmp_path / "bids", tmp_path / "out"
     for name in ("sub-01/ses-a/anat/sub-01_ses-a_T1w", "sub-01/ses-b/anat/sub-01_ses-b_T1w", "sub-02/anat/sub-02_T1w"):
@@ -476,5 +586,10 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
     assert description["GeneratedBy"][0]["Version"] == lcs.__version__
+    assert (out / "README.md").read_text().startswith("# Label conditioned segmentation of three\n")
+    ignored = (out / ".bidsignore").read_text().split()
+    written = [path for path in out.rglob("sub-*") if path.is_file()]
+    kept = [path.name for path in written if not any(path.match(pattern) for pattern in ignored)]
+    assert {name.rpartition("_")[2] for name in kept} == {"dseg.nii.gz", "dseg.tsv"}
     assert cli.main(run) == 2
     assert_said(capsys, "sub-01_ses-b_dseg.nii.gz exists: choose another OUT, or add --overwrite")

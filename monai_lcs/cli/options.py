@@ -105,5 +105,5 @@ def make_output(options: argparse.Namespace, folder: Any) -> Any:
     left_out = ("run", "scans", "words", "worker", "label_parallel")
     given = {name: value for name, value in vars(options).items() if name not in left_out and value is not None}
     tables = tuple(TABLES[name] for name in options.tables)
-    picture = not options.no_picture
-    return Output(folder, True, picture, options.masks, options.probabilities, tables, given)
+    picture, seg = not options.no_picture, getattr(options, "dicom_seg", False)
+    return Output(folder, True, picture, options.masks, options.probabilities, tables, seg, given)

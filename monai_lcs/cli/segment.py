@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from monai_lcs.cli.cohort import add_cohort, open_folder, run_cohort
@@ -22,6 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mask", metavar="FILE", help="the brain of the one scan, not 0 there, on the scan's grid")
     command.add_argument("--series", metavar="UID", help="the series of DICOM folders with several: UID or description")
     add_files(command)
+    command.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG of each DICOM series")
     command.add_argument("--list-labels", action="store_true", help="only show the labels that can be requested")
     add_cohort(command)
     add_talk(command)
@@ -51,7 +54,7 @@ def _segment(options: argparse.Namespace) -> int:
     def segment_and_save(case: dict[str, Any]) -> Any:
         return outcome(*segment_to_files(segmenter, case, requests, output))
 
-    files = [options.masks, options.probabilities, sorted(options.tables)]
+    files = [options.masks, options.probabilities, sorted(options.tables), options.dicom_seg]
     skull = [options.strip, options.mask]
     made = made_with(segmenter, requests, skull=skull, series=options.series, files=files)
     with leading_others(options):
@@ -67,4 +70,16 @@ def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:
     cases = find_images(options.scans)
     if options.mask and len(cases) > 1:
         raise ValueError(f"--mask {options.mask} is the mask of one scan, got {len(cases)} scans: give one.")
+    if options.dicom_seg:
+        _check_dicom(cases)
     return [{**case, "mask": options.mask, "series": options.series} for case in cases]
+
+
+def _check_dicom(cases: Sequence[dict[str, Any]]) -> None:
+    """A DICOM SEG lies on the slices of a DICOM series."""
+    from monai_lcs.results.dicom_seg import require_highdicom
+
+    require_highdicom()
+    for case in cases:
+        if not Path(case["image"]).is_dir():
+            raise ValueError(f"--dicom-seg takes folders of a DICOM series, got {case['image']}.")

@@ -17,6 +17,7 @@ from monai_lcs.pipeline.preprocessing import as_volume
 from monai_lcs.pipeline.record import make_record, noted_warnings
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.results import Segmentation
+from monai_lcs.results.dicom_seg import read_slices, write_dicom_seg
 from monai_lcs.results.segmentation import label_words
 from monai_lcs.results.volume_files import ending_like, write_volume
 from monai_lcs.study.checks import check_t1
@@ -36,6 +37,7 @@ class Output:
         masks: whether to write a mask of each label.
         probabilities: whether to write the probability of each label.
         tables: endings of further files with the label table.
+        dicom_seg: whether to write a DICOM SEG, of scans that are folders of a DICOM series.
         given: what the user asked for, for ``run.json``.
 
     Example:
@@ -49,6 +51,7 @@ class Output:
     masks: bool = False
     probabilities: bool = False
     tables: Sequence[str] = ()
+    dicom_seg: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,14 +94,25 @@ def segment_to_files(
     ending = ending_like(case["image"])
     with noted_warnings() as noted:
         series = case.get("series")
+        slices = read_slices(case["image"], series) if output.dicom_seg else []
         scan = as_volume(read_image(case["image"], series) if series else case["image"])
         check_t1(scan, case["image"])
         written = _probability_writer(segmenter, scan, case["case"], requests, output) if output.probabilities else None
         result = segmenter.segment(scan, requests, case["case"], case.get("mask"), written)
     record = make_record(segmenter, result, noted, dict(output.given))
     result = replace(result, record=record)
+    more = _write_dicom_seg(result, slices, output) if output.dicom_seg else {}
     paths = result.save(output.folder, output.overwrite, output.picture, output.masks, output.tables, ending)
-    return result, paths
+    return result, {**more, **paths}
+
+
+def _write_dicom_seg(result: Segmentation, slices: Sequence[Any], output: Output) -> dict[str, str]:
+    """Write the DICOM SEG, if any label was found; before the label map: if that exists, all do."""
+    check_writable(Path(output.folder))
+    path = Path(output.folder) / f"{result.case}_dseg.dcm"
+    made_with = {name: str(output.given[name]) for name in ("weights", "atlas", "align") if name in output.given}
+    segments = write_dicom_seg(path, result.label_map, result.table, slices, made_with, output.overwrite)
+    return {"dseg.dcm": str(path)} if segments else {}
 
 
 def _probability_writer(

@@ -12,7 +12,7 @@ from monai.config import PathLike
 from monai_lcs.grids import from_sitk
 from monai_lcs.study.file_data import FileImage, ImageFileError
 
-__all__ = ["find_series", "read_series"]
+__all__ = ["find_series", "read_series", "series_files"]
 
 UNEVEN = 0.1
 """Distances of slices that differ by more than this share of their median have gaps between them."""
@@ -39,7 +39,7 @@ def read_series(folder: PathLike, series: str | None = None) -> FileImage:
     Raises:
         ImageFileError: where there is none or not one, a slice is missing, or several share a position.
     """
-    files = _choose(Path(folder), series)
+    files = series_files(folder, series)
     _check_slices(Path(folder), files)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
@@ -47,8 +47,16 @@ def read_series(folder: PathLike, series: str | None = None) -> FileImage:
     return FileImage(volume[0].numpy(), affine)
 
 
-def _choose(folder: Path, series: str | None) -> list[str]:
-    """The files of the one series that is meant."""
+def series_files(folder: PathLike, series: str | None = None) -> list[str]:
+    """Find the files of the one series that is meant, in the order of their slices.
+
+    Args:
+        folder: holds the slices.
+        series: which one, see :func:`read_series`.
+
+    Raises:
+        ImageFileError: where there is none or not one.
+    """
     found = find_series(folder)
     if not found:
         raise ImageFileError(f"{folder} holds no images and no DICOM series.")
