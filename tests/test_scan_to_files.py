@@ -557,7 +557,11 @@ def test_what_can_have_no_dicom_seg(folder, words, oblique, tmp_path, monkeypatc
 
     file = sorted(oblique[0].iterdir())[3]
     header = pydicom.dcmread(file)
-    del header.FrameOfReferenceUID
+    header.NumberOfFrames = 2
+    header.save_as(file)
+    with pytest.raises(ValueError, match=r"1\.2\.3\.6_003\.dcm, which holds several slices"):
+        read_slices(oblique[0])
+    del header.FrameOfReferenceUID, header.NumberOfFrames
     header.save_as(file)
     assert cli.main([*run[:1], str(oblique[0]), *run[1:]]) == 1
     assert_said(capsys, r"No DICOM SEG can refer to .*1.2.3.6_003.dcm, which has no FrameOfReferenceUID")

@@ -74,15 +74,21 @@ def read_slices(folder: PathLike, series: str | None = None) -> Sequence[Dataset
     files = series_files(folder, series)
     slices = [dcmread(file, stop_before_pixels=True) for file in files]
     for file, header in zip(files, slices, strict=True):
-        if missing := [name for name in _NEEDED if not header.get(name)]:
-            raise ValueError(f"No DICOM SEG can refer to {file}, which has no {missing[0]}.")
-        if header.get("NumberOfFrames", 1) != 1:
-            raise ValueError(f"No DICOM SEG can be written of {file}, which holds several slices.")
+        _check(file, header)
+    for header in slices:
         for name in _MAY_LACK:
             header.setdefault(name, None)
         if not header.get("SliceThickness"):  # without one, dcmqi and so 3D Slicer cannot read the SEG
             header.SliceThickness = _distance(slices)
     return slices
+
+
+def _check(file: str, header: Dataset) -> None:
+    """A DICOM SEG needs slices that are files of their own, and lie somewhere in a patient."""
+    if header.get("NumberOfFrames", 1) != 1:
+        raise ValueError(f"No DICOM SEG can be written of {file}, which holds several slices.")
+    if missing := [name for name in _NEEDED if not header.get(name)]:
+        raise ValueError(f"No DICOM SEG can refer to {file}, which has no {missing[0]}.")
 
 
 def _distance(slices: Sequence[Dataset]) -> float:
