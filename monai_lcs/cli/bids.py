@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Segment the T1-weighted scans of a BIDS dataset into derivatives, as a BIDS App."""
-    from monai_lcs.files import check_writable
+    from monai_lcs.files import check_writable, write_atomically
     from monai_lcs.pipeline.scan_to_files import segment_to_files
-    from monai_lcs.study.bids import derivatives_folder, describe_derivatives, find_t1w
+    from monai_lcs.study.bids import derivatives_folder, derivatives_texts, find_t1w
 
     cases = find_t1w(options.bids, options.participant_label or (), options.session_label or ())
     check_writable(options.out)
     _check_new(options, cases)
     segmenter = load_segmenter(options, progress=len(cases) == 1)
     requests = segmenter.request(options.labels)
-    description = Path(options.out) / "dataset_description.json"
-    description.write_text(json.dumps(describe_derivatives(options.bids), indent=2) + "\n")
+    for name, text in derivatives_texts(options.bids).items():
+        write_atomically(Path(options.out) / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
     def segment_and_save(case: dict[str, Any]) -> None:
         folder = derivatives_folder(options.out, case["image"])

@@ -13,9 +13,25 @@ from monai.config import PathLike
 from monai_lcs import __version__
 from monai_lcs.study.cases import shorten_names
 
-__all__ = ["derivatives_folder", "describe_derivatives", "find_t1w"]
+__all__ = ["derivatives_folder", "derivatives_texts", "describe_derivatives", "find_t1w"]
 
 BIDS_VERSION = "1.10.0"
+
+NOT_BIDS = ("*_volumes.tsv", "*_qc.png", "*_run.json", "*_dseg.ctbl", "*_dseg.label", "*_dseg.txt")
+"""Files of results whose names BIDS does not know."""
+
+_README = """# {title}
+
+`monai-lcs bids` {version} made this dataset: T1-weighted scans segmented by an atlas.
+
+- `*_dseg.nii.gz`: the label map on the grid of the scan; `*_dseg.tsv`: its ids, names and colors.
+- `*_desc-brain_mask.nii.gz`: the brain, where a skull was removed.
+- `*_volumes.tsv`: voxels, mm3 and the Dice to expect of each label.
+- `*_qc.png`: the scan with the outlines of its labels. Look at it first.
+- `*_run.json`: weights, atlas and their licenses, settings, versions and warnings of each scan.
+
+`.bidsignore` names the files that BIDS does not know. This is research software, not a medical device.
+"""
 
 
 def find_t1w(bids: PathLike, participants: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -96,4 +112,25 @@ def describe_derivatives(bids: PathLike) -> dict[str, Any]:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "monai-lcs", "Version": __version__}],
         "SourceDatasets": [{"URL": Path(bids).absolute().as_uri()}],
+    }
+
+
+def derivatives_texts(bids: PathLike) -> dict[str, str]:
+    """The files at the top of the derivatives, by their names: description, README and ``.bidsignore``.
+
+    Raises:
+        ValueError: as :func:`describe_derivatives`.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "dataset_description.json").write_text('{"Name": "Two brains"}')
+        >>> texts = derivatives_texts(folder)
+        >>> sorted(texts), texts["README.md"].splitlines()[0]
+        (['.bidsignore', 'README.md', 'dataset_description.json'], '# Label conditioned segmentation of Two brains')
+    """
+    description = describe_derivatives(bids)
+    return {
+        "dataset_description.json": json.dumps(description, indent=2) + "\n",
+        "README.md": _README.format(title=description["Name"], version=__version__),
+        ".bidsignore": "\n".join([*NOT_BIDS, ""]),
     }
