@@ -459,6 +459,14 @@ def test_a_missing_slice_is_said(words, dicom, tmp_path, capsys):
     assert_said(capsys, r"study lacks slices: their distances are 4.00 to 8.00 mm")
 
 
+def test_a_localizer_is_no_volume(words, dicom, tmp_path, capsys):
+    volume, study = dicom
+    write_series(sitk.PermuteAxes(volume, (1, 2, 0)), tmp_path / "other", "1.2.3.4", "T1 MPRAGE")
+    (tmp_path / "other/1.2.3.4_010.dcm").rename(study / "other.dcm")
+    assert cli.main(["segment", str(study), "-o", str(tmp_path / "out"), *words]) == 1
+    assert_said(capsys, r"study holds slices of several directions, as a localizer has them")
+
+
 @pytest.fixture
 def oblique(folder, tmp_path):
     """A DICOM series whose axes lie along none of the patient's, with three voxel sizes; the words of its atlas."""
@@ -472,6 +480,7 @@ def oblique(folder, tmp_path):
     for file in (tmp_path / "oblique").iterdir():
         header = pytest.importorskip("pydicom").dcmread(file)
         header.SpecificCharacterSet, header.PatientName = "ISO_IR 100", "Müller^Ann"
+        header.ImageOrientationPatient[0] += 1e-7 * header.InstanceNumber  # as some scanners round it
         header.save_as(file)
     sitk.WriteImage(scan, str(tmp_path / "T1w.nii.gz"))
     sitk.WriteImage(volumes[1], str(tmp_path / "dseg.nii.gz"))

@@ -28,6 +28,7 @@ _NEEDED = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
 )
+_SHARED = ("ImageOrientationPatient", "PixelSpacing")
 _MAY_LACK = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
@@ -78,6 +79,8 @@ def read_slices(folder: PathLike, series: str | None = None) -> Sequence[Dataset
     for header in slices:
         for name in _MAY_LACK:
             header.setdefault(name, None)
+        for name in _SHARED:  # a SEG has them once, and some scanners round them otherwise in each slice
+            header[name] = slices[0][name]
         if not header.get("SliceThickness"):  # without one, dcmqi and so 3D Slicer cannot read the SEG
             header.SliceThickness = _distance(slices)
     return slices

@@ -17,6 +17,9 @@ __all__ = ["find_series", "read_series", "series_files"]
 UNEVEN = 0.1
 """Distances of slices that differ by more than this share of their median have gaps between them."""
 
+UNPARALLEL = 1e-3
+"""Directions of slices, in unit vectors, that differ by more are those of several stacks."""
+
 
 def find_series(folder: PathLike) -> dict[str, list[str]]:
     """Find the DICOM series of a folder, not of its subfolders: the files of each, in the order of their slices.
@@ -76,6 +79,12 @@ def _tag(file: str, tag: str) -> str:
     return str(reader.GetMetaData(tag)).strip() if reader.HasMetaDataKey(tag) else ""
 
 
+def _numbers(files: Sequence[str], tag: str) -> np.ndarray | None:
+    """The numbers of a tag of each file; ``None`` where a file lacks it."""
+    texts = [_tag(file, tag) for file in files]
+    return np.array([[float(number) for number in text.split("\\")] for text in texts]) if all(texts) else None
+
+
 def _description(files: Sequence[str]) -> str:
     return _tag(files[0], "0008|103e")
 
@@ -86,10 +95,13 @@ def _describe(uid: str, files: Sequence[str]) -> str:
 
 def _check_slices(folder: Path, files: Sequence[str]) -> None:
     """Slices must be parallel and as far from one another as their neighbors are."""
-    positions = [_tag(file, "0020|0032") for file in files]
-    if len(files) < 2 or not all(positions):
+    points, turns = (_numbers(files, tag) for tag in ("0020|0032", "0020|0037"))
+    if len(files) < 2 or points is None:
         return
-    points = np.array([[float(x) for x in position.split("\\")] for position in positions])
+    if turns is not None and np.abs(turns - turns[0]).max() > UNPARALLEL:
+        raise ImageFileError(
+            f"{folder} holds slices of several directions, as a localizer has them: give a series with one volume."
+        )
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     if (steps < 1e-3).any():
         at = int(np.argmax(steps < 1e-3))
