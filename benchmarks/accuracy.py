@@ -61,6 +61,8 @@ ROWS = {
     "affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine")),
     "deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable")),
     "deformable registration, 9 atlases": Row(evaluate=(*PROPAGATED, "--align", "deformable"), fused=True),
+    "deformable registration at 1 mm": Row(evaluate=(*PROPAGATED, "--align", "deformable_fine")),
+    "deformable registration at 1 mm, 9 atlases": Row(evaluate=(*PROPAGATED, "--align", "deformable_fine"), fused=True),
     "multi-channel U-Net": Row(
         epochs=100,
         evaluate=("--inferer", MULTI_CHANNEL, "--network_def#out_channels", "$len(@label_ids) + 1"),
