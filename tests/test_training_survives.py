@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -82,6 +83,16 @@ def test_resumes_from_the_newest_that_can_be_read(study, uninterrupted, tmp_path
     assert f"The training goes on from {tmp_path / 'resume_checkpoint_1.pt'}" in said
     assert (tmp_path / "damaged_checkpoint_2.pt").is_file()
     assert same(outcome(tmp_path), outcome(uninterrupted))
+
+
+def test_weights_damaged_after_the_training_are_mended_by_one_more_epoch(study, uninterrupted, tmp_path):
+    out = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out / "model.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"already has 4 epochs.*model\.pt cannot be read.*One more epoch"):
+        train(study, out, resume=True)
+    train(study, out, resume=True, epochs=5)
+    best = read_torch(out / "resume_checkpoint_5.pt")["best"]["weights"]
+    assert same(read_state(out / "model.pt"), best)
 
 
 @pytest.mark.parametrize(

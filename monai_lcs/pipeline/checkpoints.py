@@ -72,7 +72,9 @@ def last_saved(ckpt_dir: PathLike, epochs: int) -> str:
             continue
         _say_damaged(damaged, path)
         if epoch >= epochs:
-            raise ValueError(f"The training in {ckpt_dir} already has {epoch} epochs: give more than that as --epochs.")
+            raise ValueError(
+                f"The training in {ckpt_dir} already has {epoch} epochs: give more than that as --epochs.{_lost(path)}"
+            )
         return str(path)
     found = f"no checkpoint there can be read:\n  {'; '.join(damaged)}" if damaged else "it has no checkpoint"
     raise ValueError(f"There is no training to resume in {ckpt_dir}: {found}.")
@@ -171,6 +173,15 @@ def _say_damaged(damaged: list[str], taken: Path) -> None:
         if path == taken:
             return
         path.replace(path.with_name(f"damaged_checkpoint_{epoch}.pt"))
+
+
+def _lost(checkpoint: Path) -> str:
+    """What to say of a finished training whose weights were damaged afterwards."""
+    try:
+        read_torch(checkpoint.with_name("model.pt"))
+    except ValueError as error:
+        return f" {error} One more epoch writes the best weights again: {checkpoint} has them."
+    return ""
 
 
 def _clear(folder: Path, restart: bool) -> None:
