@@ -513,7 +513,10 @@ def test_a_dicom_seg_is_the_label_map_in_the_patient(oblique, tmp_path):
     from pydicom import dcmread
 
     series, words = oblique
-    assert cli.main(["segment", str(series), "-o", str(tmp_path / "out"), *words, "--dicom-seg"]) == 0
+    run = ["segment", str(series), "-o", str(tmp_path / "out"), *words, "--dicom-seg"]
+    assert cli.main(run) == 0
+    (tmp_path / "out/oblique_dseg.dcm").unlink()
+    assert cli.main([*run, "--skip-existing"]) == 0  # a result without it is not finished
     seg, expected = dcmread(tmp_path / "out/oblique_dseg.dcm"), nib.load(tmp_path / "out/oblique_dseg.nii.gz")
     assert len(np.unique(expected.dataobj)) == 4
     np.testing.assert_array_equal(voxels_of_seg(seg, expected), expected.dataobj)
