@@ -44,7 +44,7 @@ def begin_training(ckpt_dir: PathLike, epochs: int, resume: bool, restart: bool 
     folder = Path(ckpt_dir)
     if rank() == 0:
         lock_folder(folder)
-        for names in ("resume_*.pt", "model*.pt", "model*.json"):
+        for names in ("resume_*.pt", "model*.pt", "model*.json", "validation.tsv"):
             remove_leftovers(folder, names)
     if resume:
         return last_saved(folder, epochs)
