@@ -187,7 +187,14 @@ class Threads(Ranks):
         self.barrier.wait()
 
 
-@pytest.mark.parametrize("count", [3, 255, 256])
+def merge_in_threads(mergers):
+    """Merge what ranks have merged, each in a thread."""
+    given, barrier = [None] * len(mergers), threading.Barrier(len(mergers), timeout=60)
+    with ThreadPoolExecutor(len(mergers)) as pool:
+        list(pool.map(lambda rank: Threads(rank, given, barrier).merge(mergers[rank]), range(len(mergers))))
+
+
+@pytest.mark.parametrize("count", [3, 254, 255, 256])
 def test_three_mergers_equal_one(count):
     """Whatever each rank has merged, with ties, signs and infinities, all get what one merger gets of everything."""
     rng = np.random.default_rng(count)
@@ -198,12 +205,19 @@ def test_three_mergers_equal_one(count):
         logits = torch.tensor(rng.choice(values, 500)).float()
         one.aggregate(label, logits, whole)
         three[label % 3].aggregate(label, logits, whole)
-    given, barrier = [None] * 3, threading.Barrier(3, timeout=60)
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda rank: Threads(rank, given, barrier).merge(three[rank]), range(3)))
+    merge_in_threads(three)
     for merger in three:
         assert torch.equal(merger.finalize(), one.finalize())
         assert torch.equal(merger.logit, one.logit)
+
+
+def test_a_logit_that_is_not_a_number_finds_no_label():
+    """As for one process, which would leave the voxel to the background."""
+    mergers = [BestLabelMerger([5, 6, 7], (2,)) for _ in range(2)]
+    for merger, label in zip(mergers, (5, 6), strict=True):
+        merger.aggregate(label, torch.tensor([np.nan, 2.0]), (slice(0, 2),))
+    merge_in_threads(mergers)
+    assert [merger.finalize().tolist() for merger in mergers] == [[0, 5], [0, 5]]
 
 
 def test_work_is_shared_evenly():

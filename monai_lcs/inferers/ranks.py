@@ -1,4 +1,4 @@
-"""Shares the labels of a volume among processes: each decodes some, and one all-reduce merges the best of all."""
+"""Shares the labels of a volume among processes: each decodes some, and two reductions merge the best of all."""
 
 from __future__ import annotations
 
@@ -115,15 +115,18 @@ class Ranks:
     def _smallest_where(self, best: Tensor, labels: Tensor, count: int) -> Tensor:
         """The smallest label of the processes that have the best logit; background, 0, comes first, as for one process.
 
+        Where none has it, since it is not a number, the voxel is background.
+
         Args:
             best: at which voxels this process has the best logit.
             labels: its labels there, ranks from 0 to ``count``.
             count: the largest that there can be.
         """
-        fits = torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int32  # gloo reduces no int16
-        largest = (count - labels.to(fits)).mul_(best)
+        first = count + 1  # what stands for the background; 0 stands for no label at all
+        fits = torch.uint8 if first <= torch.iinfo(torch.uint8).max else torch.int32  # gloo reduces no int16
+        largest = (first - labels.to(fits)).mul_(best)
         self._largest(largest)
-        return (count - largest).to(labels.dtype)
+        return (first - largest).mul_(largest > 0).to(labels.dtype)
 
     def _gather_expected(self, best: BestLabelMerger) -> None:
         """The voxels to expect of each label in the boxes of all ranks."""
