@@ -467,6 +467,16 @@ def test_a_localizer_is_no_volume(words, dicom, tmp_path, capsys):
     assert_said(capsys, r"study holds slices of several directions, as a localizer has them")
 
 
+def test_a_tilted_gantry_is_said(words, dicom, tmp_path, capsys):
+    """ITK would make a box of the slices, in which every slice but the first lies elsewhere than in the patient."""
+    for z, file in enumerate(sorted(dicom[1].iterdir())):
+        header = pytest.importorskip("pydicom").dcmread(file)
+        header.ImagePositionPatient[1] += 0.5 * z
+        header.save_as(file)
+    assert cli.main(["segment", str(dicom[1]), "-o", str(tmp_path / "out"), *words]) == 1
+    assert_said(capsys, r"study holds slices that are shifted sideways, as a tilted gantry does it")
+
+
 @pytest.fixture
 def oblique(folder, tmp_path):
     """A DICOM series whose axes lie along none of the patient's, with three voxel sizes; the words of its atlas."""

@@ -20,6 +20,9 @@ UNEVEN = 0.1
 UNPARALLEL = 1e-3
 """Directions of slices, in unit vectors, that differ by more are those of several stacks."""
 
+SHEARED = 5e-3
+"""Slices that are shifted sideways by more than this share of the way from the first to the last make no box."""
+
 
 def find_series(folder: PathLike) -> dict[str, list[str]]:
     """Find the DICOM series of a folder, not of its subfolders: the files of each, in the order of their slices.
@@ -40,7 +43,8 @@ def read_series(folder: PathLike, series: str | None = None) -> FileImage:
         series: which one: its UID, the end of it, or its description; needed where there are several.
 
     Raises:
-        ImageFileError: where there is none or not one, a slice is missing, or several share a position.
+        ImageFileError: where there is none or not one, a slice is missing, several share a position, or the slices are
+            shifted sideways.
     """
     files = series_files(folder, series)
     _check_slices(Path(folder), files)
@@ -94,7 +98,7 @@ def _describe(uid: str, files: Sequence[str]) -> str:
 
 
 def _check_slices(folder: Path, files: Sequence[str]) -> None:
-    """Slices must be parallel and as far from one another as their neighbors are."""
+    """Slices must be parallel, behind one another, and as far from one another as their neighbors are."""
     points, turns = (_numbers(files, tag) for tag in ("0020|0032", "0020|0037"))
     if len(files) < 2 or points is None:
         return
@@ -112,3 +116,13 @@ def _check_slices(folder: Path, files: Sequence[str]) -> None:
         raise ImageFileError(
             f"{folder} lacks slices: their distances are {steps.min():.2f} to {steps.max():.2f} mm; export it anew."
         )
+    if turns is not None and _sideways(points[-1] - points[0], turns[0]) > SHEARED:
+        raise ImageFileError(
+            f"{folder} holds slices that are shifted sideways, as a tilted gantry does it: convert the series to NIfTI"
+            " by a program that corrects the tilt, such as dcm2niix."
+        )
+
+
+def _sideways(way: np.ndarray, turn: np.ndarray) -> float:
+    """The share of a way that lies within slices of this direction."""
+    return float(np.linalg.norm(np.reshape(turn, (2, 3)) @ way) / np.linalg.norm(way))
