@@ -559,14 +559,42 @@ def test_a_dicom_seg_is_the_label_map_in_the_patient(oblique, tmp_path):
 def test_an_empty_or_another_label_map_is_no_dicom_seg(oblique, tmp_path):
     pytest.importorskip("highdicom")
     slices = read_slices(oblique[0])
-    empty = MetaTensor(torch.zeros(1, *SHAPE, dtype=torch.int32))
+    affine = read_scan(oblique[0]).affine
+    empty = MetaTensor(torch.zeros(1, *SHAPE, dtype=torch.int32), affine=affine)
     assert write_dicom_seg(tmp_path / "empty.dcm", empty, TABLE, slices) == 0
     assert not (tmp_path / "empty.dcm").exists()
-    with pytest.raises(ValueError, match=r"slices of the shape \(22, 26, 23\), the DICOM series \(22, 26, 24\)"):
+    with pytest.raises(ValueError, match=r"\(23, 26, 22\) voxels, is not on the grid of the DICOM series, \(24"):
         write_dicom_seg(tmp_path / "other.dcm", empty[:, 1:], TABLE, slices)
+    # dcm2niix flips rows: the same brain in the same place, with as many voxels
+    flip = torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, SHAPE[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=affine.dtype)
+    with pytest.raises(ValueError, match="or has its axes in other directions: segment the series itself"):
+        write_dicom_seg(
+            tmp_path / "other.dcm", MetaTensor(empty.as_tensor().flip(2), affine=affine @ flip), TABLE, slices
+        )
     (tmp_path / "there.dcm").touch()
     with pytest.raises(FileExistsError, match=r"there\.dcm exists"):
         write_dicom_seg(tmp_path / "there.dcm", empty, TABLE, slices)
+    assert write_dicom_seg(tmp_path / "there.dcm", empty, TABLE, slices, overwrite=True) == 0
+    assert not (tmp_path / "there.dcm").exists()
+
+
+def test_names_longer_than_dicom_has_them_are_in_the_description(oblique, tmp_path):
+    pytest.importorskip("highdicom")
+    from pydicom import dcmread
+
+    long = "cortex " * 12
+    table = LabelTable([Label(300, long), Label(70000, "CSF"), Label(2, "Left-Cerebellum-Cortex", hemisphere="L")])
+    label_map = MetaTensor(torch.zeros(1, *SHAPE, dtype=torch.int32), affine=read_scan(oblique[0]).affine)
+    label_map[0, 1:4, 2:5, 3:5], label_map[0, 4:6, 2:5, 3], label_map[0, 7, 7, 7] = 300, 70000, 2
+    assert write_dicom_seg(tmp_path / "long.dcm", label_map, table, read_slices(oblique[0])) == 3
+    seg = dcmread(tmp_path / "long.dcm")
+    found = [(segment.SegmentLabel, segment.SegmentDescription) for segment in seg.SegmentSequence]
+    assert found[0] == ("Left-Cerebellum-Cortex", "Label 2 of the label map")
+    assert found[1] == (long[:64].strip(), f"Label 300 of the label map: {long.strip()}")
+    codes = [segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for segment in seg.SegmentSequence]
+    assert codes == ["Cerebellar Cortex", "Brain", "Cerebrospinal Fluid"]
+    volume = nib.Nifti1Image(label_map[0].numpy(), label_map.affine.numpy())
+    np.testing.assert_array_equal(voxels_of_seg(seg, volume), label_map[0].numpy())
 
 
 def test_what_can_have_no_dicom_seg(folder, words, oblique, tmp_path, monkeypatch, capsys):
@@ -582,6 +610,10 @@ def test_what_can_have_no_dicom_seg(folder, words, oblique, tmp_path, monkeypatc
     header.NumberOfFrames = 2
     header.save_as(file)
     with pytest.raises(ValueError, match=r"1\.2\.3\.6_003\.dcm, which holds several slices"):
+        read_slices(oblique[0])
+    header.NumberOfFrames, header.FrameOfReferenceUID = None, "1.2.10"
+    header.save_as(file)
+    with pytest.raises(ValueError, match=r"both .*\.dcm and .*_003\.dcm, which differ in FrameOfReferenceUID"):
         read_slices(oblique[0])
     del header.FrameOfReferenceUID, header.NumberOfFrames
     header.save_as(file)

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 
 from monai_lcs import __version__
 from monai_lcs.files import check_absent, write_atomically
+from monai_lcs.grids import affine_of, same_grid
 from monai_lcs.labels import Label, LabelTable
 from monai_lcs.labels.label_map import as_label_array
 from monai_lcs.study.dicom import series_files
@@ -28,6 +29,9 @@ _NEEDED = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
 )
+_ONE = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns")
+"""What must be the same in all slices."""
+
 _SHARED = ("ImageOrientationPatient", "PixelSpacing")
 _MAY_LACK = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -40,6 +44,11 @@ _SHORT_NAMES = {
     "accumbens": "nucleusaccumbens",
     "accumbensarea": "nucleusaccumbens",
     "caudate": "caudatenucleus",
+    "cerebellumcortex": "cerebellarcortex",
+    "cerebellumexterior": "cerebellarcortex",
+    "cerebellumwhitematter": "cerebellarwhitematter",
+    "csf": "cerebrospinalfluid",
+    "entorhinal": "entorhinalcortex",
     "inflatvent": "inferiorhornoflateralventricle",
     "pallidum": "globuspallidus",
     "thalamusproper": "thalamus",
@@ -76,6 +85,8 @@ def read_slices(folder: PathLike, series: str | None = None) -> Sequence[Dataset
     slices = [dcmread(file, stop_before_pixels=True) for file in files]
     for file, header in zip(files, slices, strict=True):
         _check(file, header)
+        if other := [name for name in _ONE if header.get(name) != slices[0].get(name)]:
+            raise ValueError(f"No DICOM SEG can refer to both {files[0]} and {file}, which differ in {other[0]}.")
     for header in slices:
         for name in _MAY_LACK:
             header.setdefault(name, None)
@@ -88,7 +99,7 @@ def read_slices(folder: PathLike, series: str | None = None) -> Sequence[Dataset
 
 def _check(file: str, header: Dataset) -> None:
     """A DICOM SEG needs slices that are files of their own, and lie somewhere in a patient."""
-    if header.get("NumberOfFrames", 1) != 1:
+    if (header.get("NumberOfFrames") or 1) != 1:
         raise ValueError(f"No DICOM SEG can be written of {file}, which holds several slices.")
     if missing := [name for name in _NEEDED if not header.get(name)]:
         raise ValueError(f"No DICOM SEG can refer to {file}, which has no {missing[0]}.")
@@ -127,13 +138,17 @@ def write_dicom_seg(
         The number of segments; 0, and no file, where the label map is empty.
 
     Raises:
-        ValueError: when the label map is not on the grid of the series.
+        ValueError: when the label map is not on the grid of the series, with its axes in the same order and direction.
         FileExistsError: when the file is there and may not be replaced.
     """
-    planes = as_label_array(label_map)[0].T
-    shape = (len(slices), slices[0].Rows, slices[0].Columns)
-    if planes.shape != shape:
-        raise ValueError(f"The label map has slices of the shape {planes.shape}, the DICOM series {shape}.")
+    voxels = as_label_array(label_map)[0]
+    shape, affine = _grid(slices)
+    if not same_grid(shape, affine, voxels.shape, affine_of(label_map)):
+        raise ValueError(
+            f"The label map, {voxels.shape} voxels, is not on the grid of the DICOM series, {shape} voxels, or has its"
+            " axes in other directions: segment the series itself, not a file that it was converted to."
+        )
+    planes = voxels.T
     check_absent([Path(path)], overwrite)
     found = [int(id) for id in np.unique(planes) if id]
     if found:
@@ -141,7 +156,20 @@ def write_dicom_seg(
         numbers = np.searchsorted([0, *found], planes).astype(np.uint8 if len(found) < 256 else np.uint16)
         seg = _segmentation(numbers, labels, slices, made_with or {})
         write_atomically(Path(path), seg.save_as)
+    else:
+        Path(path).unlink(missing_ok=True)  # an old one must not pass for the new
     return len(found)
+
+
+def _grid(slices: Sequence[Dataset]) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape ``(columns, rows, slices)`` of the volume of a series, and its RAS affine."""
+    first, last = (np.array(header.ImagePositionPatient, dtype=float) for header in (slices[0], slices[-1]))
+    across, down = np.reshape(np.array(slices[0].ImageOrientationPatient, dtype=float), (2, 3))
+    mm_down, mm_across = map(float, slices[0].PixelSpacing)
+    up = (last - first) / (len(slices) - 1) if len(slices) > 1 else np.cross(across, down)
+    lps = np.column_stack([across * mm_across, down * mm_down, up, first])
+    shape = (slices[0].Columns, slices[0].Rows, len(slices))
+    return shape, np.diag([-1, -1, 1, 1]) @ np.vstack([lps, [0, 0, 0, 1]])
 
 
 def _segmentation(
@@ -191,6 +219,8 @@ def _segment(number: int, label: Label, algorithm: Any) -> SegmentDescription:
         display_color=CIELabColor.from_rgb(*label.color),
     )
     segment.SegmentDescription = f"Label {label.id} of the label map"
+    if len(label.name) > _LONGEST:
+        segment.SegmentDescription += f": {label.name}"
     if label.hemisphere:
         side = codes.cid244.Left if label.hemisphere == "L" else codes.cid244.Right
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
