@@ -632,13 +632,19 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     run = ["bids", str(bids), str(out), "participant", *words]
     assert cli.main(run) == 2
     assert_said(capsys, "bids is no BIDS dataset: it has no dataset_description.json")
-    (bids / "dataset_description.json").write_text('{"Name": "three", "BIDSVersion": "1.10.0"}')
+    own = '{"Name": "three", "BIDSVersion": "1.10.0"}'
+    (bids / "dataset_description.json").write_text(own)
+    assert cli.main([*run[:2], str(bids), *run[3:]]) == 2
+    assert_said(capsys, "bids is another dataset: its dataset_description.json does not name monai-lcs")
+    assert (bids / "dataset_description.json").read_text() == own
     assert cli.main([*run, "--participant-label", "03"]) == 2
     assert_said(capsys, "bids has no participant sub-03; it has sub-01, sub-02")
     assert cli.main([*run, "--participant-label", "01", "--session-label", "b"]) == 0
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz")) == [
         "sub-01/ses-b/anat/sub-01_ses-b_dseg.nii.gz"
     ]
+    with (out / ".bidsignore").open("a") as file:
+        file.write("*_mine.txt\n")
     assert cli.main([*run, "--participant-label", "sub-02"]) == 0
     assert (out / "sub-02/anat/sub-02_dseg.tsv").is_file()
     description = json.loads((out / "dataset_description.json").read_text())
@@ -646,6 +652,7 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     assert description["GeneratedBy"][0]["Version"] == lcs.__version__
     assert (out / "README.md").read_text().startswith("# Label conditioned segmentation of three\n")
     ignored = (out / ".bidsignore").read_text().split()
+    assert ignored[-1] == "*_mine.txt"
     written = [path for path in out.rglob("sub-*") if path.is_file()]
     kept = [path.name for path in written if not any(path.match(pattern) for pattern in ignored)]
     assert {name.rpartition("_")[2] for name in kept} == {"dseg.nii.gz", "dseg.tsv"}

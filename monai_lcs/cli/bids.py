@@ -30,15 +30,18 @@ def run(options: argparse.Namespace) -> int:
     """Segment the T1-weighted scans of a BIDS dataset into derivatives, as a BIDS App."""
     from monai_lcs.files import check_writable, write_atomically
     from monai_lcs.pipeline.scan_to_files import segment_to_files
-    from monai_lcs.study.bids import derivatives_folder, derivatives_texts, find_t1w
+    from monai_lcs.study.bids import check_derivatives, derivatives_folder, derivatives_texts, find_t1w
 
     cases = find_t1w(options.bids, options.participant_label or (), options.session_label or ())
     check_writable(options.out)
+    check_derivatives(options.out)
     _check_new(options, cases)
     segmenter = load_segmenter(options, progress=len(cases) == 1)
     requests = segmenter.request(options.labels)
     for name, text in derivatives_texts(options.bids).items():
-        write_atomically(Path(options.out) / name, partial(Path.write_text, data=text, encoding="utf-8"))
+        path = Path(options.out) / name
+        if path.suffix == ".json" or not path.exists():  # the user may have added to the others
+            write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
     def segment_and_save(case: dict[str, Any]) -> None:
         folder = derivatives_folder(options.out, case["image"])

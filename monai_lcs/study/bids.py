@@ -13,7 +13,7 @@ from monai.config import PathLike
 from monai_lcs import __version__
 from monai_lcs.study.cases import shorten_names
 
-__all__ = ["derivatives_folder", "derivatives_texts", "describe_derivatives", "find_t1w"]
+__all__ = ["check_derivatives", "derivatives_folder", "derivatives_texts", "describe_derivatives", "find_t1w"]
 
 BIDS_VERSION = "1.10.0"
 
@@ -113,6 +113,28 @@ def describe_derivatives(bids: PathLike) -> dict[str, Any]:
         "GeneratedBy": [{"Name": "monai-lcs", "Version": __version__}],
         "SourceDatasets": [{"URL": Path(bids).absolute().as_uri()}],
     }
+
+
+def check_derivatives(out: PathLike) -> None:
+    """Check that a folder is no dataset of others, such as the scans themselves, whose description would be replaced.
+
+    Raises:
+        ValueError: when it has a ``dataset_description.json`` that does not name monai-lcs.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> check_derivatives(folder)
+        >>> _ = (folder / "dataset_description.json").write_text('{"Name": "Two brains"}')
+        >>> check_derivatives(folder)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: ... is another dataset: ...
+    """
+    file = Path(out) / "dataset_description.json"
+    if file.exists() and '"monai-lcs"' not in file.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            f"{out} is another dataset: its dataset_description.json does not name monai-lcs. Choose another OUT, such"
+            " as BIDS/derivatives/monai-lcs."
+        )
 
 
 def derivatives_texts(bids: PathLike) -> dict[str, str]:
