@@ -553,6 +553,8 @@ def test_case_is_passed_over_only_where_that_is_unambiguous():
     for query in ("INSULA", "INS*", "CORTEX"):
         with pytest.raises(ValueError, match="names no label of the label table"):
             table.select(query)
+    with pytest.raises(ValueError, match=r"the nearest: 'Insula', 'insula'\.$"):
+        table.select("INSULA")
     with pytest.raises(ValueError, match=r"'CORT\*' is no coarse name .*they are 'Cortex', 'cortex'"):
         table.select("lobe:CORT*")
 

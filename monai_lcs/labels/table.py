@@ -343,10 +343,11 @@ class LabelTable:
         return [(label.id, label.parent) for label in self if label.parent]
 
     def _nearest_names(self, name: str) -> str:
-        known = {text.lower(): text for label in self for text in (label.parent, label.name) if text}
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        texts = {text for label in self for text in (label.parent, label.name) if text}
+        near = difflib.get_close_matches(name.lower(), {text.lower() for text in texts}, n=3, cutoff=0.5)
         if near:
-            return f"the nearest: {', '.join(repr(known[text]) for text in near)}"
+            shown = [text for low in near for text in sorted(texts) if text.lower() == low]
+            return f"the nearest: {', '.join(map(repr, shown))}"
         return f"its names are {shorten(self.names)}"
 
     def _unknown_id(self, id: object) -> str:
