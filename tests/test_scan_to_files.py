@@ -467,6 +467,15 @@ def test_a_localizer_is_no_volume(words, dicom, tmp_path, capsys):
     assert_said(capsys, r"study holds slices of several directions, as a localizer has them")
 
 
+def test_pixels_of_several_sizes_are_said(dicom):
+    """ITK would give all slices the pixels of the first."""
+    header = pytest.importorskip("pydicom").dcmread(dicom[1] / "1.2.3.4_010.dcm")
+    header.PixelSpacing = [4, 4.1]
+    header.save_as(dicom[1] / "1.2.3.4_010.dcm")
+    with pytest.raises(ValueError, match="study holds slices with pixels of several sizes"):
+        read_scan(dicom[1])
+
+
 def test_a_tilted_gantry_is_said(words, dicom, tmp_path, capsys):
     """ITK would make a box of the slices, in which every slice but the first lies elsewhere than in the patient."""
     for z, file in enumerate(sorted(dicom[1].iterdir())):

@@ -18,7 +18,7 @@ UNEVEN = 0.1
 """Distances of slices that differ by more than this share of their median have gaps between them."""
 
 UNPARALLEL = 1e-3
-"""Directions of slices, in unit vectors, that differ by more are those of several stacks."""
+"""Directions of slices, in unit vectors, and sizes of their pixels that differ by more are those of several stacks."""
 
 SHEARED = 5e-3
 """Slices that are shifted sideways by more than this share of the way from the first to the last make no box."""
@@ -99,13 +99,15 @@ def _describe(uid: str, files: Sequence[str]) -> str:
 
 def _check_slices(folder: Path, files: Sequence[str]) -> None:
     """Slices must be parallel, behind one another, and as far from one another as their neighbors are."""
-    points, turns = (_numbers(files, tag) for tag in ("0020|0032", "0020|0037"))
+    points, turns, sizes = (_numbers(files, tag) for tag in ("0020|0032", "0020|0037", "0028|0030"))
     if len(files) < 2 or points is None:
         return
     if turns is not None and np.abs(turns - turns[0]).max() > UNPARALLEL:
         raise ImageFileError(
             f"{folder} holds slices of several directions, as a localizer has them: give a series with one volume."
         )
+    if sizes is not None and np.abs(sizes / sizes[0] - 1).max() > UNPARALLEL:
+        raise ImageFileError(f"{folder} holds slices with pixels of several sizes: give a series with one volume.")
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     if (steps < 1e-3).any():
         at = int(np.argmax(steps < 1e-3))
