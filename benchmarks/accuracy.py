@@ -29,7 +29,7 @@ from monai_lcs.pipeline import bundle_folder
 
 HERE = Path(__file__).resolve().parent
 ATLAS_LABELS = "{'_target_': 'monai_lcs.inferers.AtlasLabelInferer'}"
-MULTI_CHANNEL = "{'_target_': 'multi_channel.MultiChannelInferer', 'labels': '@label_ids', 'upsample': '@upsample'}"
+MULTI_CHANNEL = "{'_target_': 'multi_channel.MultiChannelInferer', 'labels': '@label_ids', 'upsample': 2}"
 NARROW = ("--channels", "[8,16,32,64]")  # the width of every network
 PAPER = ("--align", "affine", "--conditioning", "bottleneck", "--norm", "batch", "--margin_mm", "$None")
 PAPER = (*PAPER, "--prior_logit", "0.0", "--dropout", "0.5", "--labels_per_image", "4")

@@ -3,7 +3,7 @@
 from monai_lcs.inferers.atlas_label import AtlasLabelInferer
 from monai_lcs.inferers.helpers import HelpedInferer, follow, leading
 from monai_lcs.inferers.label_box import LabelBoxInferer
-from monai_lcs.inferers.label_sweep import LabelSweepInferer
+from monai_lcs.inferers.label_sweep import LabelSweepInferer, name_scan_grid
 from monai_lcs.inferers.ranks import Ranks, join_ranks
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "follow",
     "join_ranks",
     "leading",
+    "name_scan_grid",
 ]

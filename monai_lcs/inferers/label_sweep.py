@@ -7,17 +7,27 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import BlendMode, look_up_option
+from nibabel.affines import from_matvec
 from torch import Tensor
 from tqdm import tqdm
 
 from monai_lcs.boxes import Box, label_boxes, refine, size_of, whole_box
+from monai_lcs.grids import affine_of
 from monai_lcs.inferers.adapters import Adapter, adapt
 from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_voxels
-from monai_lcs.inferers.merger import BestLabelMerger, FineLabelMerger, VolumeMerger, logit_of, upsample_logits
+from monai_lcs.inferers.merger import (
+    BestLabelMerger,
+    FineLabelMerger,
+    ScanLabelMerger,
+    VolumeMerger,
+    logit_of,
+    upsample_logits,
+)
 from monai_lcs.inferers.ranks import Ranks, digest
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.inferers.sweep import VolumeSweep
@@ -27,7 +37,12 @@ from monai_lcs.labels.label_map import check_label_map
 from monai_lcs.labels.votes import VOTE_CHANNELS
 from monai_lcs.networks import check_halo
 
-__all__ = ["LabelSweepInferer", "check_input"]
+__all__ = ["LabelSweepInferer", "check_input", "name_scan_grid"]
+
+ScanGrid = tuple[tuple[int, ...], np.ndarray]
+"""The shape of a scan, and the affine from its voxels to those of the input."""
+
+SCAN_SHAPE, SCAN_AFFINE = "scan_shape", "scan_affine"
 
 
 class LabelSweepInferer(Inferer):
@@ -91,7 +106,10 @@ class LabelSweepInferer(Inferer):
             and the last voxel stay where they are (``(size - 1) * upsample + 1`` voxels). Each label's probability is
             interpolated linearly before the best label is chosen, so that outlines are finer than the network's voxels,
             see :class:`monai_lcs.inferers.merger.FineLabelMerger`; for ``on_label`` and ``output="masks"``, which know
-            one label each, its logits. Time and memory of the merge grow accordingly.
+            one label each, its logits. Time and memory of the merge grow accordingly. ``None`` for the grid of the
+            scan, which the input's metadata tell (see :func:`name_scan_grid`): each label's probability is interpolated
+            linearly at the scan's voxels, see :class:`monai_lcs.inferers.merger.ScanLabelMerger`. Then ``on_label``
+            gets the probabilities on the input's grid.
         select_fn: what is foreground, for instance ``lambda image: image > 0``. It is called with the image
             ``(C, *spatial)`` and returns booleans of its shape. Windows without foreground are skipped; where no other
             window lies, all probabilities are 0. Everything is foreground by default.
@@ -136,7 +154,7 @@ class LabelSweepInferer(Inferer):
         output: str = "label_map",
         on_label: Callable[[int, int, Tensor], Any] | None = None,
         on_confidence: Callable[[int, dict[int, float]], Any] | None = None,
-        upsample: int = 1,
+        upsample: int | None = 1,
         select_fn: Callable[[Tensor], Tensor] | None = None,
         image_channels: int = 1,
         votes: bool = False,
@@ -161,7 +179,10 @@ class LabelSweepInferer(Inferer):
         self.output = look_up_option(output, ("label_map", "masks"))
         self.on_label = on_label
         self.on_confidence = on_confidence
-        self.upsample = int(upsample)
+        self.upsample = 1 if upsample is None else int(upsample)
+        self.on_scan = upsample is None
+        if self.on_scan and output != "label_map":
+            raise ValueError(f"`upsample` None makes a label map on the grid of the scan, got `output` {output!r}.")
         self.select_fn = select_fn
         self.image_channels = image_channels
         self.label_channels = VOTE_CHANNELS if votes else 1
@@ -196,10 +217,11 @@ class LabelSweepInferer(Inferer):
         check_input(inputs, self.image_channels, self.label_channels)
         adapter = adapt(network, self.image_channels, self.halo, self.labels_per_pass, args, kwargs)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        scans = _scan_grids(inputs) if self.on_scan else [None] * len(inputs)
         results = []
         for item, volume in enumerate(plain):
             margin = None if self.margin_mm is None else margin_voxels(self.margin_mm, inputs, item)
-            results.append(self._sweep(item, volume, adapter, margin))
+            results.append(self._sweep(item, volume, adapter, margin, scans[item]))
         result = torch.stack(results)
         return self._with_metadata(result, inputs) if isinstance(inputs, MetaTensor) else result
 
@@ -207,11 +229,16 @@ class LabelSweepInferer(Inferer):
         """Give the result the metadata of ``inputs``, and the affine of the finer grid."""
         labeled = MetaTensor(result)
         labeled.copy_meta_from(inputs)
+        if self.on_scan:
+            labeled.affine = torch.as_tensor(inputs.meta[SCAN_AFFINE])
+            return labeled
         # The first voxel stays where it is: on a file of twice the resolution, fine voxels and the file's coincide
         labeled.affine = inputs.affine / torch.tensor([*[self.upsample] * (inputs.affine.shape[-1] - 1), 1])
         return labeled
 
-    def _sweep(self, item: int, volume: Tensor, adapter: Adapter, margin: Sequence[int] | None) -> Tensor:
+    def _sweep(
+        self, item: int, volume: Tensor, adapter: Adapter, margin: Sequence[int] | None, scan: ScanGrid | None
+    ) -> Tensor:
         """Segment one volume ``(C, *spatial)``: choose windows and boxes; then encode, decode, blend, and merge."""
         splitter = WindowSplitter(volume.shape[1:], self.roi_size, self.overlap, self.mode, self.sigma_scale)
         volume = splitter.pad(volume)
@@ -225,7 +252,7 @@ class LabelSweepInferer(Inferer):
         if adapter.depends_on_box and margin is not None and len(splitter.windows) > 1:
             _warn_of_seams()
         # Interpolation does not go from one box to the next: boxes of a label that are side by side must overlap
-        parts = label_parts(volume[-1], groups, margin, split=adapter.splits, overlap=self.upsample > 1)
+        parts = label_parts(volume[-1], groups, margin, split=adapter.splits, overlap=self.on_scan or self.upsample > 1)
         sweep = VolumeSweep(
             volume,
             splitter,
@@ -235,20 +262,27 @@ class LabelSweepInferer(Inferer):
             parts_per_pass=self.labels_per_pass if margin is None else None,
             label_channels=self.label_channels,
         )
-        return self._merge(item, sweep, parts, groups)
+        return self._merge(item, sweep, parts, groups, scan)
 
     def _merge(
-        self, item: int, sweep: VolumeSweep, parts: Sequence[Part], groups: Mapping[int, tuple[int, ...]]
+        self,
+        item: int,
+        sweep: VolumeSweep,
+        parts: Sequence[Part],
+        groups: Mapping[int, tuple[int, ...]],
+        scan: ScanGrid | None,
     ) -> Tensor:
         """Merge all parts; of several ranks each its own, and then what all have found."""
         if not self.label_parallel:
-            return self._finished(item, *self._merge_parts(item, sweep, parts, groups), groups, sweep)
+            best = self._label_merger(sweep, groups, scan)
+            return self._finished(item, best, self._merge_parts(item, sweep, parts, best), groups, sweep)
         ranks = Ranks(None if self.label_parallel is True else self.label_parallel)
         with ranks.together(digest(sweep.volume, groups)):
             if sweep.dtype != torch.float32:
                 raise ValueError(f"`label_parallel` takes volumes up to float32, got {sweep.dtype}.")
             wanted = {i for i, rank in enumerate(sweep.owners(parts, ranks.count)) if rank == ranks.rank}
-            best, masks = self._merge_parts(item, sweep, parts, groups, wanted)
+            best = self._label_merger(sweep, groups, scan)
+            masks = self._merge_parts(item, sweep, parts, best, wanted)
         ranks.merge(best)
         found = self._finished(item, best, masks, groups, sweep)
         if self.output == "masks":
@@ -260,12 +294,11 @@ class LabelSweepInferer(Inferer):
         item: int,
         sweep: VolumeSweep,
         parts: Sequence[Part],
-        groups: Mapping[int, tuple[int, ...]],
+        best: BestLabelMerger | FineLabelMerger,
         wanted: Collection[int] | None = None,
-    ) -> tuple[BestLabelMerger | FineLabelMerger, dict[int, Tensor]]:
+    ) -> dict[int, Tensor]:
         """Merge each part as soon as the sweep has blended it; report each label as soon as its parts are merged."""
         inner = refine(sweep.splitter.inner, self.upsample)
-        best = self._label_merger(sweep, groups)
         volumes = (
             VolumeMerger(size_of(refine(whole_box(sweep.splitter.shape), self.upsample)))
             if self.output == "masks" or self.on_label is not None
@@ -285,7 +318,7 @@ class LabelSweepInferer(Inferer):
                 bar.update()
                 if volumes is not None:
                     self._report(item, part.label, volumes.finalize(part.label)[inner][None], masks)
-        return best, masks
+        return masks
 
     def _finished(
         self,
@@ -299,15 +332,23 @@ class LabelSweepInferer(Inferer):
         inner = refine(sweep.splitter.inner, self.upsample)
         if self.on_confidence is not None:
             self.on_confidence(item, best.confidence())
+        if self.on_scan:
+            return best.finalize()[None]
         if self.output == "label_map":
             return best.finalize()[inner][None]
         absent = torch.zeros(1, *size_of(inner), dtype=torch.bool, device=sweep.device)
         return torch.cat([masks.get(label, absent) for label in groups]).to(torch.uint8)
 
-    def _label_merger(self, sweep: VolumeSweep, groups: Mapping[int, Any]) -> BestLabelMerger | FineLabelMerger:
+    def _label_merger(
+        self, sweep: VolumeSweep, groups: Mapping[int, Any], scan: ScanGrid | None
+    ) -> BestLabelMerger | FineLabelMerger:
         """What makes a label map of the logits."""
         shape = sweep.splitter.shape
         options = (self.threshold, sweep.device, sweep.dtype, self.on_confidence is not None)
+        if scan is not None:
+            scan_shape, to_input = scan
+            padding = [axis.start for axis in sweep.splitter.inner]
+            return ScanLabelMerger(groups, shape, scan_shape, from_matvec(np.eye(3), padding) @ to_input, *options)
         if self.upsample == 1:
             return BestLabelMerger(groups, shape, *options)
         return FineLabelMerger(groups, shape, self.upsample, *options)
@@ -318,6 +359,32 @@ class LabelSweepInferer(Inferer):
             masks[label] = logits > logit_of(self.threshold)
         if self.on_label is not None:
             self.on_label(item, label, torch.sigmoid(logits))
+
+
+def name_scan_grid(inputs: MetaTensor, scan: MetaTensor) -> MetaTensor:
+    """Write into the metadata of an input ``(C, x, y, z)`` on which grid the scan ``(1, *spatial)`` is.
+
+    Example:
+        >>> inputs = name_scan_grid(MetaTensor(torch.zeros(3, 2, 2, 2)), MetaTensor(torch.zeros(1, 4, 4, 3)))
+        >>> inputs.meta["scan_shape"]
+        tensor([4, 4, 3])
+    """
+    inputs.meta[SCAN_SHAPE] = torch.tensor(scan.shape[1:])
+    inputs.meta[SCAN_AFFINE] = torch.as_tensor(affine_of(scan))
+    return inputs
+
+
+def _scan_grids(inputs: Tensor) -> list[ScanGrid]:
+    """The grid of the scan of each item of a batch, which the metadata tell."""
+    if not isinstance(inputs, MetaTensor) or SCAN_SHAPE not in inputs.meta or inputs.ndim != 5:
+        raise ValueError(
+            "`upsample` None takes volumes (B, C, x, y, z) whose metadata tell the grid of the scan:"
+            " see monai_lcs.inferers.name_scan_grid."
+        )
+    count = len(inputs)  # metadata of a batch have one row for each item, or serve all
+    shapes = torch.as_tensor(inputs.meta[SCAN_SHAPE]).expand(count, 3).tolist()
+    affines = (torch.as_tensor(x).double().cpu().expand(count, 4, 4) for x in (inputs.affine, inputs.meta[SCAN_AFFINE]))
+    return [(tuple(shape), np.linalg.solve(*grids)) for shape, *grids in zip(shapes, *affines, strict=True)]
 
 
 def _warn_of_absent(groups: Mapping[int, tuple[int, ...]], found: Mapping[int, Box]) -> None:
@@ -336,12 +403,14 @@ def _warn_of_seams() -> None:
     )
 
 
-def _check_arguments(threshold: float, labels_per_pass: int, upsample: int, overlap: Sequence[float] | float) -> None:
+def _check_arguments(
+    threshold: float, labels_per_pass: int, upsample: int | None, overlap: Sequence[float] | float
+) -> None:
     if not 0 <= threshold < 1:
         raise ValueError(f"`threshold` must be in [0, 1), got {threshold}.")
     if labels_per_pass < 1:
         raise ValueError(f"`labels_per_pass` must be > 0, got {labels_per_pass}.")
-    if upsample < 1 or upsample != int(upsample):
+    if upsample is not None and (upsample < 1 or upsample != int(upsample)):
         raise ValueError(f"`upsample` must be a whole number > 0, got {upsample}.")
     if any(not 0 <= o < 1 for o in (overlap if isinstance(overlap, Sequence) else (overlap,))):
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")

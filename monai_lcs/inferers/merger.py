@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import from_matvec
 from torch import Tensor
 
-from monai_lcs.boxes import Box, refine, size_of, whole_box
+from monai_lcs.boxes import Box, refine, size_of, slabs_of, volume_of, whole_box
+from monai_lcs.grids import upright
 from monai_lcs.inferers.accumulator import NOWHERE
 
-__all__ = ["BestLabelMerger", "FineLabelMerger", "VolumeMerger", "logit_of", "upsample_logits"]
+__all__ = ["BestLabelMerger", "FineLabelMerger", "ScanLabelMerger", "VolumeMerger", "logit_of", "upsample_logits"]
+
+SLAB_VOXELS = 1 << 20
+"""About as many voxels are interpolated at a time: what that takes does not grow with the scan."""
 
 
 def logit_of(probability: float) -> float:
@@ -112,10 +119,10 @@ class BestLabelMerger:
         expected = {label: math.fsum(each) for label, each in self.expected.items()}  # in any order the same
         return {label: 2 * hits / (count + expected[label]) for label, count, hits in found if count}
 
-    def finalize(self) -> Tensor:
-        """Return the label map ``(*shape)``, int32."""
+    def finalize(self, box: Box | None = None) -> Tensor:
+        """Return the label map ``(*shape)``, int32, or a box of it."""
         table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
-        return table[self.ranks.int()]
+        return table[(self.ranks if box is None else self.ranks[box]).int()]
 
 
 class FineLabelMerger:
@@ -154,7 +161,7 @@ class FineLabelMerger:
     ) -> None:
         self.factor, self.threshold = factor, threshold
         self.coarse = torch.zeros(tuple(shape), dtype=dtype, device=device)
-        fine = size_of(refine(whole_box(shape), factor))
+        fine = size_of(self._refined(whole_box(shape)))
         self.fine = BestLabelMerger(labels, fine, 0.5, device, dtype)  # above a probability of 0
         self.as_given = BestLabelMerger(labels, shape, threshold, device, dtype, True) if confidence else None
 
@@ -164,7 +171,9 @@ class FineLabelMerger:
             self.as_given.aggregate(label, logits, box)
         probability = torch.sigmoid(logits)
         self.coarse[box] = torch.maximum(self.coarse[box], probability)
-        self.fine.aggregate(label, upsample_logits(probability, self.factor), refine(box, self.factor))
+        fine = self._refined(box)
+        if volume_of(fine):
+            self.fine.aggregate(label, self._interpolated(probability, box, fine), fine)
 
     def confidence(self) -> dict[int, float]:
         """Return the Dice to expect of each label, in the voxels of the logits; see :class:`BestLabelMerger`.
@@ -178,8 +187,104 @@ class FineLabelMerger:
 
     def finalize(self) -> Tensor:
         """Return the label map ``(*fine_shape)``, int32."""
-        background = upsample_logits(2 * self.threshold - self.coarse, self.factor)
+        whole = whole_box(self.coarse.shape)
+        background = 2 * self.threshold - self._interpolated(self.coarse, whole, self._refined(whole))
         return self.fine.finalize().masked_fill_(self.fine.logit <= background, 0)
+
+    def _refined(self, box: Box) -> Box:
+        """The box of the result that a box of the logits reaches."""
+        return refine(box, self.factor)
+
+    def _interpolated(self, values: Tensor, box: Box, fine: Box) -> Tensor:
+        """The values of a box of the logits in the box of the result."""
+        return upsample_logits(values, self.factor)
+
+
+class ScanLabelMerger(FineLabelMerger):
+    """Merges labels on the grid of a scan: at each of its voxels, whichever way they lie among those of the logits.
+
+    As :class:`FineLabelMerger` does, with the probabilities interpolated linearly at the middle of the scan's voxels:
+    there is no grid between, to whose nearest voxel an outline would move. Beyond its border the volume of the logits
+    goes on with a probability of 0. The axes of the scan may have any order and direction: they change no voxel.
+
+    Args:
+        labels: the ids that may be merged.
+        shape: spatial shape of the logits, ``(x, y, z)``.
+        scan_shape: that of the scan.
+        to_logits: ``(4, 4)``, from a voxel of the scan to where it lies, in voxels of the logits.
+        threshold: probability in [0, 1) that a label must exceed where there is no other.
+        device: where the result is kept.
+        dtype: of the best probabilities.
+        confidence: keep what :meth:`confidence` needs.
+
+    Example:
+        >>> to_logits = np.diag([-0.25, 1, 1, 1])  # voxels a quarter as long, from right to left
+        >>> to_logits[0, 3] = 1.0
+        >>> merger = ScanLabelMerger([17, 53], (2, 1, 1), (5, 1, 1), to_logits)
+        >>> merger.aggregate(17, torch.tensor([2.0, -20.0])[:, None, None], (slice(0, 2), slice(0, 1), slice(0, 1)))
+        >>> merger.aggregate(53, torch.tensor([-20.0, 1.0])[:, None, None], (slice(0, 2), slice(0, 1), slice(0, 1)))
+        >>> merger.finalize().flatten()
+        tensor([53, 53, 17, 17, 17], dtype=torch.int32)
+    """
+
+    def __init__(
+        self,
+        labels: Iterable[int],
+        shape: Sequence[int],
+        scan_shape: Sequence[int],
+        to_logits: np.ndarray,
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        confidence: bool = False,
+    ) -> None:
+        self.scan_shape, self.to_logits = tuple(scan_shape), to_logits
+        empty, affine = upright(np.broadcast_to(np.int32(0), self.scan_shape), to_logits)
+        affine = affine.round(9)  # the same bits for all orientations
+        reach = _reached(whole_box(shape), affine, empty.shape)
+        # Where no logit reaches is background; one voxel stands for a scan of which none is reached
+        starts = [min(axis.start, size - 1) for axis, size in zip(reach, empty.shape, strict=True)]
+        self.reach = tuple(slice(i, max(axis.stop, i + 1)) for i, axis in zip(starts, reach, strict=True))
+        self.upright = affine @ from_matvec(np.eye(3), starts)
+        super().__init__(labels, shape, 1, threshold, device, dtype, confidence)
+
+    def finalize(self) -> Tensor:
+        """Return the label map ``(*scan_shape)``, int32."""
+        result = np.zeros(self.scan_shape, np.int32)
+        reached, whole = upright(result, self.to_logits)[0][self.reach], whole_box(self.coarse.shape)
+        for slab in slabs_of(whole_box(reached.shape), SLAB_VOXELS):
+            background = 2 * self.threshold - self._interpolated(self.coarse, whole, slab)
+            found = self.fine.finalize(slab).masked_fill_(self.fine.logit[slab] <= background, 0)
+            reached[slab] = found.cpu().numpy()
+        return torch.from_numpy(result).to(self.coarse.device)
+
+    def _refined(self, box: Box) -> Box:
+        whole = box == whole_box(self.coarse.shape)
+        return whole_box(size_of(self.reach)) if whole else _reached(box, self.upright, size_of(self.reach))
+
+    def _interpolated(self, values: Tensor, box: Box, fine: Box) -> Tensor:
+        device, size = values.device, torch.tensor(size_of(box))
+        matrix = torch.as_tensor(self.upright)
+        first = matrix[:3, 3] - torch.tensor([axis.start for axis in box])
+        # `grid_sample` counts from -1, where the first voxel begins, to 1, where the last one ends
+        turn, move = (matrix[:3, :3].T * (2 / size)).to(device), ((first + 0.5) * (2 / size) - 1).to(device)
+        result = torch.empty(size_of(fine), dtype=values.dtype, device=device)
+        for slab in slabs_of(fine, SLAB_VOXELS):
+            axes = (torch.arange(axis.start, axis.stop, dtype=torch.float64, device=device) for axis in slab)
+            x, y, z = (axis[:, None] * step for axis, step in zip(axes, turn, strict=True))
+            points = (x[:, None, None] + y[:, None] + (z + move)).float().flip(-1)
+            found = F.grid_sample(values.float()[None, None], points[None], align_corners=False)
+            result[slab[0].start - fine[0].start : slab[0].stop - fine[0].start] = found[0, 0]
+        return result
+
+
+def _reached(box: Box, affine: np.ndarray, shape: Sequence[int]) -> Box:
+    """The box of a grid, given from its voxels to those of a volume, that a box of the volume reaches."""
+    corners = np.array([[*corner, 1] for corner in product(*((axis.start - 1, axis.stop) for axis in box))]).T
+    indices = (np.linalg.inv(affine) @ corners)[:3]
+    low, high = np.ceil(indices.min(axis=1)).astype(int), np.floor(indices.max(axis=1)).astype(int) + 1
+    starts, stops = (np.clip(i, 0, shape).tolist() for i in (low, np.maximum(low, high)))
+    return tuple(map(slice, starts, stops))
 
 
 class VolumeMerger:

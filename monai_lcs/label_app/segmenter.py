@@ -145,7 +145,8 @@ class StudySegmenter:
         if weights.path is None:
             return float(aligned.quality["overlap"])
         requests = segmenter.request()
-        first, second = (segmenter.predict(scan, aligned, requests, flip).as_tensor() for flip in (False, True))
+        found = (segmenter.predict(scan, aligned, requests, flip) for flip in (False, True))
+        first, second = (segmenter.to_native(one, scan).as_tensor() for one in found)
         dice = label_dice(second, first, segmenter.atlas.ids)
         return float(dice.nanmean()) if dice.isfinite().any() else 0.0
 

@@ -26,6 +26,7 @@ from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
 from monai_lcs.grids import affine_of, on_grid_of, resample, same_grid, upright
+from monai_lcs.inferers import name_scan_grid
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of
@@ -177,6 +178,8 @@ class Preprocessing(Transform):
         aligned = self.align(scan)
         target = {"label": d["label"]} if self.target == "network" else {}
         d.update(self.network_input(scan, aligned, target))
+        if self.target != "network":
+            name_scan_grid(d["image"], scan.source)
         d["alignment"] = aligned.quality
         if aligned.agreement is not None:
             d["agreement"] = aligned.agreement

@@ -15,7 +15,7 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 
 from monai_lcs.atlas import AlignmentCache, Atlas
-from monai_lcs.inferers import HelpedInferer
+from monai_lcs.inferers import HelpedInferer, name_scan_grid
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
 from monai_lcs.pipeline.guard import answer_with_masks, propagated_requests
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, as_volume, to_native
@@ -44,7 +44,8 @@ class Segmenter:
         device: where the network runs.
         min_overlap: alignment with a lower overlap of foregrounds has failed.
         threshold: background where no label's probability exceeds it.
-        upsample: how many times finer than the network's grid the outlines are before they meet the scan's.
+        upsample: ``None`` to choose the best label at the scan's voxels; or how many times finer than the network's the
+            grid is on which it is chosen, before nearest neighbor carries it to the scan's.
         roi_size: the window in voxels; the whole image by default.
         cache: alignments computed before, or the folder to keep them in; by default the last 8, in memory.
         progress: show a bar over the labels.
@@ -77,7 +78,7 @@ class Segmenter:
         device: torch.device | str = "cpu",
         min_overlap: float = 0.5,
         threshold: float = 0.5,
-        upsample: int = 2,
+        upsample: int | None = None,
         roi_size: Sequence[int] | int | None = None,
         cache: AlignmentCache | PathLike | None = None,
         progress: bool = False,
@@ -261,13 +262,13 @@ class Segmenter:
             scan: from :meth:`prepare`.
             aligned: from :meth:`align`.
             requests: from :meth:`request`.
-            flip: show the network all of it mirrored from left to right; the answer is mirrored back.
+            flip: show the network all of it mirrored from left to right; the answer lies where the scan does.
             on_probability: called with the id of each label that was found and its probability, ``(1, *spatial)`` on
-                the grid of the result; not with ``flip``.
+                the network's grid or one ``upsample`` times as fine; not with ``flip``.
 
         Returns:
-            ``(1, *spatial)`` int32 on a grid ``upsample`` times as fine as the network's; without a network the
-            propagated labels on the network's grid.
+            ``(1, *spatial)`` int32 on the scan's grid, or on one ``upsample`` times as fine as the network's; on the
+            network's where there is none and the labels are propagated, or none of them is in the aligned atlas.
         """
         return self._predict(scan, aligned, requests, flip, on_probability=on_probability)
 
@@ -297,20 +298,29 @@ class Segmenter:
         if confidence is not None:
             options["on_confidence"] = lambda _, found: confidence.update(found)
         if on_probability is not None:
-            grid = affine / torch.tensor([*[options["upsample"]] * 3, 1])
+            grid = affine / torch.tensor([*[options["upsample"] or 1] * 3, 1])
             options["on_label"] = lambda _, label, probability: on_probability(
                 label, MetaTensor(probability.cpu(), affine=grid)
             )
         sweep: Any = self.settings.label_sweep(labels, label_parallel=self.label_parallel, **options)
         if self.label_parallel:
             sweep = HelpedInferer(sweep)
-        result: Any = sweep(MetaTensor(inputs.flip(2) if flip else inputs, affine=affine), self.network)
-        found = result.as_tensor()[0].cpu()
-        return MetaTensor(found.flip(1) if flip else found, affine=result.affine)
+        if flip:  # the scan's grid stays where it is
+            affine = affine @ _mirror(inputs.shape[2])
+        volume = MetaTensor(inputs.flip(2) if flip else inputs, affine=affine)
+        result: Any = sweep(name_scan_grid(volume, scan.source), self.network)
+        return MetaTensor(result.as_tensor()[0].cpu(), affine=result.affine)
 
     def to_native(self, prediction: MetaTensor, scan: Scan) -> MetaTensor:
         """Carry a prediction to the scan's own grid: ``(1, *spatial)`` int32 with exactly its affine."""
         return to_native(prediction, scan.source)
+
+
+def _mirror(size: int) -> torch.Tensor:
+    """From the voxels of a volume to those of its mirror image, along the first axis."""
+    mirror = torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))
+    mirror[0, 3] = size - 1
+    return mirror
 
 
 @contextmanager
