@@ -1,5 +1,6 @@
 """The sweep over labels against the naive one, and its laws."""
 
+import copy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from monai.utils import set_determinism
 from scipy.ndimage import map_coordinates
 
 from monai_lcs.boxes import intersect, mask_box, shift
-from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
+from monai_lcs.grids import affine_of
+from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer, name_scan_grid
 from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
 from monai_lcs.inferers.adapters import EncodeOnceAdapter, PlainAdapter, adapt, unwrapped
 from monai_lcs.inferers.margin import label_parts
@@ -440,6 +442,10 @@ def test_two_dimensions():
         ({"threshold": 1.0}, r"`threshold` must be in \[0, 1\), got 1.0"),
         ({"margin_mm": -1}, "`margin_mm` must be >= 0 or None, got -1"),
         ({"upsample": 1.5}, "`upsample` must be a whole number > 0, got 1.5"),
+        (
+            {"upsample": None, "output": "masks"},
+            "`upsample` None makes a label map .* got `output` 'masks'",
+        ),
         ({"halo": "exactly"}, "`halo` must be 'exact' or a whole number >= 0, got 'exactly'"),
         ({"labels_per_pass": 0}, "`labels_per_pass` must be > 0, got 0"),
         ({"overlap": 1.0}, r"`overlap` must be in \[0, 1\), got 1.0"),
@@ -452,6 +458,20 @@ def test_two_dimensions():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LabelSweepInferer(**kwargs)
+
+
+def test_a_batch_on_the_grid_of_its_scans(network, inputs):
+    """A scan of the input's grid gets what the input does, one twice as fine what the finer merge finds."""
+    image, network = MetaTensor(inputs.float()), copy.deepcopy(network).float()
+    expected = LabelSweepInferer(margin_mm=3)(image, network)
+    fine = LabelSweepInferer(margin_mm=3, upsample=2)(image, network)
+    for scan, wanted in ((expected, expected), (fine, fine)):
+        named = name_scan_grid(image.clone(), scan[0])
+        found = LabelSweepInferer(margin_mm=3, upsample=None)(named, network)
+        assert (found == wanted).float().mean() > 0.999  # but for rounding: this network is unsure everywhere
+        assert torch.equal(found.affine, torch.as_tensor(affine_of(scan[0])))
+    with pytest.raises(ValueError, match="whose metadata tell the grid of the scan"):
+        LabelSweepInferer(upsample=None)(image, network)
 
 
 def test_bad_input(network):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import save_nifti, voxels
+from monai.data import MetaTensor
 from phantom import AFFINE, SETTINGS, TABLE, make_volume
 
 import monai_lcs as lcs
 from monai_lcs.cli import main
-from monai_lcs.inferers import LabelSweepInferer
+from monai_lcs.inferers import LabelSweepInferer, name_scan_grid
 from monai_lcs.inferers.merger import BestLabelMerger
 from monai_lcs.inferers.ranks import Ranks, digest, share_out
 from monai_lcs.networks import LabelConditionedUNet
@@ -91,6 +92,7 @@ CASES = {
     "masks": ({"labels": SAME, "output": "masks", **ONE_WINDOW}, NORM),
     "threshold 0": ({"labels": SAME, "threshold": 0.0, **ONE_WINDOW}, NORM),
     "windows, finer": ({"labels": SAME, "upsample": 2, **WINDOWS}, BATCH),
+    "on the scan's grid": ({"labels": SAME, "upsample": None, "margin_mm": 3}, NORM),
     "plain": ({"labels": SAME, "margin_mm": 3, "labels_per_pass": 2}, None),
     "300 labels": ({"labels": {**SAME, **{i: (i % 8 + 1,) for i in range(100, 400)}}, "margin_mm": 2}, NORM),
     "one label": ({"labels": [3], **ONE_WINDOW}, NORM),
@@ -106,6 +108,12 @@ def volume():
     return torch.cat([torch.rand(1, 2, 28, 26, 24, generator=generator), labels], dim=1)
 
 
+def volume_of_a_scan():
+    scan = MetaTensor(torch.zeros(1, 40, 12, 24), affine=torch.diag(torch.tensor([-0.7, 2.1, 1.0, 1.0])))
+    scan.affine[0, 3] = 27.0
+    return name_scan_grid(MetaTensor(volume()), scan)
+
+
 def run(words, folder):
     done = subprocess.run(
         [*TORCHRUN, *map(str, words)], capture_output=True, text=True, check=False, cwd=folder, timeout=300
@@ -118,6 +126,7 @@ def found(tmp_path_factory):
     """What each of two processes found, and one alone."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {name: (options, network, (), volume()) for name, (options, network) in CASES.items()}
+    cases["on the scan's grid"] = (*cases["on the scan's grid"][:3], volume_of_a_scan())
     torch.save(cases, folder / "cases.pt")
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
     status, _, errors = run([folder / "script.py", folder], folder)

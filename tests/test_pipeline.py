@@ -157,6 +157,19 @@ def test_the_steps_are_the_whole(study, atlas):
     assert set(label_map.unique().tolist()) <= {0, 11, 50}
 
 
+def test_the_labels_are_the_best_of_the_probabilities_that_are_written(study, atlas):
+    """At each voxel of the scan, with the background as a label: what the best one leaves on the network's grid."""
+    segmenter, found = lcs.Segmenter.load(study / "model/model.pt", atlas), {}
+    scan = study / "images/sub-2.nii.gz"
+    label_map = segmenter.segment(scan, segmenter.request(), on_probability=found.setdefault).label_map[0]
+    ids, probabilities = sorted(found), torch.cat([found[i] for i in sorted(found)]).as_tensor()
+    best, where = probabilities.max(dim=0)
+    inside = label_map > 0
+    agree = torch.tensor(ids)[where][inside] == label_map[inside]
+    assert agree.float().mean() > 0.999  # but for rounding, at ties
+    assert (label_map[best > 0.5 + 1e-3] > 0).all()
+
+
 @pytest.mark.parametrize("spacing", [2.0, 3.0, 4.0])
 def test_the_scan_is_not_changed(study, atlas, spacing):
     """Its grid is that of the result, also where the network's grid differs by spacing alone."""

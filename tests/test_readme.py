@@ -317,7 +317,7 @@ def test_defaults_of_the_overrides_are_those_of_the_configs():
             if isinstance(value, bool | int | float | list):
                 assert ast.literal_eval(text) == value, name
                 checked.append(name)
-    assert {"labels_per_image", "learning_rate", "epochs", "spacing", "upsample", "strict"} <= set(checked)
+    assert {"labels_per_image", "learning_rate", "epochs", "spacing", "strict"} <= set(checked)
 
 
 def table_of_overrides():

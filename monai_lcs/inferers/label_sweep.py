@@ -383,7 +383,9 @@ def _scan_grids(inputs: Tensor) -> list[ScanGrid]:
         )
     count = len(inputs)  # metadata of a batch have one row for each item, or serve all
     shapes = torch.as_tensor(inputs.meta[SCAN_SHAPE]).expand(count, 3).tolist()
-    affines = (torch.as_tensor(x).double().cpu().expand(count, 4, 4) for x in (inputs.affine, inputs.meta[SCAN_AFFINE]))
+    affines = (
+        torch.as_tensor(x).double().cpu().expand(count, 4, 4).numpy() for x in (inputs.affine, inputs.meta[SCAN_AFFINE])
+    )
     return [(tuple(shape), np.linalg.solve(*grids)) for shape, *grids in zip(shapes, *affines, strict=True)]
 
 

@@ -263,17 +263,18 @@ class ScanLabelMerger(FineLabelMerger):
         return whole_box(size_of(self.reach)) if whole else _reached(box, self.upright, size_of(self.reach))
 
     def _interpolated(self, values: Tensor, box: Box, fine: Box) -> Tensor:
-        device, size = values.device, torch.tensor(size_of(box))
+        device, size = values.device, torch.tensor(size_of(box), dtype=torch.float64)
         matrix = torch.as_tensor(self.upright)
         first = matrix[:3, 3] - torch.tensor([axis.start for axis in box])
+        # In float64, so that equal probabilities are equal after rounding
         # `grid_sample` counts from -1, where the first voxel begins, to 1, where the last one ends
         turn, move = (matrix[:3, :3].T * (2 / size)).to(device), ((first + 0.5) * (2 / size) - 1).to(device)
         result = torch.empty(size_of(fine), dtype=values.dtype, device=device)
         for slab in slabs_of(fine, SLAB_VOXELS):
             axes = (torch.arange(axis.start, axis.stop, dtype=torch.float64, device=device) for axis in slab)
             x, y, z = (axis[:, None] * step for axis, step in zip(axes, turn, strict=True))
-            points = (x[:, None, None] + y[:, None] + (z + move)).float().flip(-1)
-            found = F.grid_sample(values.float()[None, None], points[None], align_corners=False)
+            points = (x[:, None, None] + y[:, None] + (z + move)).flip(-1)
+            found = F.grid_sample(values.double()[None, None], points[None], align_corners=False)
             result[slab[0].start - fine[0].start : slab[0].stop - fine[0].start] = found[0, 0]
         return result
 
