@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -25,6 +26,7 @@ __all__ = [
     "affine_of",
     "from_sitk",
     "grid_distance",
+    "meta_on_grid",
     "on_grid_of",
     "resample",
     "same_grid",
@@ -161,9 +163,28 @@ def on_grid_of(image: MetaTensor, aligned: torch.Tensor, atlas_meta: Mapping[str
         >>> aligned.affine.diagonal().tolist(), aligned.meta["filename_or_obj"]
         ([2.0, 3.0, 1.0], 'T1w.nii.gz')
     """
-    meta = {**atlas_meta, "spatial_shape": np.array(image.shape[1:])}
-    meta.pop("affine", None)
-    return MetaTensor(aligned.to(image.device), affine=image.affine.clone(), meta=meta)
+    return MetaTensor(
+        aligned.to(image.device), affine=image.affine.clone(), meta=meta_on_grid(atlas_meta, image.shape[1:])
+    )
+
+
+def meta_on_grid(meta: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """Returns the metadata of a volume for one on another grid: all but the affine, and nothing shared.
+
+    MONAI's transforms write into the arrays of the metadata, such as ``pixdim``.
+
+    Args:
+        meta: metadata of a volume as it was read.
+        shape: spatial shape of the other grid.
+
+    Example:
+        >>> meta = {"pixdim": np.ones(4), "affine": np.eye(4)}
+        >>> other = meta_on_grid(meta, (4, 5, 6))
+        >>> sorted(other), other["pixdim"] is meta["pixdim"]
+        (['pixdim', 'spatial_shape'], False)
+    """
+    kept = {name: value for name, value in meta.items() if name != "affine"}
+    return {**copy.deepcopy(kept), "spatial_shape": np.array(shape)}
 
 
 def upright(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

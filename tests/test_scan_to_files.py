@@ -667,3 +667,31 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     assert {name.rpartition("_")[2] for name in kept} == {"dseg.nii.gz", "dseg.tsv"}
     assert cli.main(run) == 2
     assert_said(capsys, "sub-01_ses-b_dseg.nii.gz exists: choose another OUT, or add --overwrite")
+
+
+@pytest.mark.parametrize("spacing", [MM, 6.0])
+def test_headers_of_results_are_those_of_the_scan(tmp_path, spacing):
+    """Voxel sizes and both forms of the file, in whatever voxels the network works; a scan in memory stays as it is."""
+    image, labels, _ = phantom()
+    scan = nib.Nifti1Image(image, AFFINE)
+    scan.set_qform(AFFINE, code=1)
+    scan.set_sform(AFFINE, code=1)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    atlas = lcs.Atlas(
+        MetaTensor(image[None], affine=AFFINE), MetaTensor(labels[None].astype(int), affine=AFFINE), TABLE
+    )
+    settings = lcs.Settings(align="none", spacing=(spacing,) * 3, channels=(4, 8), margin_mm=8.0, prior_logit=5.0)
+    segmenter = lcs.Segmenter(atlas, make_network(settings), settings)
+    read = read_scan(tmp_path / "scan.nii.gz")
+    before = {name: np.array(value) for name, value in read.meta.items() if isinstance(value, np.ndarray)}
+    segmenter.segment(read, segmenter.request(), "scan").save(tmp_path / "out", masks=True)
+    for name, value in before.items():
+        np.testing.assert_array_equal(read.meta[name], value, err_msg=name)
+    written = sorted((tmp_path / "out").glob("*.nii.gz"))
+    assert len(written) == 1 + len(BLOBS)
+    for file in written:
+        header = nib.load(file).header
+        assert header.get_zooms() == (MM, MM, MM)
+        for form in (header.get_sform(coded=True), header.get_qform(coded=True)):
+            np.testing.assert_array_equal(form[0], AFFINE)
+            assert form[1] == 1

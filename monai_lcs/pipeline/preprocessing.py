@@ -25,7 +25,7 @@ from monai.utils import TransformBackends, look_up_option
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
-from monai_lcs.grids import affine_of, on_grid_of, resample, same_grid, upright
+from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_grid, upright
 from monai_lcs.inferers import name_scan_grid
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
@@ -465,8 +465,7 @@ def _on_grid(volume: MetaTensor, grid: Grid, mode: str = "bilinear") -> MetaTens
     """``(1, *spatial)`` resampled to a grid, float32."""
     shape, affine = grid
     voxels = resample(volume, shape, affine, mode).float()
-    meta = {name: value for name, value in volume.meta.items() if name != "affine"}
-    meta["spatial_shape"] = np.array(shape)
+    meta = meta_on_grid(volume.meta, shape)
     return MetaTensor(voxels.to(volume.device), affine=torch.as_tensor(affine), meta=meta)
 
 

@@ -137,6 +137,9 @@ def _file_header(image: MetaTensor) -> nib.Nifti1Header | None:
     header.set_data_shape(image.shape[1:])
     for name in _GRID_FIELDS:
         header[name] = np.asarray(meta[name])
+    header["pixdim"] = np.asarray(
+        meta.get("original_pixdim", meta["pixdim"])
+    )  # MONAI's transforms write into the other
     in_file, affine = header.get_best_affine(), convert_to_numpy(image.affine)
     in_mm = np.diag([*[mm_by_unit(header["xyzt_units"])] * 3, 1]) @ in_file
     # MONAI's own readers leave meters and micrometers as they are
