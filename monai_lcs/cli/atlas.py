@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make an atlas of a scan and its label map, or merge, split, paint or remove labels of one."""
+    """Make an atlas of a scan and its label map, copy one, or merge, split, paint or remove labels of one."""
     from monai_lcs.atlas.editing import changes
     from monai_lcs.results.atlas_folder import write_atlas
 
@@ -49,6 +49,12 @@ def _make(options: argparse.Namespace) -> tuple[Any, Any]:
         ids = ", ".join(map(str, atlas.unnamed))
         print(f"Note: {atlas.table.source} does not name {ids}: called label-ID.", file=sys.stderr)
     atlas = in_step(atlas)
+    return atlas, atlas
+
+
+def _copy(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Write an atlas that has a name, or is in several files, into a folder: to paint on its image."""
+    atlas = read_atlas(options)
     return atlas, atlas
 
 
@@ -190,6 +196,7 @@ def _vector(values: Any) -> str:
 
 _STEPS = {
     "make": (_make, _make_words),
+    "copy": (_copy, _add_atlas),
     "merge": (_merge, _merge_words),
     "split": (_split, _split_words),
     "paint": (_paint, _paint_words),

@@ -17,7 +17,10 @@ from monai_lcs.study.splits import Case
 
 __all__ = ["Cohort", "shard"]
 
-DIED = "The process ended in the middle of its work: killed, out of memory, or the machine failed."
+DIED = (
+    "The process ended in the middle of its work: killed, out of memory, or the machine failed."
+    " Once given up, it is tried again with more --retries."
+)
 
 POLL_SECONDS = 1.0
 """How often to look whether another run is through with the cases that it has claimed."""
