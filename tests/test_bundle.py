@@ -509,7 +509,7 @@ def test_files_of_a_case(study, segmented):
 
 
 # An even factor puts the centers of the file's voxels halfway between those of the refined grid.
-@pytest.mark.parametrize("upsample", [1, 2, 3])
+@pytest.mark.parametrize("upsample", ["$None", 1, 2, 3])
 @pytest.mark.parametrize("axes", ["LPI", "PSR"])
 def test_other_orientation(study, trained, tmp_path, axes, upsample):
     """The same scan with its voxels in another order gets the same labels, voxel for voxel."""
