@@ -222,7 +222,7 @@ class LabelSweepInferer(Inferer):
         for item, volume in enumerate(plain):
             margin = None if self.margin_mm is None else margin_voxels(self.margin_mm, inputs, item)
             results.append(self._sweep(item, volume, adapter, margin, scans[item]))
-        result = torch.stack(results)
+        result = results[0][None] if len(results) == 1 else torch.stack(results)  # of one, no copy
         return self._with_metadata(result, inputs) if isinstance(inputs, MetaTensor) else result
 
     def _with_metadata(self, result: Tensor, inputs: MetaTensor) -> MetaTensor:

@@ -448,6 +448,9 @@ def to_native(volume: MetaTensor, source: MetaTensor, mode: str = "nearest") -> 
         [1, 2, 2]
     """
     values: Any = volume.int() if mode == "nearest" else volume.float()
+    there = _grid_of(volume)
+    if there[0] == tuple(source.shape[1:]) and np.array_equal(there[1], affine_of(source)):
+        return on_grid_of(source, values.as_tensor(), source.meta)  # without a copy
     return on_grid_of(source, resample(values, source.shape[1:], affine_of(source), mode, outside=0), source.meta)
 
 
