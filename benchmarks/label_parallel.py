@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from monai_lcs import Atlas, Segmenter, named_atlas
-from monai_lcs.inferers import join_ranks
+from monai_lcs.inferers import join_ranks, name_scan_grid
 from monai_lcs.pipeline import shipped_weights
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS
 
@@ -60,7 +60,7 @@ def work(rank: int, most: int, args: argparse.Namespace, folder: str) -> None:
 
 def measure(settings, network, inputs, labels, count, group):
     """The result, and its seconds: by the clock, and of the processor in the busiest process."""
-    sweep = settings.label_sweep(labels, upsample=2, label_parallel=group if count > 1 else False)
+    sweep = settings.label_sweep(labels, upsample=None, label_parallel=group if count > 1 else False)
     wall, cpu = time.perf_counter(), time.process_time()
     result = sweep(inputs, network).as_tensor()
     seconds = torch.tensor([time.perf_counter() - wall, time.process_time() - cpu])
@@ -88,7 +88,7 @@ def main() -> None:
     scan = segmenter.prepare(args.scan)
     volumes = segmenter.preprocessing.network_input(scan, segmenter.align(scan))
     stacked = torch.cat([volumes[key].as_tensor() for key in NETWORK_KEYS])[None]
-    inputs = type(scan.image)(stacked, affine=volumes["atlas_label"].affine)
+    inputs = name_scan_grid(type(scan.image)(stacked, affine=volumes["atlas_label"].affine), scan.source)
     labels = {one.id: one.ids for one in segmenter.request()}
     with tempfile.TemporaryDirectory() as folder:
         torch.save((segmenter.settings, segmenter.network, inputs, labels), f"{folder}/work.pt")
