@@ -189,7 +189,7 @@ def test_a_full_disk_stops_the_run(small_disk, scans):
 @pytest.mark.parametrize("small_disk", ["20m"], indirect=True)
 def test_a_disk_that_becomes_read_only_stops_the_run(small_disk, scans):
     out = small_disk / "out"
-    process = start(out, scans, 2.0)
+    process = start(out, scans, 0.4)
     wait_for(lambda: sum(begun(out).values()) == 2)
     wait_for(lambda: subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0)
     said, status = end(process)
