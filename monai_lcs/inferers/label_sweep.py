@@ -362,7 +362,14 @@ class LabelSweepInferer(Inferer):
 
 
 def name_scan_grid(inputs: MetaTensor, scan: MetaTensor) -> MetaTensor:
-    """Write into the metadata of an input ``(C, x, y, z)`` on which grid the scan ``(1, *spatial)`` is.
+    """Write into the metadata of an input on which grid the scan is, for a sweep with ``upsample=None``.
+
+    Args:
+        inputs: ``(C, x, y, z)`` or ``(B, C, x, y, z)``, with its affine; its metadata are changed.
+        scan: ``(1, x, y, z)``, with its affine; only its grid is used.
+
+    Returns:
+        The input itself.
 
     Example:
         >>> inputs = name_scan_grid(MetaTensor(torch.zeros(3, 2, 2, 2)), MetaTensor(torch.zeros(1, 4, 4, 3)))
