@@ -41,7 +41,7 @@ LABELS_A_STEP = 32  # of label conditioning
 MARGIN = 4  # voxels of 3 mm around an atlas mask in which its label is decoded
 PRIOR = 5.0  # logit of the atlas label where it is an input of one channel per label: about a half of 139
 EMBEDDING = 8
-CHUNK = 4096  # voxels whose channels fit the processor's cache
+CHUNK = 1024  # voxels whose channels fit the processor's cache
 
 Answers = Iterator[tuple[int, Tensor, Box]]  # channel, its probabilities in a box of the grid, the box
 WHOLE: Box = tuple(slice(0, n) for n in scans.GRID)
@@ -507,8 +507,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, help="instead of the contender's, of a new training")
     parser.add_argument("--steps", type=float, default=math.inf, help="stop here, converged or not, without a score")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor; default: %(default)s")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # a convolution of such numbers takes 200 times as long
     data = args.data / "malc2012"
     if args.contender in ATLAS_ALONE:
         folder, table = args.out / args.contender, scans.read_labels(data)
