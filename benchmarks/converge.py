@@ -37,7 +37,7 @@ SAVE_EVERY = 250
 RISE = 0.005  # less than this over the last third of the steps is convergence
 DROP = 0.1  # of the learning rate, once
 MAX_NORM = 5.0  # of the gradient
-LABELS_A_STEP = 32  # of label conditioning
+LABELS_A_STEP = 32  # of label conditioning; all where the decoder is shared, since they cost little more there
 MARGIN = 4  # voxels of 3 mm around an atlas mask in which its label is decoded
 PRIOR = 5.0  # logit of the atlas label where it is an input of one channel per label: about a half of 139
 EMBEDDING = 8
@@ -209,8 +209,6 @@ class LabelConditioned(nn.Module):
         groups: the labels that are trained, each a list of channels; all, each by itself, by default.
     """
 
-    threshold = 0.5
-
     def __init__(self, contender: Contender, count: int, groups: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__()
         self.network = LabelConditionedUNet(
@@ -223,7 +221,9 @@ class LabelConditioned(nn.Module):
         )
         self.fine = [[label] for label in range(1, count + 1)]
         self.groups = groups or self.fine
-        self.labels_a_step = min(LABELS_A_STEP, len(self.groups))
+        self.competes = contender.conditioning == "shared"
+        self.threshold = 0.0 if self.competes else 0.5
+        self.labels_a_step = len(self.groups) if self.competes else min(LABELS_A_STEP, len(self.groups))
 
     def loss(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> Tensor:
         """Dice (squared terms, smoothed by 1) + binary cross-entropy in the box, the mean over labels at random."""
@@ -238,9 +238,19 @@ class LabelConditioned(nn.Module):
         return torch.stack(losses).mean()
 
     def answers(self, images: Tensor, atlas: Tensor, groups: Sequence[Sequence[int]] | None = None) -> Answers:
-        """The probabilities of every label that the atlas has, in its box; of ``groups`` instead, counted from 1."""
-        for i, logits, box in self._decode(images, atlas, groups or self.fine):
-            yield i + 1, logits.sigmoid(), box
+        """The probabilities of every label that the atlas has, in its box; of ``groups`` instead, counted from 1.
+
+        Where labels share a decoder they compete, also with the background: what the union of all labels leaves.
+        """
+        groups = groups or self.fine
+        everything = [sorted({label for group in groups for label in group})] if self.competes else []
+        for i, logits, box in self._decode(images, atlas, [*groups, *everything]):
+            if i < len(groups):
+                yield i + 1, logits.sigmoid(), box
+            else:
+                background = logits.new_ones(scans.GRID)
+                background[box] = (-logits).sigmoid()
+                yield 0, background, WHOLE
 
     def _decode(self, images: Tensor, atlas: Tensor, groups: Sequence[Sequence[int]]) -> Answers:
         """Groups that the atlas has, by their index, their logits, and the box of these."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "Box",
+    "batch_neighbors",
     "batch_rounded_sizes",
     "batch_sizes",
     "crop",
@@ -236,6 +237,32 @@ def batch_rounded_sizes(
         count = max(1, int(min(room / math.prod(size), len(members))))
         batches += [(members[first : first + count], size) for first in range(0, len(members), count)]
     return batches
+
+
+def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], tuple[int, ...]]]:
+    """Group boxes into batches of neighbors, which overlap: from the first end of the axis where they lie farthest apart.
+
+    Args:
+        boxes: N boxes.
+        room: the most voxels in a batch, the sum over its boxes; a batch of one box may exceed it.
+
+    Returns:
+        For each batch, the indices of its boxes, and a size: that of its largest box.
+
+    Example:
+        >>> batch_neighbors([(slice(0, 4), slice(0, 9)), (slice(7, 9), slice(0, 8)), (slice(2, 6), slice(1, 9))], room=70)
+        [([0, 2], (4, 9)), ([1], (2, 8))]
+    """
+    if not boxes:
+        return []
+    middles = np.array([[axis.start + axis.stop for axis in box] for box in boxes])
+    order = np.argsort(middles[:, np.ptp(middles, axis=0).argmax()], kind="stable").tolist()
+    batches: list[list[int]] = [[]]
+    for i in order:
+        if batches[-1] and sum(volume_of(boxes[j]) for j in batches[-1]) + volume_of(boxes[i]) > room:
+            batches.append([])
+        batches[-1].append(i)
+    return [(batch, max((size_of(boxes[i]) for i in batch), key=math.prod)) for batch in batches]
 
 
 def slabs_of(box: Box, room: float) -> list[Box]:

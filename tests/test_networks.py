@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.utils import set_determinism
-from scipy.ndimage import correlate, map_coordinates
 from torch import nn
 
 from monai_lcs.boxes import crop, pad_end
-from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.networks import LabelConditionedUNet, atlas_attention
 from monai_lcs.networks.blocks import InstanceNormalization, UpConvolution, convolve
 from monai_lcs.networks.blocks import up as make_up
 from monai_lcs.networks.crops import Mask, crop_source, gather
@@ -155,7 +154,7 @@ def test_options_give_one_channel_per_mask(spatial_dims, upsample, residual, con
     net = LabelConditionedUNet(
         spatial_dims,
         image_channels=2,
-        atlas_channels=1,
+        atlas_channels=2 if conditioning == "shared" else 1,
         channels=(4, 6, 8),
         conditioning=conditioning,
         out_channels=1 if conditioning else 5,
@@ -164,7 +163,7 @@ def test_options_give_one_channel_per_mask(spatial_dims, upsample, residual, con
         norm="instance",
     )
     shape = (17, 10, 13)[:spatial_dims]  # not divisible by the stride
-    channels, answers = (2 + 1 + 3, 3) if conditioning else (2, 5)
+    channels, answers = (2 + net.atlas_channels + 3, 3) if conditioning else (2, 5)
     out = net(torch.rand(2, channels, *shape))
     assert out.shape == (2, answers, *shape)
     out.mean().backward()
@@ -212,9 +211,11 @@ def test_exact_halo_equals_window(conditioning, upsample, dims):
         assert whole.std() > 1e-2
         found = dict(net.decode_boxes(features, list(masks[0]), boxes))
         for k, box in enumerate(boxes):
-            expected = whole[(0, k, *box)]
-            assert torch.allclose(found[k], expected, atol=1e-5)
-            assert torch.allclose(net.decode(features, masks, box)[0, k], expected, atol=1e-5)
+            for answer in (found[k], net.decode(features, masks, box)[0, k]):
+                expected = whole[(0, k, *box)]
+                if conditioning == "shared":  # the logit of a share near 1 has not as many digits
+                    answer, expected = answer.sigmoid(), expected.sigmoid()
+                assert torch.allclose(answer, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("conditioning", ["bottleneck", "multiscale"])
@@ -245,44 +246,66 @@ def test_boxes_of_all_sizes_are_answered_once(conditioning):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_shared_decoder_equals_reference(dims):
-    """The label-dependent part, one voxel grid at a time, with scipy's interpolation."""
-    net, features, masks, _ = box_case("shared", dims)
-    head = net.label_head
+    """The label-dependent part, one voxel and one neighbor at a time."""
+    net, features, masks, boxes = box_case("shared", dims)
+    attention = net.attention
     with torch.no_grad():
-        nn.init.uniform_(head.displacement.bias, -2, 2)
-        nn.init.normal_(head.displacement.weight, std=0.2)
-        features = net.encode(*torch.rand(2, 1, 1, *features.spatial_shape))
-        answer = net.decode(features, masks)
-    shared = features.levels[0][0].double().numpy()
-    shape = shared.shape[1:]
-    displacement, embedding = shared[:dims], shared[dims:]
-    assert np.abs(displacement).max() > 1
-    where = np.indices(shape) + displacement
-    weights = {name: p.detach().double().numpy() for name, p in head.named_parameters()}
-    for k in range(3):
+        attention.position.mul_(0.1).add_(torch.randn_like(attention.position))
+        features.levels[0].mul_(0.3)  # so that no voxel decides alone
+        masks[:, 1] *= torch.rand_like(masks[:, 1])  # a soft mask
+        found = dict(net.decode_boxes(features, list(masks[0]), boxes))
+    queries, keys = features.levels[0][0].double().numpy().reshape(2, attention.width, *features.levels[0].shape[2:])
+    position, shape = attention.position.detach().double().numpy(), queries.shape[1:]
+    random = np.random.default_rng(0)
+    for k, box in enumerate(boxes):
         mask = pad_end(masks[:, k : k + 1], net.stride)[0, 0].double().numpy()
-        padded = np.pad(mask, [(8, 8 + -n % 4) for n in shape])
-        coarse = padded
-        for axis in range(dims):
-            coarse = coarse.reshape(*coarse.shape[:axis], -1, 4, *coarse.shape[axis + 1 :]).mean(axis + 1)
-        fine = np.indices(padded.shape)
-        blurred = map_coordinates(coarse, (fine + 0.5) / 4 - 0.5, order=1, mode="nearest")
-        sampled = [map_coordinates(x, where + 8, order=1, mode="constant") for x in (padded, blurred)]
-        prototype = (embedding * mask).sum(tuple(range(1, dims + 1))) / mask.sum()
-        x = np.einsum("hc,c...->h...", weights["first.weight"] + weights["similarity"] * prototype, embedding)
-        x += np.einsum("hc,c...->h...", weights["mask.weight"], np.stack(sampled))
-        bias = weights["first.bias"] + weights["prototype.weight"] @ prototype
-        x = np.maximum(x + bias.reshape(-1, *[1] * dims), 0)
-        x = np.stack(
-            [
-                sum(correlate(c, w, mode="constant") for c, w in zip(x, ws, strict=True))
-                for ws in weights["hidden.conv.weight"]
-            ]
-        )
-        x = np.maximum(x + weights["hidden.conv.bias"].reshape(-1, *[1] * dims), 0)
-        x = np.tensordot(weights["head.weight"].reshape(-1), x, 1) + weights["head.bias"]
-        expected = x[tuple(slice(0, n) for n in features.spatial_shape)]
-        assert np.allclose(answer[0, k].numpy(), expected, atol=1e-4)
+        for voxel in random.integers([axis.start for axis in box], [axis.stop for axis in box], (20, dims)):
+            weights, shares = [], []
+            for seen in np.ndindex(*[8] * dims):  # the block of 4 voxels that the voxel is in, and 2 on each side
+                other = voxel // 4 * 4 - 2 + seen
+                inside = all(0 <= i < n for i, n in zip(other, shape, strict=True))
+                product = queries[:, *voxel] @ keys[:, *other] if inside else 0
+                weights.append(np.exp(product + position[*(other - voxel + 5)]))
+                shares.append(mask[*other] if inside else 0)
+            p = np.clip(np.dot(weights, shares) / np.sum(weights), 1e-6, 1 - 1e-6)
+            answer = found[k][tuple(voxel - [axis.start for axis in box])]
+            assert answer.sigmoid().item() == pytest.approx(p, abs=1e-5)
+            assert answer.item() == pytest.approx(np.log(p / (1 - p)), abs=0.02)
+
+
+def test_attention_has_the_gradients_of_autograd():
+    """The weights are computed twice, and no graph of them is kept: as if it were, in double precision."""
+    net, features, masks, boxes = box_case("shared", 3)
+    attention = net.attention.double()
+    shared = features.levels[0].double().requires_grad_()
+    random = torch.Generator().manual_seed(0)
+    masks = [Mask.of(pad_end(masks[:, k : k + 1], net.stride)[0, 0].double()) for k in range(3)]
+
+    def gradients():
+        shared.grad = attention.position.grad = None
+        logits = attention(shared, [0] * 3, masks, boxes)
+        random.manual_seed(0)
+        torch.stack([(x * torch.rand(x.shape, dtype=x.dtype, generator=random)).sum() for x in logits]).sum().backward()
+        return shared.grad, attention.position.grad
+
+    ours = gradients()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atlas_attention, "exporting", lambda: True)
+        expected = gradients()
+    assert expected[0].abs().max() > 0.01 and expected[1].abs().max() > 0.01
+    for own, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_labels_of_a_partition_share_what_there_is():
+    """Attention before training: the probabilities of all labels and the background add up to 1."""
+    net = LabelConditionedUNet(2, channels=(4, 8), conditioning="shared", norm="instance")
+    label_map = torch.arange(4).repeat_interleave(6).repeat_interleave(6).view(1, 1, 12, 12)
+    masks = torch.cat([(label_map == label).float() for label in range(4)], dim=1)
+    with torch.no_grad():
+        p = net(torch.cat([torch.rand(1, 2, 12, 12), masks], 1)).sigmoid()
+    inside = p[..., 4:8, 4:8]  # what lies beyond the window has no label
+    torch.testing.assert_close(inside.sum(1), torch.ones_like(inside[:, 0]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("act", [None, "relu"])
@@ -475,16 +498,6 @@ def test_half_precision(dtype):
         answer = half.decode(half.encode(image.to(dtype), atlas.to(dtype)), mask)
     assert answer.dtype == dtype
     assert torch.allclose(answer.float(), full, atol=0.05)
-
-
-def test_prototypes_of_large_masks_in_half_precision():
-    """The sum over more than 65504 voxels does not fit; the padding does not count."""
-    head = LabelConditionedUNet(2, channels=(3, 4), conditioning="shared").half().label_head
-    shared = torch.full((1, 2 + 8, 300, 304), 2.0, dtype=torch.float16)
-    shared[..., 300:] = 100
-    mask = Mask.of(torch.ones(300, 304, dtype=torch.bool))
-    prototypes = head.prototypes(shared, (300, 300), [0], [mask])
-    assert torch.equal(prototypes, torch.full((1, 8), 2.0, dtype=torch.float16))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")

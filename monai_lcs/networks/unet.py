@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_lcs.boxes import (
     Box,
+    batch_neighbors,
     batch_rounded_sizes,
     batch_sizes,
     crop,
@@ -24,12 +25,11 @@ from monai_lcs.boxes import (
     scale,
     shift,
     size_of,
-    slabs_of,
     whole_box,
 )
+from monai_lcs.networks.atlas_attention import AtlasAttention
 from monai_lcs.networks.blocks import Block, UpConvolution, norm_name, up
 from monai_lcs.networks.crops import CropSource, Mask, check_halo, crop_source, gather, pool_times, recrop
-from monai_lcs.networks.label_head import LabelHead
 
 __all__ = ["Features", "LabelConditionedUNet"]
 
@@ -70,9 +70,10 @@ class LabelConditionedUNet(nn.Module):
     ReLU up, dropout between the two convolutions of the bottleneck, and a 1x1x1 head that gives logits. What differs,
     and what is known of the widths, is in ``docs/paper.md``.
 
-    With ``conditioning="shared"`` the image and the atlas image pass together through encoder *and* decoder, once for
-    all labels. A label then costs only a light head (:class:`monai_lcs.networks.label_head.LabelHead`), so that many
-    labels take hardly more time than one.
+    With ``conditioning="shared"`` the image passes through encoder *and* decoder, and so does the atlas image, once for
+    all labels. The voxels of the image then look for their like among the atlas voxels around them and take their labels
+    (:class:`monai_lcs.networks.atlas_attention.AtlasAttention`). No weight knows of labels, and many labels take hardly
+    more time than one.
 
     Any spatial size works: the input is padded at its end, with the values of its edge, to a multiple of
     :attr:`stride`. On a CPU, 3D convolutions are up to twice as fast after
@@ -84,7 +85,7 @@ class LabelConditionedUNet(nn.Module):
         atlas_channels: channels of the atlas image, 0 or more.
         channels: width of each level, at least two; the last is the bottleneck's.
         conditioning: where the network sees the label: ``"bottleneck"``; ``"multiscale"``: at every decoder level as
-            well, pooled to that level's size; ``"shared"``: after a decoder that all labels share; ``None``: nowhere, a
+            well, pooled to that level's size; ``"shared"``: after the decoder, which all labels share; ``None``: nowhere, a
             plain multi-channel U-Net.
         out_channels: output channels of the plain U-Net (``conditioning=None``); otherwise 1.
         dropout: probability of dropout between the two convolutions of the bottleneck.
@@ -164,14 +165,14 @@ class LabelConditionedUNet(nn.Module):
         skip_channels = self._add_encoder(block)
         in_channels = self._add_decoder(block, going_up, skip_channels, dropout)
         if conditioning == "shared":
-            self.label_head = LabelHead(spatial_dims, in_channels[-1], in_channels[-2], max(8, channels[0] // 2), act)
+            self.attention = AtlasAttention(spatial_dims, in_channels[-1], max(8, channels[0]))
         else:
             self.head = Conv[Conv.CONV, spatial_dims](in_channels[-1], out_channels, kernel_size=1)
 
     def _add_encoder(self, block: BlockMaker) -> list[int]:
         """Add the encoder's blocks; return the channels of each level's skip connection."""
         self.encoder = nn.ModuleList()
-        width_in = self.image_channels + (self.atlas_channels if self.conditioning == "shared" else 0)
+        width_in = self.image_channels
         skip_channels = []
         for width in self.channels[:-1]:
             encoder_block = block(0, width_in, width)
@@ -267,7 +268,11 @@ class LabelConditionedUNet(nn.Module):
         levels = self._encode_levels(image, atlas_image)
         if self.decodes_by_label:
             return Features(tuple(levels), spatial_shape)
-        return Features((self._decode_for_all_labels(levels),), spatial_shape)
+        x = self._decode_for_all_labels(levels)
+        if self.conditioning == "shared" and atlas_image is not None:
+            atlas = self._decode_for_all_labels(self._encode_levels(atlas_image, None))
+            x = self.attention.share(x, atlas)
+        return Features((x,), spatial_shape)
 
     def decode(
         self, features: Features, masks: Tensor | None, box: Box | None = None, halo: int | str = "exact"
@@ -339,21 +344,23 @@ class LabelConditionedUNet(nn.Module):
         """
         _check_boxes(boxes, features.spatial_shape)
         window = tuple(features.levels[0].shape[2:])
-        room = room or math.prod(window) / 8
-        sources = [crop_source(level) for level in features.levels]
+        room = room or (math.inf if self.conditioning == "shared" else math.prod(window) / 8)
+        sources = [] if self.conditioning == "shared" else [crop_source(level) for level in features.levels]
         for chosen, size in self.batches(boxes, window, room):
             if wanted is not None and not any(i in wanted for i in chosen):
                 continue
-            crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
             cropped = [self._crop_mask(masks[i], window) for i in chosen]
             of_items = [items[i] if items else 0 for i in chosen]
             if self.conditioning == "shared":
-                logits = self._apply_label_head(features, sources[0], cropped, crops, of_items, room)
+                answers = self.attention(features.levels[0], of_items, cropped, [boxes[i] for i in chosen])
             else:
+                crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
                 logits = self._decode_levels(features, sources, cropped, crops, of_items, check_halo(halo))
-            for i, around, answer in zip(chosen, crops, logits, strict=True):
+                inside = [shift(boxes[i], around) for i, around in zip(chosen, crops, strict=True)]
+                answers = [answer[0][box] for answer, box in zip(logits, inside, strict=True)]
+            for i, answer in zip(chosen, answers, strict=True):
                 if wanted is None or i in wanted:
-                    yield i, answer[0][shift(boxes[i], around)]
+                    yield i, answer
 
     def _decoder_blocks(self) -> list[Block]:
         """The decoder's blocks from the finest level to the bottleneck."""
@@ -361,7 +368,10 @@ class LabelConditionedUNet(nn.Module):
 
     def _encode_levels(self, image: Tensor, atlas_image: Tensor | None) -> list[Tensor]:
         """The encoder: what each level contributes to the decoder's block there, the bottleneck's last."""
-        x, atlas = self._pad_inputs(image, atlas_image)
+        x = pad_end(image, self.stride)
+        atlas = None
+        if self.decodes_by_label and self.atlas_channels and atlas_image is not None:
+            atlas = pad_end(atlas_image, self.stride)
         levels = []
         encoder = cast(list[Block], [*self.encoder])
         for level, block in enumerate(self._decoder_blocks()):
@@ -376,22 +386,12 @@ class LabelConditionedUNet(nn.Module):
             del skip  # a full volume that nothing needs any more
         return levels
 
-    def _pad_inputs(self, image: Tensor, atlas_image: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the encoder sees, and the atlas image for the decoder; both padded."""
-        x = pad_end(image, self.stride)
-        if not self.atlas_channels or atlas_image is None:
-            return x, None
-        atlas = pad_end(atlas_image, self.stride)
-        return (torch.cat([x, atlas.to(x.dtype)], dim=1), None) if self.conditioning == "shared" else (x, atlas)
-
     def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
         """The decoder without any label; it removes the levels as it goes, to free their memory."""
         x = self.bottleneck(levels.pop())
-        coarse = x
         for going_up, block in zip(self.up, self.decoder, strict=True):
-            coarse = x
             x = block(levels.pop(), going_up(x))
-        return self.label_head.share(x, coarse) if self.conditioning == "shared" else x
+        return x
 
     def _decode_each(
         self,
@@ -444,6 +444,8 @@ class LabelConditionedUNet(nn.Module):
             >>> net.batches([(slice(0, 4), slice(0, 4)), (slice(5, 9), slice(8, 12))], (16, 16), room=100)
             [([1, 0], (4, 4))]
         """
+        if self.conditioning == "shared":
+            return batch_neighbors(boxes, room)
         sizes = [size_of(box) for box in boxes]
         if self.depends_on_box:
             return batch_rounded_sizes(sizes, window, room, BOX_MULTIPLE)
@@ -478,25 +480,6 @@ class LabelConditionedUNet(nn.Module):
         votes = (shares / (1 - shares)).log()  # torch.logit takes six times as long
         return logits + self.prior_logit * (votes / abs(self.prior_logit)).clamp(-1, 1)
 
-    def _apply_label_head(
-        self,
-        features: Features,
-        source: Tensor | CropSource,
-        masks: Sequence[Mask],
-        boxes: Sequence[Box],
-        items: Sequence[int],
-        room: float,
-    ) -> Tensor:
-        """The label head, slab by slab: logits ``(N, 1, *size)`` in boxes of the same size."""
-        shape = features.levels[0].shape[2:]
-        prototypes = self.label_head.prototypes(source, features.spatial_shape, items, masks)
-        answers = []
-        for slabs in zip(*(slabs_of(box, room / len(boxes)) for box in boxes), strict=True):
-            outer = [reach_out(slab, LabelHead.REACH, shape) for slab in slabs]
-            logits, sampled = self.label_head(source, prototypes, items, masks, outer)
-            answers.append(recrop(self._add_prior(logits, sampled), outer, slabs))
-        return torch.cat(answers, dim=2)
-
     def _pooled_masks(self, masks: Sequence[Mask], boxes: Sequence[Box], level: int, dtype: torch.dtype) -> Tensor:
         """Max-pool the masks to a level and crop them to their boxes there, ``(N, 1, *size)``."""
         return Mask.inside([mask.pooled(self.pool, level, dtype) for mask in masks], boxes, dtype)
@@ -508,9 +491,6 @@ class LabelConditionedUNet(nn.Module):
         if tuple(mask.shape) != window:
             mask = pad_end(mask[None, None].float(), self.stride)[0, 0]
         return Mask.of(mask)
-
-    def _add_prior(self, logits: Tensor, masks: Tensor) -> Tensor:
-        return logits + self.prior_logit * (2 * masks - 1) if self.prior_logit else logits
 
     def _check_input(self, x: Tensor, at_least: int) -> None:
         wrong = x.shape[1] < at_least if self.conditioning else x.shape[1] != at_least
@@ -559,5 +539,10 @@ def _check_arguments(
         raise ValueError(f"`channels` must hold two or more widths > 0, got {tuple(channels)}.")
     if conditioning is not None:
         look_up_option(conditioning, CONDITIONINGS)
+        if conditioning == "shared" and atlas_channels != image_channels:
+            raise ValueError(
+                "With conditioning 'shared' the image is compared with the atlas image, so that they must have the same"
+                f" number of channels, got {image_channels} and {atlas_channels}."
+            )
         if out_channels != 1:
             raise ValueError(f"`out_channels` must be 1 with conditioning {conditioning!r}, got {out_channels}.")

@@ -1,0 +1,265 @@
+"""The light, label-dependent part of a network that decodes once for all labels: voxels take the labels of atlas voxels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from monai_lcs.boxes import Box, shift
+from monai_lcs.networks.crops import Mask, exporting
+
+__all__ = ["AtlasAttention"]
+
+BLOCK = 4  # voxels along each axis that look at the same atlas voxels
+REACH = 2  # voxels beyond the block, on each side, at which they look
+WIDE = BLOCK + 2 * REACH
+BLOCKS_AT_A_TIME = {"cpu": 16}  # their scores fit its cache
+MANY_BLOCKS = 512  # on other devices
+SPREAD = 1.5  # voxels: before any training the weights are a Gaussian of this standard deviation
+SURE = 1e-6  # probabilities are kept from 0 and 1 by this; logits are within 14
+
+
+class AtlasAttention(nn.Module):
+    """The label-dependent part of ``conditioning="shared"``: each voxel looks around in the atlas and takes its labels.
+
+    The network gives features of the image and of the atlas image; those of the image are queries, those of the atlas
+    keys. The voxels of a block of 4 along each axis compare their queries with the keys of the atlas voxels in the block
+    and up to 2 voxels beyond. The softmax of the products, and
+    of a learned term that depends on the distance, are weights; the probability of a label at a voxel is the weighted
+    share of atlas voxels that its mask has. So one network registers, by features that it learned, and fuses what it
+    registered: nothing in it belongs to a label, labels compete with each other and with the background, and the weights
+    are computed once for all labels that are asked for together. Masks may be soft. Beyond the window, keys and masks
+    are 0. Before any training, the weights fall with the distance alone: labels start where the atlas has them.
+
+    The idea is that of patch-based label fusion (Coupe et al., NeuroImage 54, 2011,
+    https://doi.org/10.1016/j.neuroimage.2010.09.018), with the attention of Vaswani et al. (2017,
+    https://arxiv.org/abs/1706.03762) instead of the difference of patches.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the features at full resolution.
+        width: channels of queries and of keys.
+
+    Example:
+        >>> attention = AtlasAttention(2, in_channels=4, width=8)
+        >>> shared = attention.share(*torch.rand(2, 1, 4, 16, 16))  # once for all labels
+        >>> mask, box = Mask.of(torch.ones(16, 16)), (slice(0, 9), slice(4, 16))
+        >>> [logits.shape for logits in attention(shared, items=[0], masks=[mask], boxes=[box])]
+        [torch.Size([9, 12])]
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.width = width
+        self.query = Conv[Conv.CONV, spatial_dims](in_channels, width, kernel_size=1)
+        self.key = Conv[Conv.CONV, spatial_dims](in_channels, width, kernel_size=1)
+        far = WIDE - REACH - 1  # the largest distance along an axis
+        offsets = torch.arange(-far, far + 1.0)
+        distances = torch.stack(torch.meshgrid(*[offsets] * spatial_dims, indexing="ij")).square().sum(0)
+        self.position = nn.Parameter(-distances / (2 * SPREAD**2))  # of the distance along each axis
+        apart = torch.arange(WIDE) - REACH - torch.arange(BLOCK)[:, None] + far  # (query, key) along an axis
+        self.register_buffer("apart", apart, persistent=False)
+        self.apart: Tensor
+
+    def share(self, image: Tensor, atlas: Tensor) -> Tensor:
+        """Compute queries and keys, ``(B, 2 * width, *spatial)``, from the features ``(B, in_channels, *spatial)``."""
+        return torch.cat([self.query(image), self.key(atlas)], dim=1)
+
+    def forward(
+        self, shared: Tensor, items: Sequence[int], masks: Sequence[Mask], boxes: Sequence[Box]
+    ) -> list[Tensor]:
+        """Compute the logits of N labels, each in its box.
+
+        Args:
+            shared: from :meth:`share`, in any precision.
+            items: for each label, the index in the batch.
+            masks: for each label, its atlas mask in the window, from 0 to 1.
+            boxes: for each label, where to answer.
+
+        Returns:
+            Logits of the size of each box, within 14. They do not depend on the box. The cost is that of the blocks
+            that all boxes together have, about 500 products of ``width`` numbers for each of their voxels in 3D.
+        """
+        answers: list[Tensor] = [shared.new_empty(0)] * len(boxes)
+        for item in sorted(set(items)):
+            of_item = [i for i, other in enumerate(items) if other == item]
+            pairs = _Pairs.of([masks[i] for i in of_item], [boxes[i] for i in of_item], shared.shape[2:])
+            probabilities = self._attend(shared[item], pairs)
+            for i, volume in zip(of_item, pairs.volumes(probabilities), strict=True):
+                p = volume.clamp(SURE, 1 - SURE)
+                answers[i] = (p / (1 - p)).log()
+        return answers
+
+    def _attend(self, shared: Tensor, pairs: _Pairs) -> Tensor:
+        """The probabilities of each pair of a label and a block, ``(pairs, voxels of a block)``."""
+        exact = torch.promote_types(shared.dtype, torch.float32)  # sums of a thousand weights
+        ends = [(-n) % BLOCK for n in shared.shape[1:]]
+        queries, keys = shared.movedim(0, -1).to(exact).split(self.width, dim=-1)
+        queries = F.pad(queries, [0, 0, *_pads([0] * len(ends), ends)])
+        keys = F.pad(keys, [0, 0, *_pads([REACH] * len(ends), [REACH + n for n in ends])])
+        position = self._position().to(exact)
+        if torch.is_grad_enabled() and not exporting():
+            return _Attention.apply(queries, keys, position, pairs)
+        parts = [_probabilities(queries, keys, position, pairs, part)[1] for part in pairs.parts()]
+        return torch.cat(parts)
+
+    def _position(self) -> Tensor:
+        """What the distance adds to a score, ``(queries of a block, keys)``."""
+        dims, index = self.spatial_dims, []
+        for axis in range(dims):
+            shape = [BLOCK if i == axis else WIDE if i == dims + axis else 1 for i in range(2 * dims)]
+            index.append(self.apart.view(shape))
+        return self.position[tuple(index)].reshape(BLOCK**dims, WIDE**dims)
+
+
+@dataclass
+class _Pairs:
+    """The pairs of a label and a block in which it is asked for, sorted by blocks.
+
+    Attributes:
+        values: what each label's mask has of the atlas voxels that its block looks at, ``(pairs, WIDE ** dims)``.
+        block: of each pair, the number of its block.
+        slot: of each pair, its place among those of its block.
+        corners: the first voxel of each block.
+        ends: of each block, the number of the pair after its last.
+        slots: the most pairs of a block.
+        order: of the pairs, label by label.
+        hulls: of each label, its blocks along each axis.
+        boxes: of each label, what is asked for.
+    """
+
+    values: Tensor
+    block: Tensor
+    slot: Tensor
+    corners: list[tuple[int, ...]]
+    ends: list[int]
+    slots: int
+    order: Tensor
+    hulls: list[Box]
+    boxes: Sequence[Box]
+
+    @classmethod
+    def of(cls, masks: Sequence[Mask], boxes: Sequence[Box], shape: Sequence[int]) -> _Pairs:
+        """Find the pairs of N labels, each with its mask and box in a window."""
+        along = tuple(-(-int(n) // BLOCK) for n in shape)  # a tensor, where the network is traced
+        hulls = [tuple(slice(int(a.start) // BLOCK, -(-int(a.stop) // BLOCK)) for a in box) for box in boxes]
+        values = torch.cat([_windows(mask, hull) for mask, hull in zip(masks, hulls, strict=True)])
+        # Not by PyTorch: a network that is exported cannot depend on the values of a tensor
+        blocks = np.arange(math.prod(along)).reshape(along)
+        numbers = np.concatenate([blocks[hull].ravel() for hull in hulls])
+        by_block = numbers.argsort(kind="stable")
+        found, first, block, counts = np.unique(
+            numbers[by_block], return_index=True, return_inverse=True, return_counts=True
+        )
+
+        def tensor(x: np.ndarray) -> Tensor:
+            return torch.from_numpy(x).to(values.device)
+
+        return cls(
+            values=values[tensor(by_block)],
+            block=tensor(block),
+            slot=tensor(np.arange(len(numbers)) - first[block]),
+            corners=[tuple(BLOCK * i for i in index) for index in zip(*np.unravel_index(found, along), strict=True)],
+            ends=counts.cumsum().tolist(),
+            slots=int(counts.max()),
+            order=tensor(by_block.argsort()),
+            hulls=hulls,
+            boxes=boxes,
+        )
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """The blocks to compute together, and their pairs."""
+        step = BLOCKS_AT_A_TIME.get(self.block.device.type, MANY_BLOCKS)
+        for first in range(0, len(self.corners), step):
+            last = min(first + step, len(self.corners))
+            yield slice(first, last), slice(self.ends[first - 1] if first else 0, self.ends[last - 1])
+
+    def volumes(self, x: Tensor) -> list[Tensor]:
+        """The values of each pair, ``(pairs, voxels of a block)``, in the box of each label."""
+        dims = len(self.boxes[0])
+        sizes = [[axis.stop - axis.start for axis in hull] for hull in self.hulls]
+        answers = []
+        for part, size, hull, box in zip(
+            x[self.order].split([math.prod(size) for size in sizes]), sizes, self.hulls, self.boxes, strict=True
+        ):
+            volume = part.view(*size, *[BLOCK] * dims)
+            volume = volume.permute([i for axis in range(dims) for i in (axis, dims + axis)])
+            volume = volume.reshape([n * BLOCK for n in size])
+            around = tuple(slice(axis.start * BLOCK, axis.stop * BLOCK) for axis in hull)
+            answers.append(volume[shift(box, around)])
+        return answers
+
+
+def _windows(mask: Mask, hull: Box) -> Tensor:
+    """What each block of a hull sees of a mask, ``(blocks, WIDE ** dims)``."""
+    around = tuple(slice(axis.start * BLOCK - REACH, axis.stop * BLOCK + REACH) for axis in hull)
+    seen = Mask.inside([mask], [around], mask.values.dtype)[0, 0]
+    for axis in range(seen.ndim):
+        seen = seen.unfold(axis, WIDE, BLOCK)
+    return seen.reshape(-1, WIDE ** len(hull))
+
+
+def _pads(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Pads as ``torch.nn.functional.pad`` takes them: the last axis first."""
+    return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+
+
+def _probabilities(
+    queries: Tensor, keys: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The weights of some blocks and what the gradient needs of them; and the probabilities of their pairs."""
+    blocks, chosen = part
+    corners = pairs.corners[blocks]
+    q = torch.stack([queries[_box_at(corner, BLOCK)].flatten(0, -2) for corner in corners])
+    k = torch.stack([keys[_box_at(corner, WIDE)].flatten(0, -2) for corner in corners])
+    weights = torch.baddbmm(position.expand(len(corners), -1, -1), q, k.transpose(1, 2)).softmax(-1)
+    values = weights.new_zeros(len(corners), pairs.slots, weights.shape[-1])
+    block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
+    values[block, slot] = pairs.values[chosen].to(weights.dtype)
+    shares = torch.bmm(values, weights.transpose(1, 2))  # (blocks, slots, voxels of a block)
+    return (q, k, weights, values, shares, block, slot), shares[block, slot]
+
+
+def _box_at(corner: Sequence[int], size: int) -> Box:
+    return tuple(slice(start, start + size) for start in corner)
+
+
+class _Attention(torch.autograd.Function):
+    """The probabilities of all pairs; the weights are computed again in the backward, a few blocks at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
+        ctx.save_for_backward(queries, keys, position)
+        ctx.pairs = pairs
+        return torch.cat([_probabilities(queries, keys, position, pairs, part)[1] for part in pairs.parts()])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, position = ctx.saved_tensors
+        by_queries, by_keys = torch.zeros_like(queries), torch.zeros_like(keys)
+        by_position = torch.zeros_like(position)
+        for part in ctx.pairs.parts():
+            (q, k, weights, values, shares, block, slot), _ = _probabilities(queries, keys, position, ctx.pairs, part)
+            by_shares = torch.zeros_like(shares)
+            by_shares[block, slot] = gradient[part[1]]
+            common = (by_shares * shares).sum(1)[..., None]
+            by_scores = torch.baddbmm(-common.expand_as(weights), by_shares.transpose(1, 2), values)
+            by_scores *= weights
+            by_position += by_scores.sum(0)
+            by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
+            for corner, one, other in zip(ctx.pairs.corners[part[0]], by_q, by_k, strict=True):
+                own, seen = by_queries[_box_at(corner, BLOCK)], by_keys[_box_at(corner, WIDE)]
+                own.add_(one.view(own.shape))
+                seen.add_(other.view(seen.shape))
+        return by_queries, by_keys, by_position, None
