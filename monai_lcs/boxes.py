@@ -240,7 +240,7 @@ def batch_rounded_sizes(
 
 
 def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], tuple[int, ...]]]:
-    """Group boxes into batches of neighbors, which overlap: from the first end of the axis where they lie farthest apart.
+    """Group boxes into batches of neighbors, which overlap, along the axis where they lie farthest apart.
 
     Args:
         boxes: N boxes.
@@ -250,7 +250,7 @@ def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], 
         For each batch, the indices of its boxes, and a size: that of its largest box.
 
     Example:
-        >>> batch_neighbors([(slice(0, 4), slice(0, 9)), (slice(7, 9), slice(0, 8)), (slice(2, 6), slice(1, 9))], room=70)
+        >>> batch_neighbors([(slice(0, 4), slice(0, 9)), (slice(7, 9), slice(0, 8)), (slice(2, 6), slice(1, 9))], 70)
         [([0, 2], (4, 9)), ([1], (2, 8))]
     """
     if not boxes:

@@ -264,9 +264,9 @@ def test_shared_decoder_equals_reference(dims):
             for seen in np.ndindex(*[8] * dims):  # the block of 4 voxels that the voxel is in, and 2 on each side
                 other = voxel // 4 * 4 - 2 + seen
                 inside = all(0 <= i < n for i, n in zip(other, shape, strict=True))
-                product = queries[:, *voxel] @ keys[:, *other] if inside else 0
-                weights.append(np.exp(product + position[*(other - voxel + 5)]))
-                shares.append(mask[*other] if inside else 0)
+                product = queries[(slice(None), *voxel)] @ keys[(slice(None), *other)] if inside else 0
+                weights.append(np.exp(product + position[tuple(other - voxel + 5)]))
+                shares.append(mask[tuple(other)] if inside else 0)
             p = np.clip(np.dot(weights, shares) / np.sum(weights), 1e-6, 1 - 1e-6)
             answer = found[k][tuple(voxel - [axis.start for axis in box])]
             assert answer.sigmoid().item() == pytest.approx(p, abs=1e-5)
@@ -292,7 +292,7 @@ def test_attention_has_the_gradients_of_autograd():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atlas_attention, "exporting", lambda: True)
         expected = gradients()
-    assert expected[0].abs().max() > 0.01 and expected[1].abs().max() > 0.01
+    assert min(float(each.abs().max()) for each in expected) > 0.01
     for own, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
 

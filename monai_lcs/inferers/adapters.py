@@ -29,6 +29,7 @@ class EncodeOnceAdapter:
     Attributes:
         stride: windows are padded to a multiple of it before they are encoded.
         depends_on_box: whether the logits of a label depend on its box.
+        competes: whether the background of a label map is found as a label is.
         splits: whether a label may be decoded in several boxes.
         stitches: whether the features of all windows are blended before labels are decoded.
         encodes: whether the features of a window are worth keeping.
@@ -49,7 +50,8 @@ class EncodeOnceAdapter:
         self.halo = halo
         self.stride = network.stride
         self.depends_on_box = network.depends_on_box
-        self.splits = not network.depends_on_box
+        self.competes = getattr(network, "competes", False)
+        self.splits = not network.depends_on_box and not self.competes
         self.stitches = network.stitches
 
     def encode(self, window: Tensor) -> Features:
@@ -93,7 +95,7 @@ class PlainAdapter:
     """
 
     stride = 1
-    depends_on_box = splits = stitches = encodes = False  # the whole window is computed, whatever the box
+    depends_on_box = splits = stitches = encodes = competes = False  # the whole window is computed, whatever the box
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from nibabel.affines import from_matvec
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_lcs.boxes import Box, label_boxes, refine, size_of, whole_box
+from monai_lcs.boxes import Box, label_boxes, refine, size_of, union_box, whole_box
 from monai_lcs.grids import affine_of
 from monai_lcs.inferers.adapters import Adapter, adapt
 from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_voxels
@@ -41,6 +41,8 @@ __all__ = ["LabelSweepInferer", "check_input", "name_scan_grid"]
 
 ScanGrid = tuple[tuple[int, ...], np.ndarray]
 """The shape of a scan, and the affine from its voxels to those of the input."""
+
+BACKGROUND = 0
 
 SCAN_SHAPE, SCAN_AFFINE = "scan_shape", "scan_affine"
 
@@ -88,7 +90,9 @@ class LabelSweepInferer(Inferer):
         overlap: overlap of neighboring windows, a fraction in [0, 1), one or for each axis.
         mode: how windows are blended, ``"constant"`` or ``"gaussian"``.
         sigma_scale: width of the Gaussian as a fraction of the window.
-        threshold: voxels where no label's probability exceeds it are background.
+        threshold: voxels where no label's probability exceeds it are background. A network whose labels compete
+            (``conditioning="shared"``) finds the background of a label map as it finds a label, as what the union of
+            all requested labels leaves: where several labels meet, the best one may have less than a half.
         margin_mm: half-width of what is added around the atlas mask; ``None`` to decode everywhere. The voxel size
             comes from the input's affine (:class:`monai.data.MetaTensor`), and is 1 mm without one.
         halo: how far the crops of features reach beyond a label's box, ``"exact"`` or voxels of each level, see
@@ -253,6 +257,9 @@ class LabelSweepInferer(Inferer):
             _warn_of_seams()
         # Interpolation does not go from one box to the next: boxes of a label that are side by side must overlap
         parts = label_parts(volume[-1], groups, margin, split=adapter.splits, overlap=self.on_scan or self.upsample > 1)
+        if parts and self._background_competes(adapter):
+            everything = tuple(sorted({i for ids in groups.values() for i in ids}))
+            parts.append(Part(BACKGROUND, everything, union_box([part.box for part in parts])))
         sweep = VolumeSweep(
             volume,
             splitter,
@@ -305,9 +312,13 @@ class LabelSweepInferer(Inferer):
             else None
         )
         masks: dict[int, Tensor] = {}
-        unfinished = Counter(part.label for i, part in enumerate(parts) if wanted is None or i in wanted)
+        asked = [part.label for i, part in enumerate(parts) if wanted is None or i in wanted]
+        unfinished = Counter(label for label in asked if label != BACKGROUND)
         with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
             for part, logits in sweep.blended(parts, wanted):
+                if part.label == BACKGROUND:  # what the union of all labels leaves; of one label, below the threshold
+                    best.aggregate(BACKGROUND, 2 * logit_of(self.threshold) - logits, part.box)
+                    continue
                 best.aggregate(part.label, logits, part.box)
                 if volumes is not None:
                     fine = upsample_logits(logits, self.upsample)
@@ -331,7 +342,8 @@ class LabelSweepInferer(Inferer):
         """What the inferer returns of one volume, without the padding; the confidence is told."""
         inner = refine(sweep.splitter.inner, self.upsample)
         if self.on_confidence is not None:
-            self.on_confidence(item, best.confidence())
+            confidence = best.confidence()
+            self.on_confidence(item, {label: dice for label, dice in confidence.items() if label != BACKGROUND})
         if self.on_scan:
             return best.finalize()[None]
         if self.output == "label_map":
@@ -343,15 +355,21 @@ class LabelSweepInferer(Inferer):
         self, sweep: VolumeSweep, groups: Mapping[int, Any], scan: ScanGrid | None
     ) -> BestLabelMerger | FineLabelMerger:
         """What makes a label map of the logits."""
-        shape = sweep.splitter.shape
-        options = (self.threshold, sweep.device, sweep.dtype, self.on_confidence is not None)
+        shape, labels, threshold = sweep.splitter.shape, list(groups), self.threshold
+        if self._background_competes(sweep.adapter):
+            labels, threshold = [BACKGROUND, *labels], 0.0
+        options = (threshold, sweep.device, sweep.dtype, self.on_confidence is not None)
         if scan is not None:
             scan_shape, to_input = scan
             padding = [axis.start for axis in sweep.splitter.inner]
-            return ScanLabelMerger(groups, shape, scan_shape, from_matvec(np.eye(3), padding) @ to_input, *options)
+            return ScanLabelMerger(labels, shape, scan_shape, from_matvec(np.eye(3), padding) @ to_input, *options)
         if self.upsample == 1:
-            return BestLabelMerger(groups, shape, *options)
-        return FineLabelMerger(groups, shape, self.upsample, *options)
+            return BestLabelMerger(labels, shape, *options)
+        return FineLabelMerger(labels, shape, self.upsample, *options)
+
+    def _background_competes(self, adapter: Adapter) -> bool:
+        """Whether the background of a label map is found as a label is, instead of by the threshold alone."""
+        return adapter.competes and self.output == "label_map"
 
     def _report(self, item: int, label: int, logits: Tensor, masks: dict[int, Tensor]) -> None:
         """Use the logits of a finished label, ``(1, *spatial)``: add its mask to ``masks``, call ``on_label``."""

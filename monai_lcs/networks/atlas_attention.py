@@ -1,4 +1,4 @@
-"""The light, label-dependent part of a network that decodes once for all labels: voxels take the labels of atlas voxels."""
+"""The label-dependent part of a network that decodes once for all labels: voxels take the labels of atlas voxels."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class AtlasAttention(nn.Module):
     """The label-dependent part of ``conditioning="shared"``: each voxel looks around in the atlas and takes its labels.
 
     The network gives features of the image and of the atlas image; those of the image are queries, those of the atlas
-    keys. The voxels of a block of 4 along each axis compare their queries with the keys of the atlas voxels in the block
-    and up to 2 voxels beyond. The softmax of the products, and
-    of a learned term that depends on the distance, are weights; the probability of a label at a voxel is the weighted
-    share of atlas voxels that its mask has. So one network registers, by features that it learned, and fuses what it
-    registered: nothing in it belongs to a label, labels compete with each other and with the background, and the weights
-    are computed once for all labels that are asked for together. Masks may be soft. Beyond the window, keys and masks
-    are 0. Before any training, the weights fall with the distance alone: labels start where the atlas has them.
+    keys. The voxels of a block of 4 along each axis compare their queries with the keys of the atlas voxels in the
+    block and up to 2 voxels beyond. The softmax of the products, and of a learned term that depends on the distance,
+    are weights; the probability of a label at a voxel is the weighted share of atlas voxels that its mask has. So one
+    network registers, by features that it learned, and fuses what it registered: nothing in it belongs to a label,
+    labels compete with each other and with the background, and the weights are computed once for all labels that are
+    asked for together. Masks may be soft. Beyond the window, keys and masks are 0. Before any training, the weights
+    fall with the distance: labels start where the atlas has them.
 
     The idea is that of patch-based label fusion (Coupe et al., NeuroImage 54, 2011,
     https://doi.org/10.1016/j.neuroimage.2010.09.018), with the attention of Vaswani et al. (2017,

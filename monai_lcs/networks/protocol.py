@@ -27,6 +27,9 @@ class LabelConditionedNetwork(Protocol):
         stitches: whether the features of neighboring windows may be blended before any label is decoded. Then
             ``Features.levels`` holds one tensor, at full resolution.
 
+    A network may have one more attribute, ``competes``: whether the probabilities of labels that do not overlap add up
+    to 1 at most. Then the background has, in a label map, what the union of all requested labels leaves.
+
     Example:
         >>> from monai_lcs.networks import LabelConditionedUNet
         >>> isinstance(LabelConditionedUNet(channels=(4, 8)), LabelConditionedNetwork)

@@ -71,9 +71,9 @@ class LabelConditionedUNet(nn.Module):
     and what is known of the widths, is in ``docs/paper.md``.
 
     With ``conditioning="shared"`` the image passes through encoder *and* decoder, and so does the atlas image, once for
-    all labels. The voxels of the image then look for their like among the atlas voxels around them and take their labels
-    (:class:`monai_lcs.networks.atlas_attention.AtlasAttention`). No weight knows of labels, and many labels take hardly
-    more time than one.
+    all labels. The voxels of the image then look for their like among the atlas voxels around them and take their
+    labels (:class:`monai_lcs.networks.atlas_attention.AtlasAttention`). No weight knows of labels, and many labels take
+    hardly more time than one.
 
     Any spatial size works: the input is padded at its end, with the values of its edge, to a multiple of
     :attr:`stride`. On a CPU, 3D convolutions are up to twice as fast after
@@ -85,8 +85,8 @@ class LabelConditionedUNet(nn.Module):
         atlas_channels: channels of the atlas image, 0 or more.
         channels: width of each level, at least two; the last is the bottleneck's.
         conditioning: where the network sees the label: ``"bottleneck"``; ``"multiscale"``: at every decoder level as
-            well, pooled to that level's size; ``"shared"``: after the decoder, which all labels share; ``None``: nowhere, a
-            plain multi-channel U-Net.
+            well, pooled to that level's size; ``"shared"``: after the decoder, which all labels share; ``None``:
+            nowhere, a plain multi-channel U-Net.
         out_channels: output channels of the plain U-Net (``conditioning=None``); otherwise 1.
         dropout: probability of dropout between the two convolutions of the bottleneck.
         act: activation, as MONAI names it.
@@ -98,12 +98,15 @@ class LabelConditionedUNet(nn.Module):
         residual: concatenate the input of every block to its output.
         prior_logit: added to the logit inside the atlas mask and subtracted outside, so that training starts from the
             propagated label instead of from nothing; 0, as in the paper, for none. Of a soft mask its logit is added,
-            but not more than this and not less than its negative.
+            but not more than this and not less than its negative. Not used with ``conditioning="shared"``: there,
+            training starts from it anyway.
 
     Attributes:
         stride: the sizes of an input are padded to a multiple of it.
         stitches: whether the features of neighboring windows can be blended before any label is decoded. This holds for
             ``conditioning="shared"``, whose features are all at full resolution.
+        competes: whether the probabilities of labels that do not overlap add up to 1 at most, so that a label may be
+            the best with less than a half. This holds for ``conditioning="shared"``.
         depends_on_box: whether the logits in a box depend on the box, because the label-dependent part normalizes over
             it (instance or group norm). Then decode the same boxes in training and at inference.
 
@@ -152,7 +155,7 @@ class LabelConditionedUNet(nn.Module):
         self.stride = 2**self.depth
         self.decodes_by_label = conditioning in ("bottleneck", "multiscale")
         self.depends_on_box = self.decodes_by_label and norm_name(norm) in BOX_NORMS
-        self.stitches = conditioning == "shared"
+        self.stitches = self.competes = conditioning == "shared"
 
         def block(label_channels: int, shared_channels: int, width: int, dropout: float = 0.0) -> Block:
             return Block(spatial_dims, label_channels, shared_channels, width, act, norm, residual, dropout)
