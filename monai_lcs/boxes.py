@@ -240,7 +240,7 @@ def batch_rounded_sizes(
 
 
 def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], tuple[int, ...]]]:
-    """Group boxes into batches of neighbors, which overlap, along the axis where they lie farthest apart.
+    """Group boxes into batches of neighbors, which overlap, in the order in which they begin along the first axis.
 
     Args:
         boxes: N boxes.
@@ -253,15 +253,15 @@ def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], 
         >>> batch_neighbors([(slice(0, 4), slice(0, 9)), (slice(7, 9), slice(0, 8)), (slice(2, 6), slice(1, 9))], 70)
         [([0, 2], (4, 9)), ([1], (2, 8))]
     """
-    if not boxes:
-        return []
-    middles = np.array([[axis.start + axis.stop for axis in box] for box in boxes])
-    order = np.argsort(middles[:, np.ptp(middles, axis=0).argmax()], kind="stable").tolist()
-    batches: list[list[int]] = [[]]
-    for i in order:
-        if batches[-1] and sum(volume_of(boxes[j]) for j in batches[-1]) + volume_of(boxes[i]) > room:
+    batches: list[list[int]] = []
+    left = 0.0
+    for i in sorted(range(len(boxes)), key=lambda i: boxes[i][0].start):
+        voxels = volume_of(boxes[i])
+        if not batches or voxels > left:
             batches.append([])
+            left = room
         batches[-1].append(i)
+        left -= voxels
     return [(batch, max((size_of(boxes[i]) for i in batch), key=math.prod)) for batch in batches]
 
 

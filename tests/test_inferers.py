@@ -335,7 +335,8 @@ def test_a_union_half_of_which_is_skipped(conditioning, upsample):
     mask = inferer(inputs, net)[0, 0]
     got, label_map = probabilities(inputs, net, select_fn=lambda x: x > 0, **kwargs)
     assert torch.isfinite(got[0, 5]).all()
-    assert torch.equal(mask.bool(), label_map[0, 0] == 5)
+    if upsample == 1 or conditioning == "bottleneck":  # a mask's logits are interpolated, a map's probabilities
+        assert torch.equal(mask.bool(), label_map[0, 0] == 5)
     assert mask[4 * upsample : 11 * upsample, 4 * upsample : 11 * upsample].all()
     assert (got[0, 5][48 * upsample :] == 0).all()
     inputs[:, 0] = 0

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from monai_lcs.boxes import Box, label_boxes, refine, size_of, union_box, whole_box
 from monai_lcs.grids import affine_of
 from monai_lcs.inferers.adapters import Adapter, adapt
-from monai_lcs.inferers.margin import Part, check_margin, label_parts, margin_voxels
+from monai_lcs.inferers.margin import Part, check_margin, in_slabs, label_parts, margin_voxels
 from monai_lcs.inferers.merger import (
     BestLabelMerger,
     FineLabelMerger,
@@ -43,6 +43,7 @@ ScanGrid = tuple[tuple[int, ...], np.ndarray]
 """The shape of a scan, and the affine from its voxels to those of the input."""
 
 BACKGROUND = 0
+SLAB = 32  # voxels along the first axis in which labels that share their decoder are decoded together
 
 SCAN_SHAPE, SCAN_AFFINE = "scan_shape", "scan_affine"
 
@@ -260,6 +261,8 @@ class LabelSweepInferer(Inferer):
         if parts and self._background_competes(adapter):
             everything = tuple(sorted({i for ids in groups.values() for i in ids}))
             parts.append(Part(BACKGROUND, everything, union_box([part.box for part in parts])))
+        if adapter.competes:  # what labels share is computed once for all that are decoded together
+            parts = in_slabs(parts, SLAB, overlap=self.on_scan or self.upsample > 1)
         sweep = VolumeSweep(
             volume,
             splitter,

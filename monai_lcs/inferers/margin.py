@@ -12,7 +12,7 @@ from monai_lcs.boxes import Box, crop, grow_box, label_boxes, split_box, union_b
 from monai_lcs.grids import voxel_size
 from monai_lcs.labels.groups import label_mask
 
-__all__ = ["Part", "check_margin", "label_parts", "margin_voxels"]
+__all__ = ["Part", "check_margin", "in_slabs", "label_parts", "margin_voxels"]
 
 
 class Part(NamedTuple):
@@ -99,6 +99,28 @@ def label_parts(
             boxes = _grow(tight, margin, label_map.shape, overlap)
         parts += [Part(label, ids, box) for box in boxes]
     return parts
+
+
+def in_slabs(parts: Sequence[Part], thick: int, overlap: bool = False) -> list[Part]:
+    """Cut parts along their first axis into slabs, and put those of a slab next to each other.
+
+    Args:
+        parts: what to cut.
+        thick: voxels of a slab; it starts at a multiple of them.
+        overlap: whether a slab has one voxel of the next one as well, so that one can interpolate between them.
+
+    Example:
+        >>> first, second = Part(7, (7,), (slice(3, 9),)), Part(9, (9,), (slice(1, 4),))
+        >>> [(part.label, part.box[0].start, part.box[0].stop) for part in in_slabs([first, second], 4, overlap=True)]
+        [(7, 3, 5), (9, 1, 4), (7, 4, 9), (7, 8, 9)]
+    """
+    cut = []
+    for part in parts:
+        first, *others = part.box
+        for start in range(first.start // thick * thick, first.stop, thick):
+            slab = slice(max(start, first.start), min(start + thick + overlap, first.stop))
+            cut.append((start, part._replace(box=(slab, *others))))
+    return [part for _, part in sorted(cut, key=lambda pair: pair[0])]
 
 
 def _split_union(label_map: Tensor, ids: tuple[int, ...], box: Box, margin: Sequence[int]) -> list[Box]:

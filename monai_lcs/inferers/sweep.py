@@ -21,6 +21,9 @@ from monai_lcs.networks.crops import Mask
 __all__ = ["VolumeSweep", "stitched_features", "vote_mask"]
 
 
+COMPETING = 1 << 22  # voxels of boxes of labels that compete, at least, to decode at a time
+
+
 class VolumeSweep:
     """Go through the windows of one volume and yield the blended logits of each part as soon as they are complete.
 
@@ -129,9 +132,14 @@ class VolumeSweep:
         return pad_end(window[None], self.adapter.stride)[0] if self.adapter.stride > 1 else window
 
     def _room(self) -> float:
-        """Voxels to decode at a time: on a CPU batches that fit its caches are the fastest, on a GPU few calls."""
-        share = 1 if self.sw_device.type != "cpu" else 2 if self.adapter.stitches else 8
-        return volume_of(self.splitter.windows[0]) / share
+        """Voxels to decode at a time: on a CPU batches that fit its caches are the fastest, on a GPU few calls.
+
+        Labels that compete share most of the work with those that are decoded with them; a voxel takes some 16 bytes.
+        """
+        window = volume_of(self.splitter.windows[0])
+        if self.adapter.competes:
+            return max(16 * window, COMPETING)
+        return window / (8 if self.sw_device.type == "cpu" else 1)
 
 
 def stitched_features(
