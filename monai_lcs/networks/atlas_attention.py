@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,16 +102,16 @@ class AtlasAttention(nn.Module):
 
     def _attend(self, shared: Tensor, pairs: _Pairs) -> Tensor:
         """The probabilities of each pair of a label and a block, ``(pairs, voxels of a block)``."""
-        exact = torch.promote_types(shared.dtype, torch.float32)  # sums of a thousand weights
-        ends = [(-n) % BLOCK for n in shared.shape[1:]]
-        queries, keys = shared.movedim(0, -1).to(exact).split(self.width, dim=-1)
-        queries = F.pad(queries, [0, 0, *_pads([0] * len(ends), ends)])
-        keys = F.pad(keys, [0, 0, *_pads([REACH] * len(ends), [REACH + n for n in ends])])
-        position = self._position().to(exact)
+        first, last = min(c[0] for c in pairs.corners), max(c[0] for c in pairs.corners) + BLOCK
+        start, size = max(first - REACH, 0), [last - first, *(-(-n // BLOCK) * BLOCK for n in shared.shape[2:])]
+        features = shared[:, start : last + REACH].movedim(0, -1)
+        before = [REACH - first + start, *[REACH] * (len(size) - 1)]
+        after = [n + 2 * REACH - b - m for n, b, m in zip(size, before, features.shape, strict=False)]
+        features = F.pad(features, [0, 0, *(n for ends in zip(before[::-1], after[::-1], strict=True) for n in ends)])
+        pairs = pairs.moved(first)
         if torch.is_grad_enabled() and not exporting():
-            return _Attention.apply(queries, keys, position, pairs)
-        parts = [_probabilities(queries, keys, position, pairs, part)[1] for part in pairs.parts()]
-        return torch.cat(parts)
+            return _Attention.apply(features, self._position(), pairs)
+        return torch.cat([_probabilities(features, self._position(), pairs, part)[1] for part in pairs.parts()])
 
     def _position(self) -> Tensor:
         """What the distance adds to a score, ``(queries of a block, keys)``."""
@@ -177,6 +177,10 @@ class _Pairs:
             boxes=boxes,
         )
 
+    def moved(self, by: int) -> _Pairs:
+        """The same pairs, their blocks so many voxels nearer to the start of the first axis."""
+        return replace(self, corners=[(first - by, *others) for first, *others in self.corners])
+
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """The blocks to compute together, and their pairs."""
         step = BLOCKS_AT_A_TIME.get(self.block.device.type, MANY_BLOCKS)
@@ -209,57 +213,66 @@ def _windows(mask: Mask, hull: Box) -> Tensor:
     return seen.reshape(-1, WIDE ** len(hull))
 
 
-def _pads(before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """Pads as ``torch.nn.functional.pad`` takes them: the last axis first."""
-    return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
-
-
 def _probabilities(
-    queries: Tensor, keys: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
+    features: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The weights of some blocks and what the gradient needs of them; and the probabilities of their pairs."""
+    """The weights of some blocks and what the gradient needs of them; and the probabilities of their pairs.
+
+    Args:
+        features: queries and keys, ``(*spatial, 2 * width)``, padded by ``REACH`` on each side.
+        position: see :meth:`AtlasAttention._position`.
+        pairs: of a label and a block.
+        part: some of the blocks, and their pairs.
+    """
     blocks, chosen = part
-    corners = pairs.corners[blocks]
-    q = torch.stack([queries[_box_at(corner, BLOCK)].flatten(0, -2) for corner in corners])
-    k = torch.stack([keys[_box_at(corner, WIDE)].flatten(0, -2) for corner in corners])
-    weights = torch.baddbmm(position.expand(len(corners), -1, -1), q, k.transpose(1, 2)).softmax(-1)
+    corners, width = pairs.corners[blocks], features.shape[-1] // 2
+    exact = torch.promote_types(features.dtype, torch.float32)  # sums of hundreds of weights
+    q = torch.stack([features[_queries_at(corner)][..., :width].flatten(0, -2) for corner in corners]).to(exact)
+    k = torch.stack([features[_keys_at(corner)][..., width:].flatten(0, -2) for corner in corners]).to(exact)
+    position = position.to(exact).expand(len(corners), -1, -1)
+    weights = torch.baddbmm(position, q, k.transpose(1, 2)).softmax(-1)
     values = weights.new_zeros(len(corners), pairs.slots, weights.shape[-1])
     block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
-    values[block, slot] = pairs.values[chosen].to(weights.dtype)
+    values[block, slot] = pairs.values[chosen].to(exact)
     shares = torch.bmm(values, weights.transpose(1, 2))  # (blocks, slots, voxels of a block)
     return (q, k, weights, values, shares, block, slot), shares[block, slot]
 
 
-def _box_at(corner: Sequence[int], size: int) -> Box:
-    return tuple(slice(start, start + size) for start in corner)
+def _queries_at(corner: Sequence[int]) -> Box:
+    return tuple(slice(start + REACH, start + REACH + BLOCK) for start in corner)
+
+
+def _keys_at(corner: Sequence[int]) -> Box:
+    return tuple(slice(start, start + WIDE) for start in corner)
 
 
 class _Attention(torch.autograd.Function):
     """The probabilities of all pairs; the weights are computed again in the backward, a few blocks at a time."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
-        ctx.save_for_backward(queries, keys, position)
+    def forward(ctx: Any, features: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
+        ctx.save_for_backward(features, position)
         ctx.pairs = pairs
-        return torch.cat([_probabilities(queries, keys, position, pairs, part)[1] for part in pairs.parts()])
+        return torch.cat([_probabilities(features, position, pairs, part)[1] for part in pairs.parts()])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, position = ctx.saved_tensors
-        by_queries, by_keys = torch.zeros_like(queries), torch.zeros_like(keys)
-        by_position = torch.zeros_like(position)
+        features, position = ctx.saved_tensors
+        width = features.shape[-1] // 2
+        by_features, by_position = torch.zeros_like(features), torch.zeros_like(position)
         for part in ctx.pairs.parts():
-            (q, k, weights, values, shares, block, slot), _ = _probabilities(queries, keys, position, ctx.pairs, part)
+            (q, k, weights, values, shares, block, slot), _ = _probabilities(features, position, ctx.pairs, part)
             by_shares = torch.zeros_like(shares)
-            by_shares[block, slot] = gradient[part[1]]
+            by_shares[block, slot] = gradient[part[1]].to(shares.dtype)
             common = (by_shares * shares).sum(1)[..., None]
             by_scores = torch.baddbmm(-common.expand_as(weights), by_shares.transpose(1, 2), values)
             by_scores *= weights
             by_position += by_scores.sum(0)
             by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
             for corner, one, other in zip(ctx.pairs.corners[part[0]], by_q, by_k, strict=True):
-                own, seen = by_queries[_box_at(corner, BLOCK)], by_keys[_box_at(corner, WIDE)]
+                own = by_features[_queries_at(corner)][..., :width]
+                seen = by_features[_keys_at(corner)][..., width:]
                 own.add_(one.view(own.shape))
                 seen.add_(other.view(seen.shape))
-        return by_queries, by_keys, by_position, None
+        return by_features, by_position, None
