@@ -200,8 +200,11 @@ class LabelConditioned(nn.Module):
             return torch.zeros_like(atlas)
         features = self.network.encode(*(_channels_last(images[None, i : i + 1]) for i in (0, 1)))
         masks = (atlas == there[:, None, None]).float()
-        best, index = self.network.decode(features, masks[None])[0].sigmoid().max(0)
-        return torch.where(best > THRESHOLD, there[index], 0)
+        if self.network.competes:  # the background is what the union of all labels leaves
+            masks = torch.cat([masks, masks.sum(0, keepdim=True)])
+        p = self.network.decode(features, masks[None])[0].sigmoid()
+        best, index = p[: len(there)].max(0)
+        return torch.where(best > (1 - p[-1] if self.network.competes else THRESHOLD), there[index], 0)
 
 
 class AtlasAlone:

@@ -239,12 +239,15 @@ def batch_rounded_sizes(
     return batches
 
 
-def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], tuple[int, ...]]]:
+def batch_neighbors(
+    boxes: Sequence[Box], room: float, thick: int | None = None
+) -> list[tuple[list[int], tuple[int, ...]]]:
     """Group boxes into batches of neighbors, which overlap, in the order in which they begin along the first axis.
 
     Args:
         boxes: N boxes.
         room: the most voxels in a batch, the sum over its boxes; a batch of one box may exceed it.
+        thick: boxes that do not begin in the same slab of so many voxels are not in the same batch.
 
     Returns:
         For each batch, the indices of its boxes, and a size: that of its largest box.
@@ -254,12 +257,12 @@ def batch_neighbors(boxes: Sequence[Box], room: float) -> list[tuple[list[int], 
         [([0, 2], (4, 9)), ([1], (2, 8))]
     """
     batches: list[list[int]] = []
-    left = 0.0
+    left, slab = 0.0, None
     for i in sorted(range(len(boxes)), key=lambda i: boxes[i][0].start):
-        voxels = volume_of(boxes[i])
-        if not batches or voxels > left:
+        voxels, own = volume_of(boxes[i]), thick and boxes[i][0].start // thick
+        if not batches or voxels > left or own != slab:
             batches.append([])
-            left = room
+            left, slab = room, own
         batches[-1].append(i)
         left -= voxels
     return [(batch, max((size_of(boxes[i]) for i in batch), key=math.prod)) for batch in batches]

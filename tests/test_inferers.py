@@ -15,7 +15,7 @@ from scipy.ndimage import map_coordinates
 
 from monai_lcs.boxes import intersect, mask_box, shift
 from monai_lcs.grids import affine_of
-from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer, name_scan_grid
+from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer, label_sweep, name_scan_grid
 from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
 from monai_lcs.inferers.adapters import EncodeOnceAdapter, PlainAdapter, adapt, unwrapped
 from monai_lcs.inferers.margin import label_parts
@@ -638,3 +638,44 @@ def test_labels_of_a_shared_decoder_compete_with_the_background(threshold, roi_s
         assert torch.equal(alone == 3, each[1] > threshold)
     fine = LabelSweepInferer(upsample=2, **options)(inputs, net)[0, 0]
     assert (fine[::2, ::2] == found).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("upsample", [1, 2])
+def test_slabs_change_nothing(monkeypatch, upsample):
+    """Labels are decoded slab by slab: label map and confidence are those of one slab."""
+    net = LabelConditionedUNet(2, channels=(4, 6), conditioning="shared", norm="instance").eval().double()
+    inputs = torch.rand(1, 3, 40, 26, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs[0, 2] = 0
+    inputs[0, 2, 4:22, 4:12], inputs[0, 2, 9:33, 12:21] = 2, 3
+    results = []
+    for slab in (8, 1000):
+        monkeypatch.setattr(label_sweep, "SLAB", slab)
+        confidence = {}
+        inferer = LabelSweepInferer(
+            margin_mm=3, upsample=upsample, on_confidence=lambda i, x, to=confidence: to.update(x)
+        )
+        results.append((inferer(inputs, net), confidence))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1].keys() == {2, 3}
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("conditioning", ["bottleneck", "shared"])
+def test_a_label_may_be_written_as_0(conditioning):
+    """Its voxels are then those of the background; the other labels do not change."""
+    net = LabelConditionedUNet(2, channels=(4, 6), conditioning=conditioning, prior_logit=3.0, norm="instance").eval()
+    inputs = torch.rand(1, 3, 24, 26, generator=torch.Generator().manual_seed(0))
+    inputs[0, 2] = 0
+    inputs[0, 2, 4:12, 4:12], inputs[0, 2, 4:12, 12:21] = 2, 3
+    as_nine, as_zero = (LabelSweepInferer(labels={i: (3,), 5: (2,)})(inputs, net) for i in (9, 0))
+    assert (as_nine == 9).any()
+    assert torch.equal(torch.where(as_nine == 9, 0, as_nine), as_zero)
+
+
+def test_a_union_that_holds_a_label_wins_over_it_where_labels_compete():
+    net = LabelConditionedUNet(2, channels=(4, 6), conditioning="shared").eval()
+    inputs = torch.rand(1, 3, 24, 26, generator=torch.Generator().manual_seed(0))
+    inputs[0, 2] = 0
+    inputs[0, 2, 4:12, 4:12], inputs[0, 2, 4:12, 12:21] = 2, 3
+    with pytest.warns(UserWarning, match=r"The ids \[3\] are in several of the requested labels"):
+        LabelSweepInferer(labels={100: (2, 3), 3: (3,)})(inputs, net)

@@ -21,6 +21,7 @@ from monai_lcs.grids import affine_of
 from monai_lcs.inferers.adapters import Adapter, adapt
 from monai_lcs.inferers.margin import Part, check_margin, in_slabs, label_parts, margin_voxels
 from monai_lcs.inferers.merger import (
+    BACKGROUND,
     BestLabelMerger,
     FineLabelMerger,
     ScanLabelMerger,
@@ -36,14 +37,12 @@ from monai_lcs.labels.groups import LabelGroup, as_groups
 from monai_lcs.labels.label_map import check_label_map
 from monai_lcs.labels.votes import VOTE_CHANNELS
 from monai_lcs.networks import check_halo
+from monai_lcs.networks.unet import SLAB
 
 __all__ = ["LabelSweepInferer", "check_input", "name_scan_grid"]
 
 ScanGrid = tuple[tuple[int, ...], np.ndarray]
 """The shape of a scan, and the affine from its voxels to those of the input."""
-
-BACKGROUND = 0
-SLAB = 32  # voxels along the first axis in which labels that share their decoder are decoded together
 
 SCAN_SHAPE, SCAN_AFFINE = "scan_shape", "scan_affine"
 
@@ -58,8 +57,9 @@ class LabelSweepInferer(Inferer):
     :class:`monai.inferers.SlidingWindowInferer`: keep every label's probability, and take the argmax where it exceeds
     the threshold. Logits are blended over windows as MONAI does, and then pass through a sigmoid. On a tie the smallest
     id wins, so the order of ``labels`` does not matter. A network that decodes once for all labels
-    (``conditioning="shared"``) is treated differently where there are several windows: its features are blended, in
-    half precision, and every label is decoded in one piece.
+    (``conditioning="shared"``) is treated differently: where there are several windows its features are blended, in
+    half precision, and labels are decoded from all of them; and its labels compete with the background, see
+    ``threshold``.
 
     With ``margin_mm`` a label is decoded only in the box of its atlas mask grown by this margin; elsewhere its
     probability is 0. A label whose mask fills little of its box (the left and right halves of a union, a thin ribbon)
@@ -69,10 +69,10 @@ class LabelSweepInferer(Inferer):
 
     The memory in bytes, besides the input, for float32, is about::
 
-        V * (4 + b) + W * C * 4 * 5 + (V * 2 * (E + 3) where features are blended, else 4 * U)
+        V * (4 + b) + W * C * 4 * 5 + (V * 4 * C where features are blended, else 4 * U)
 
     V is the number of voxels (in the first term those of the result, see ``upsample``) and W that of a window. C is the
-    number of channels at the network's first level, and E that of the embedding. b is 1, 2 or 4, to hold the number of
+    number of channels at the network's first level. b is 1, 2 or 4, to hold the number of
     labels. U is the largest number of voxels in unfinished boxes: a box that lies in several windows is unfinished, and
     its blended logits are in memory, from its first window to its last. The windows go through the volume in the order,
     of six in 3D, for which U is smallest. On a CPU, PyTorch's kernels add about 0.2 GiB; ``docs/performance.md`` has
@@ -261,7 +261,9 @@ class LabelSweepInferer(Inferer):
         if parts and self._background_competes(adapter):
             everything = tuple(sorted({i for ids in groups.values() for i in ids}))
             parts.append(Part(BACKGROUND, everything, union_box([part.box for part in parts])))
-        if adapter.competes:  # what labels share is computed once for all that are decoded together
+            _warn_of_rivals(groups)
+        if adapter.competes and self.output == "label_map" and self.on_label is None and not adapter.depends_on_box:
+            # What labels share is computed once for all that are decoded together
             parts = in_slabs(parts, SLAB, overlap=self.on_scan or self.upsample > 1)
         sweep = VolumeSweep(
             volume,
@@ -319,10 +321,10 @@ class LabelSweepInferer(Inferer):
         unfinished = Counter(label for label in asked if label != BACKGROUND)
         with tqdm(total=len(unfinished), desc="labels", disable=not self.progress) as bar:
             for part, logits in sweep.blended(parts, wanted):
-                if part.label == BACKGROUND:  # what the union of all labels leaves; of one label, below the threshold
-                    best.aggregate(BACKGROUND, 2 * logit_of(self.threshold) - logits, part.box)
+                if part.label == BACKGROUND:
+                    best.aggregate_union(logits, part.box, part.again)
                     continue
-                best.aggregate(part.label, logits, part.box)
+                best.aggregate(part.label, logits, part.box, part.again)
                 if volumes is not None:
                     fine = upsample_logits(logits, self.upsample)
                     volumes.aggregate(part.label, fine, refine(part.box, self.upsample))
@@ -345,8 +347,7 @@ class LabelSweepInferer(Inferer):
         """What the inferer returns of one volume, without the padding; the confidence is told."""
         inner = refine(sweep.splitter.inner, self.upsample)
         if self.on_confidence is not None:
-            confidence = best.confidence()
-            self.on_confidence(item, {label: dice for label, dice in confidence.items() if label != BACKGROUND})
+            self.on_confidence(item, best.confidence())
         if self.on_scan:
             return best.finalize()[None]
         if self.output == "label_map":
@@ -358,17 +359,15 @@ class LabelSweepInferer(Inferer):
         self, sweep: VolumeSweep, groups: Mapping[int, Any], scan: ScanGrid | None
     ) -> BestLabelMerger | FineLabelMerger:
         """What makes a label map of the logits."""
-        shape, labels, threshold = sweep.splitter.shape, list(groups), self.threshold
-        if self._background_competes(sweep.adapter):
-            labels, threshold = [BACKGROUND, *labels], 0.0
-        options = (threshold, sweep.device, sweep.dtype, self.on_confidence is not None)
+        shape, competing = sweep.splitter.shape, self._background_competes(sweep.adapter)
+        options = (self.threshold, sweep.device, sweep.dtype, self.on_confidence is not None, competing)
         if scan is not None:
             scan_shape, to_input = scan
             padding = [axis.start for axis in sweep.splitter.inner]
-            return ScanLabelMerger(labels, shape, scan_shape, from_matvec(np.eye(3), padding) @ to_input, *options)
+            return ScanLabelMerger(groups, shape, scan_shape, from_matvec(np.eye(3), padding) @ to_input, *options)
         if self.upsample == 1:
-            return BestLabelMerger(labels, shape, *options)
-        return FineLabelMerger(labels, shape, self.upsample, *options)
+            return BestLabelMerger(groups, shape, *options)
+        return FineLabelMerger(groups, shape, self.upsample, *options)
 
     def _background_competes(self, adapter: Adapter) -> bool:
         """Whether the background of a label map is found as a label is, instead of by the threshold alone."""
@@ -422,6 +421,18 @@ def _warn_of_absent(groups: Mapping[int, tuple[int, ...]], found: Mapping[int, B
     if absent:
         warnings.warn(
             f"The atlas label map has no voxel of {absent} on this image: nothing is found there.", stacklevel=5
+        )
+
+
+def _warn_of_rivals(groups: Mapping[int, tuple[int, ...]]) -> None:
+    """Labels compete: a union has the probabilities of all its ids, and so wins over each of them."""
+    owners = Counter(i for ids in groups.values() for i in set(ids))
+    shared = sorted(i for i, count in owners.items() if count > 1)
+    if shared:
+        warnings.warn(
+            f"The ids {shared} are in several of the requested labels. In the label map of this network a union wins"
+            " over its parts: request them separately.",
+            stacklevel=5,
         )
 
 

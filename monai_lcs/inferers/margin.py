@@ -22,6 +22,7 @@ class Part(NamedTuple):
         label: the id to write.
         ids: the ids of the union.
         box: where this part is decoded.
+        again: the last voxels along the first axis that the next part has as well.
 
     Example:
         >>> Part(label=100, ids=(17, 53), box=(slice(0, 4), slice(2, 8))).label
@@ -31,6 +32,7 @@ class Part(NamedTuple):
     label: int
     ids: tuple[int, ...]
     box: Box
+    again: int = 0
 
 
 def check_margin(margin_mm: float | None) -> None:
@@ -85,7 +87,7 @@ def label_parts(
         >>> import torch
         >>> label_map = torch.tensor([[0, 0, 7, 7, 0, 0]])
         >>> label_parts(label_map, {7: (7,), 9: (9,)}, margin=(0, 1))
-        [Part(label=7, ids=(7,), box=(slice(0, 1, None), slice(1, 5, None)))]
+        [Part(label=7, ids=(7,), box=(slice(0, 1, None), slice(1, 5, None)), again=0)]
     """
     found = label_boxes(label_map)
     parts = []
@@ -118,8 +120,9 @@ def in_slabs(parts: Sequence[Part], thick: int, overlap: bool = False) -> list[P
     for part in parts:
         first, *others = part.box
         for start in range(first.start // thick * thick, first.stop, thick):
-            slab = slice(max(start, first.start), min(start + thick + overlap, first.stop))
-            cut.append((start, part._replace(box=(slab, *others))))
+            again = int(overlap and start + thick < first.stop)
+            slab = slice(max(start, first.start), min(start + thick, first.stop) + again)
+            cut.append((start, part._replace(box=(slab, *others), again=again)))
     return [part for _, part in sorted(cut, key=lambda pair: pair[0])]
 
 

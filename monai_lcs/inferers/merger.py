@@ -33,6 +33,9 @@ def logit_of(probability: float) -> float:
     return math.log(probability / (1 - probability)) if probability else -math.inf
 
 
+BACKGROUND = -1  # where it is found as a label is; its voxels are 0 in the result
+
+
 class BestLabelMerger:
     """Keep the best logit and its label at every voxel; the result does not depend on the order of the labels.
 
@@ -47,6 +50,7 @@ class BestLabelMerger:
         dtype: of the best logits.
         confidence: keep what :meth:`margin` and :meth:`confidence` need: the second best logits, and the sum of the
             probabilities of each label.
+        competing: whether the background is what the union of all labels leaves, see :meth:`aggregate_union`.
 
     Example:
         >>> merger = BestLabelMerger(labels=[17, 53], shape=(4,))
@@ -71,23 +75,41 @@ class BestLabelMerger:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         confidence: bool = False,
+        competing: bool = False,
     ) -> None:
-        self.labels = sorted(labels)
+        self.threshold = threshold
+        self.labels = sorted([*labels, BACKGROUND] if competing else labels)
         self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
         fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
-        self.logit = torch.full(tuple(shape), logit_of(threshold), dtype=dtype, device=device)
+        least = -math.inf if competing else logit_of(threshold)
+        self.logit = torch.full(tuple(shape), least, dtype=dtype, device=device)
         self.ranks = torch.zeros(tuple(shape), dtype=fits, device=device)
         self.second = self.logit.clone() if confidence else None
         self.expected: dict[int, list[float]] = defaultdict(list)  # voxels of each label, in each of its boxes
 
-    def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
-        """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
+    def aggregate_union(self, logits: Tensor, box: Box, again: int = 0) -> None:
+        """Merge the logits of the union of all labels where labels compete: what it leaves is background.
+
+        A label that is alone wins where it exceeds the threshold. See :meth:`aggregate`.
+        """
+        self.aggregate(BACKGROUND, 2 * logit_of(self.threshold) - logits, box, again)
+
+    def aggregate(self, label: int, logits: Tensor, box: Box, again: int = 0) -> None:
+        """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap.
+
+        Args:
+            label: the id.
+            logits: of the label.
+            box: where they are.
+            again: the last voxels along the first axis that the next box of this label has as well.
+        """
         best, ranks = self.logit[box], self.ranks[box]
         if self.second is not None:  # the label is no rival of itself, where its boxes overlap
             rival = torch.minimum(best, logits).masked_fill_(ranks == self.rank[label], -math.inf)
             second = self.second[box]
             second.copy_(torch.maximum(second, rival))
-            self.expected[label].append(float(torch.sigmoid(logits.float()).sum(dtype=torch.float64)))
+            own = logits[: len(logits) - again].float()
+            self.expected[label].append(float(torch.sigmoid(own).sum(dtype=torch.float64)))
         better = (logits > best) | ((logits == best) & (self.rank[label] < ranks))
         ranks.masked_fill_(better, self.rank[label])
         best.copy_(torch.maximum(best, logits))
@@ -117,11 +139,13 @@ class BestLabelMerger:
         right = torch.bincount(ranks, torch.sigmoid(margin).double(), len(self.labels) + 1)[1:].tolist()
         found = zip(self.labels, voxels, right, strict=True)
         expected = {label: math.fsum(each) for label, each in self.expected.items()}  # in any order the same
-        return {label: 2 * hits / (count + expected[label]) for label, count, hits in found if count}
+        there = ((label, count, hits) for label, count, hits in found if count and label != BACKGROUND)
+        return {label: 2 * hits / (count + expected[label]) for label, count, hits in there}
 
     def finalize(self, box: Box | None = None) -> Tensor:
         """Return the label map ``(*shape)``, int32, or a box of it."""
-        table = torch.tensor([0, *self.labels], dtype=torch.int32, device=self.ranks.device)
+        ids = [0 if label == BACKGROUND else label for label in self.labels]
+        table = torch.tensor([0, *ids], dtype=torch.int32, device=self.ranks.device)
         return table[(self.ranks if box is None else self.ranks[box]).int()]
 
 
@@ -129,8 +153,9 @@ class FineLabelMerger:
     """Merges labels on a grid finer than that of their logits.
 
     Probabilities are interpolated linearly, then the best label wins; so does the background, whose probability is what
-    the best label leaves. Logits would not do: far from a label they are large and negative, and would take its outer
-    voxels. Nor would a threshold: halfway between two labels, neither has a probability of 0.5.
+    the best label leaves (or the union of all labels, where labels compete). Logits would not do: far from a label they
+    are large and negative, and would take its outer voxels. Nor would a threshold: halfway between two labels, neither
+    has a probability of 0.5.
 
     Args:
         labels: the ids that may be merged.
@@ -140,6 +165,7 @@ class FineLabelMerger:
         device: where the result is kept.
         dtype: of the best probabilities.
         confidence: keep what :meth:`confidence` needs.
+        competing: whether the background is what the union of all labels leaves, see :meth:`aggregate_union`.
 
     Example:
         >>> merger = FineLabelMerger(labels=[17, 53], shape=(1, 3), factor=2)
@@ -158,19 +184,29 @@ class FineLabelMerger:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         confidence: bool = False,
+        competing: bool = False,
     ) -> None:
-        self.factor, self.threshold = factor, threshold
+        self.factor, self.threshold, self.competing = factor, threshold, competing
         self.coarse = torch.zeros(tuple(shape), dtype=dtype, device=device)
         fine = size_of(self._refined(whole_box(shape)))
         self.fine = BestLabelMerger(labels, fine, 0.5, device, dtype)  # above a probability of 0
-        self.as_given = BestLabelMerger(labels, shape, threshold, device, dtype, True) if confidence else None
+        self.as_given = (
+            BestLabelMerger(labels, shape, threshold, device, dtype, True, competing) if confidence else None
+        )
 
-    def aggregate(self, label: int, logits: Tensor, box: Box) -> None:
-        """Merge the logits of a label in a box, ``(*size)``; the boxes of one label may overlap."""
+    def aggregate_union(self, logits: Tensor, box: Box, again: int = 0) -> None:
+        """Merge the logits of the union of all labels where labels compete: what it leaves is background."""
         if self.as_given is not None:
-            self.as_given.aggregate(label, logits, box)
+            self.as_given.aggregate_union(logits, box, again)
+        self.coarse[box] = torch.maximum(self.coarse[box], torch.sigmoid(logits))
+
+    def aggregate(self, label: int, logits: Tensor, box: Box, again: int = 0) -> None:
+        """Merge the logits of a label in a box, ``(*size)``; see :meth:`BestLabelMerger.aggregate`."""
+        if self.as_given is not None:
+            self.as_given.aggregate(label, logits, box, again)
         probability = torch.sigmoid(logits)
-        self.coarse[box] = torch.maximum(self.coarse[box], probability)
+        if not self.competing:
+            self.coarse[box] = torch.maximum(self.coarse[box], probability)
         fine = self._refined(box)
         if volume_of(fine):
             self.fine.aggregate(label, self._interpolated(probability, box, fine), fine)
@@ -216,6 +252,7 @@ class ScanLabelMerger(FineLabelMerger):
         device: where the result is kept.
         dtype: of the best probabilities.
         confidence: keep what :meth:`confidence` needs.
+        competing: whether the background is what the union of all labels leaves, see :meth:`aggregate_union`.
 
     Example:
         >>> to_logits = np.diag([-0.25, 1, 1, 1])  # voxels a quarter as long, from right to left
@@ -237,6 +274,7 @@ class ScanLabelMerger(FineLabelMerger):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         confidence: bool = False,
+        competing: bool = False,
     ) -> None:
         self.scan_shape, self.to_logits = tuple(scan_shape), to_logits
         empty, affine = upright(np.broadcast_to(np.int32(0), self.scan_shape), to_logits)
@@ -246,7 +284,7 @@ class ScanLabelMerger(FineLabelMerger):
         starts = [min(axis.start, size - 1) for axis, size in zip(reach, empty.shape, strict=True)]
         self.reach = tuple(slice(i, max(axis.stop, i + 1)) for i, axis in zip(starts, reach, strict=True))
         self.upright = affine @ from_matvec(np.eye(3), starts)
-        super().__init__(labels, shape, 1, threshold, device, dtype, confidence)
+        super().__init__(labels, shape, 1, threshold, device, dtype, confidence, competing)
 
     def finalize(self) -> Tensor:
         """Return the label map ``(*scan_shape)``, int32."""

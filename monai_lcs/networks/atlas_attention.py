@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class AtlasAttention(nn.Module):
     are weights; the probability of a label at a voxel is the weighted share of atlas voxels that its mask has. So one
     network registers, by features that it learned, and fuses what it registered: nothing in it belongs to a label,
     labels compete with each other and with the background, and the weights are computed once for all labels that are
-    asked for together. Masks may be soft. Beyond the window, keys and masks are 0. Before any training, the weights
+    asked for together. Masks may be soft. What lies beyond the image gets no weight. Before any training, the weights
     fall with the distance: labels start where the atlas has them.
 
     The idea is that of patch-based label fusion (Coupe et al., NeuroImage 54, 2011,
@@ -76,7 +77,12 @@ class AtlasAttention(nn.Module):
         return torch.cat([self.query(image), self.key(atlas)], dim=1)
 
     def forward(
-        self, shared: Tensor, items: Sequence[int], masks: Sequence[Mask], boxes: Sequence[Box]
+        self,
+        shared: Tensor,
+        items: Sequence[int],
+        masks: Sequence[Mask],
+        boxes: Sequence[Box],
+        spatial_shape: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Compute the logits of N labels, each in its box.
 
@@ -85,6 +91,7 @@ class AtlasAttention(nn.Module):
             items: for each label, the index in the batch.
             masks: for each label, its atlas mask in the window, from 0 to 1.
             boxes: for each label, where to answer.
+            spatial_shape: shape of the window before it was padded; the padding gets no weight.
 
         Returns:
             Logits of the size of each box, within 14. They do not depend on the box. The cost is that of the blocks
@@ -93,10 +100,11 @@ class AtlasAttention(nn.Module):
         answers: list[Tensor] = [shared.new_empty(0)] * len(boxes)
         for item in sorted(set(items)):
             of_item = [i for i, other in enumerate(items) if other == item]
-            pairs = _Pairs.of([masks[i] for i in of_item], [boxes[i] for i in of_item], shared.shape[2:])
+            chosen = [masks[i] for i in of_item], [boxes[i] for i in of_item]
+            pairs = _Pairs.of(*chosen, shared.shape[2:], spatial_shape or shared.shape[2:])
             probabilities = self._attend(shared[item], pairs)
             for i, volume in zip(of_item, pairs.volumes(probabilities), strict=True):
-                p = volume.clamp(SURE, 1 - SURE)
+                p = SURE + (1 - 2 * SURE) * volume  # a gradient everywhere, and no two values become one
                 answers[i] = (p / (1 - p)).log()
         return answers
 
@@ -108,10 +116,10 @@ class AtlasAttention(nn.Module):
         before = [REACH - first + start, *[REACH] * (len(size) - 1)]
         after = [n + 2 * REACH - b - m for n, b, m in zip(size, before, features.shape, strict=False)]
         features = F.pad(features, [0, 0, *(n for ends in zip(before[::-1], after[::-1], strict=True) for n in ends)])
-        pairs = pairs.moved(first)
         if torch.is_grad_enabled() and not exporting():
-            return _Attention.apply(features, self._position(), pairs)
-        return torch.cat([_probabilities(features, self._position(), pairs, part)[1] for part in pairs.parts()])
+            return _Attention.apply(features, self._position(), pairs, first)
+        parts = pairs.parts()
+        return torch.cat([_probabilities(features, self._position(), pairs, first, part)[1] for part in parts])
 
     def _position(self) -> Tensor:
         """What the distance adds to a score, ``(queries of a block, keys)``."""
@@ -132,7 +140,7 @@ class _Pairs:
         slot: of each pair, its place among those of its block.
         corners: the first voxel of each block.
         ends: of each block, the number of the pair after its last.
-        slots: the most pairs of a block.
+        spatial_shape: shape of the image, beyond which no key is.
         order: of the pairs, label by label.
         hulls: of each label, its blocks along each axis.
         boxes: of each label, what is asked for.
@@ -143,13 +151,15 @@ class _Pairs:
     slot: Tensor
     corners: list[tuple[int, ...]]
     ends: list[int]
-    slots: int
+    spatial_shape: tuple[int, ...]
     order: Tensor
     hulls: list[Box]
     boxes: Sequence[Box]
 
     @classmethod
-    def of(cls, masks: Sequence[Mask], boxes: Sequence[Box], shape: Sequence[int]) -> _Pairs:
+    def of(
+        cls, masks: Sequence[Mask], boxes: Sequence[Box], shape: Sequence[int], spatial_shape: Sequence[int]
+    ) -> _Pairs:
         """Find the pairs of N labels, each with its mask and box in a window."""
         along = tuple(-(-int(n) // BLOCK) for n in shape)  # a tensor, where the network is traced
         hulls = [tuple(slice(int(a.start) // BLOCK, -(-int(a.stop) // BLOCK)) for a in box) for box in boxes]
@@ -171,15 +181,23 @@ class _Pairs:
             slot=tensor(np.arange(len(numbers)) - first[block]),
             corners=[tuple(BLOCK * i for i in index) for index in zip(*np.unravel_index(found, along), strict=True)],
             ends=counts.cumsum().tolist(),
-            slots=int(counts.max()),
+            spatial_shape=tuple(int(n) for n in spatial_shape),
             order=tensor(by_block.argsort()),
             hulls=hulls,
             boxes=boxes,
         )
 
-    def moved(self, by: int) -> _Pairs:
-        """The same pairs, their blocks so many voxels nearer to the start of the first axis."""
-        return replace(self, corners=[(first - by, *others) for first, *others in self.corners])
+    def absent(self, blocks: slice) -> Tensor | None:
+        """Which of the keys of some blocks lie outside the image, ``(blocks, WIDE ** dims)``; ``None`` for none."""
+        firsts = np.array(self.corners[blocks]) - REACH
+        if (firsts >= 0).all() and (firsts + WIDE <= self.spatial_shape).all():
+            return None
+        outside = np.zeros((len(firsts), *[WIDE] * len(self.spatial_shape)), bool)
+        for axis, n in enumerate(self.spatial_shape):
+            seen = firsts[:, axis, None] + np.arange(WIDE)
+            along = [WIDE if i == axis else 1 for i in range(len(self.spatial_shape))]
+            outside |= ((seen < 0) | (seen >= n)).reshape(-1, *along)
+        return torch.from_numpy(outside.reshape(len(firsts), -1)).to(self.block.device)
 
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """The blocks to compute together, and their pairs."""
@@ -214,7 +232,7 @@ def _windows(mask: Mask, hull: Box) -> Tensor:
 
 
 def _probabilities(
-    features: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
+    features: Tensor, position: Tensor, pairs: _Pairs, first: int, part: tuple[slice, slice]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The weights of some blocks and what the gradient needs of them; and the probabilities of their pairs.
 
@@ -222,19 +240,24 @@ def _probabilities(
         features: queries and keys, ``(*spatial, 2 * width)``, padded by ``REACH`` on each side.
         position: see :meth:`AtlasAttention._position`.
         pairs: of a label and a block.
+        first: the voxel along the first axis where the features begin.
         part: some of the blocks, and their pairs.
     """
     blocks, chosen = part
-    corners, width = pairs.corners[blocks], features.shape[-1] // 2
+    corners, width = [(i - first, *others) for i, *others in pairs.corners[blocks]], features.shape[-1] // 2
     exact = torch.promote_types(features.dtype, torch.float32)  # sums of hundreds of weights
-    q = torch.stack([features[_queries_at(corner)][..., :width].flatten(0, -2) for corner in corners]).to(exact)
-    k = torch.stack([features[_keys_at(corner)][..., width:].flatten(0, -2) for corner in corners]).to(exact)
-    position = position.to(exact).expand(len(corners), -1, -1)
-    weights = torch.baddbmm(position, q, k.transpose(1, 2)).softmax(-1)
-    values = weights.new_zeros(len(corners), pairs.slots, weights.shape[-1])
-    block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
-    values[block, slot] = pairs.values[chosen].to(exact)
-    shares = torch.bmm(values, weights.transpose(1, 2))  # (blocks, slots, voxels of a block)
+    with torch.autocast(features.device.type, enabled=False):
+        q = torch.stack([features[_queries_at(corner)][..., :width].flatten(0, -2) for corner in corners]).to(exact)
+        k = torch.stack([features[_keys_at(corner)][..., width:].flatten(0, -2) for corner in corners]).to(exact)
+        scores = torch.baddbmm(position.to(exact).expand(len(corners), -1, -1), q, k.transpose(1, 2))
+        absent = pairs.absent(blocks)
+        weights = (scores if absent is None else scores.masked_fill(absent[:, None], -torch.inf)).softmax(-1)
+        block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
+        ends = [chosen.start, *pairs.ends[blocks]]
+        slots = max(stop - start for start, stop in pairwise(ends))
+        values = weights.new_zeros(len(corners), slots, weights.shape[-1])
+        values[block, slot] = pairs.values[chosen].to(exact)
+        shares = torch.bmm(values, weights.transpose(1, 2))  # (blocks, slots, voxels of a block)
     return (q, k, weights, values, shares, block, slot), shares[block, slot]
 
 
@@ -250,29 +273,40 @@ class _Attention(torch.autograd.Function):
     """The probabilities of all pairs; the weights are computed again in the backward, a few blocks at a time."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
+    def forward(ctx: Any, features: Tensor, position: Tensor, pairs: _Pairs, first: int) -> Tensor:
         ctx.save_for_backward(features, position)
-        ctx.pairs = pairs
-        return torch.cat([_probabilities(features, position, pairs, part)[1] for part in pairs.parts()])
+        ctx.pairs, ctx.first = pairs, first
+        return torch.cat([_probabilities(features, position, pairs, first, part)[1] for part in pairs.parts()])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, position = ctx.saved_tensors
-        width = features.shape[-1] // 2
-        by_features, by_position = torch.zeros_like(features), torch.zeros_like(position)
-        for part in ctx.pairs.parts():
-            (q, k, weights, values, shares, block, slot), _ = _probabilities(features, position, ctx.pairs, part)
-            by_shares = torch.zeros_like(shares)
-            by_shares[block, slot] = gradient[part[1]].to(shares.dtype)
-            common = (by_shares * shares).sum(1)[..., None]
-            by_scores = torch.baddbmm(-common.expand_as(weights), by_shares.transpose(1, 2), values)
-            by_scores *= weights
-            by_position += by_scores.sum(0)
-            by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
-            for corner, one, other in zip(ctx.pairs.corners[part[0]], by_q, by_k, strict=True):
-                own = by_features[_queries_at(corner)][..., :width]
-                seen = by_features[_keys_at(corner)][..., width:]
-                own.add_(one.view(own.shape))
-                seen.add_(other.view(seen.shape))
-        return by_features, by_position, None
+        with torch.autocast(features.device.type, enabled=False):
+            by_features, by_position = torch.zeros_like(features), torch.zeros_like(position)
+            for part in ctx.pairs.parts():
+                needed, _ = _probabilities(features, position, ctx.pairs, ctx.first, part)
+                by_scores, by_q, by_k = _by_scores(gradient[part[1]], *needed)
+                by_position += by_scores.sum(0)
+                _add_at_blocks(by_features, by_q, by_k, [(i - ctx.first, *j) for i, *j in ctx.pairs.corners[part[0]]])
+        return by_features, by_position, None, None
+
+
+def _by_scores(
+    gradient: Tensor, q: Tensor, k: Tensor, weights: Tensor, values: Tensor, shares: Tensor, block: Tensor, slot: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by scores, queries and keys of some blocks; see :func:`_probabilities`."""
+    by_shares = torch.zeros_like(shares)
+    by_shares[block, slot] = gradient.to(shares.dtype)
+    common = (by_shares * shares).sum(1)[..., None]
+    by_scores = torch.baddbmm(-common.expand_as(weights), by_shares.transpose(1, 2), values)
+    by_scores *= weights
+    return by_scores, torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
+
+
+def _add_at_blocks(by_features: Tensor, by_q: Tensor, by_k: Tensor, corners: Sequence[Sequence[int]]) -> None:
+    width = by_q.shape[-1]
+    for corner, one, other in zip(corners, by_q, by_k, strict=True):
+        own, seen = by_features[_queries_at(corner)][..., :width], by_features[_keys_at(corner)][..., width:]
+        own.add_(one.view(own.shape))
+        seen.add_(other.view(seen.shape))

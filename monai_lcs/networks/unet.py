@@ -38,6 +38,8 @@ BOX_NORMS = ("instance", "instance_nvfuser", "group", "layer")  # their statisti
 OUTSIDE = -20.0  # logit where a label cannot be: a probability of 2e-9, finite in half precision
 BOX_MULTIPLE = 8  # sizes of boxes are rounded up to a multiple of it where the logits depend on the box
 
+SLAB = 32  # voxels along the first axis in which labels that share their decoder are decoded together
+
 BlockMaker = Callable[..., Block]  # from label channels, shared channels, width and, if any, dropout
 UpMaker = Callable[[int, int], nn.Module]  # from the channels of input and output
 
@@ -268,14 +270,12 @@ class LabelConditionedUNet(nn.Module):
             if isinstance(going_up, UpConvolution):
                 going_up.prepare()
         spatial_shape = tuple(image.shape[2:])
+        if self.conditioning == "shared" and atlas_image is not None:
+            return Features((self.attention.share(*self._encode_both(image, atlas_image)),), spatial_shape)
         levels = self._encode_levels(image, atlas_image)
         if self.decodes_by_label:
             return Features(tuple(levels), spatial_shape)
-        x = self._decode_for_all_labels(levels)
-        if self.conditioning == "shared" and atlas_image is not None:
-            atlas = self._decode_for_all_labels(self._encode_levels(atlas_image, None))
-            x = self.attention.share(x, atlas)
-        return Features((x,), spatial_shape)
+        return Features((self._decode_for_all_labels(levels),), spatial_shape)
 
     def decode(
         self, features: Features, masks: Tensor | None, box: Box | None = None, halo: int | str = "exact"
@@ -327,8 +327,8 @@ class LabelConditionedUNet(nn.Module):
             boxes: N boxes.
             items: for each label, the index in the batch; the first by default.
             halo: see :meth:`decode`.
-            room: the most voxels to decode at a time, an eighth of the window by default. One label may exceed it where
-                its decoder cannot be divided.
+            room: the most voxels to decode at a time, an eighth of the window by default, and no limit with
+                ``conditioning="shared"``. One label may exceed it where its decoder cannot be divided.
             wanted: the numbers of the labels to decode, all by default. The others only take their place: a batch
                 without any wanted one is not computed.
 
@@ -355,7 +355,8 @@ class LabelConditionedUNet(nn.Module):
             cropped = [self._crop_mask(masks[i], window) for i in chosen]
             of_items = [items[i] if items else 0 for i in chosen]
             if self.conditioning == "shared":
-                answers = self.attention(features.levels[0], of_items, cropped, [boxes[i] for i in chosen])
+                wide = [boxes[i] for i in chosen]
+                answers = self.attention(features.levels[0], of_items, cropped, wide, features.spatial_shape)
             else:
                 crops = [reach_out(boxes[i], 0, window, size) for i in chosen]
                 logits = self._decode_levels(features, sources, cropped, crops, of_items, check_halo(halo))
@@ -388,6 +389,16 @@ class LabelConditionedUNet(nn.Module):
             levels.append(block.share(skip, pooled))
             del skip  # a full volume that nothing needs any more
         return levels
+
+    def _encode_both(self, image: Tensor, atlas_image: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of image and atlas image; in training of both at once: batch norm has statistics of both."""
+        atlas_image = atlas_image.to(image.dtype)
+        if self.training:
+            levels = self._encode_levels(torch.cat([image, atlas_image]), None)
+            of_image, of_atlas = self._decode_for_all_labels(levels).chunk(2)
+            return of_image, of_atlas
+        of_image, of_atlas = (self._decode_for_all_labels(self._encode_levels(x, None)) for x in (image, atlas_image))
+        return of_image, of_atlas
 
     def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
         """The decoder without any label; it removes the levels as it goes, to free their memory."""
@@ -448,7 +459,7 @@ class LabelConditionedUNet(nn.Module):
             [([1, 0], (4, 4))]
         """
         if self.conditioning == "shared":
-            return batch_neighbors(boxes, room)
+            return batch_neighbors(boxes, room, thick=None if math.isinf(room) else SLAB)
         sizes = [size_of(box) for box in boxes]
         if self.depends_on_box:
             return batch_rounded_sizes(sizes, window, room, BOX_MULTIPLE)
