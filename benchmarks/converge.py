@@ -341,6 +341,27 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
 
+    def copy_to(self, file: Path) -> None:
+        """Write weights of 8 bits and the progress: what another machine can go on from, a tenth of the checkpoint."""
+        state = {"model": rounded(self.model.state_dict()), "progress": vars(self.progress)}
+        write_atomically(file, lambda path: torch.save(state, path))
+
+    def begin_from(self, file: Path) -> None:
+        """Go on from a copy, with a new optimizer; its weights are the best until others are better.
+
+        The validations so far stay in the curve, under ``validation_before``: their weights are lost.
+        """
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(restored(state["model"]))
+        self.progress = Progress(**state["progress"])
+        for row in self.progress.curve:
+            row.setdefault("validation_before", row["validation_dice"])
+            row["validation_dice"] = math.nan
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.progress.curve[-1]["learning_rate"]
+        self._validate(self.cases("validation")[0])
+        self.save()
+
     def read_labels(self) -> pd.DataFrame:
         """The labels: id, name, and the channel of the same structure on the other side."""
         return scans.read_labels(self.data)
@@ -469,6 +490,19 @@ class Training:
         write_result(self.folder, dice, self.table, record)
 
 
+def rounded(weights: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Weights as 8-bit integers and a factor for each of their output channels."""
+    factors = {name: w.abs().reshape(len(w), -1).amax(1).clamp(min=1e-12) / 127 for name, w in weights.items()}
+    return {
+        name: [(w.movedim(0, -1) / factors[name]).round().to(torch.int8), factors[name]] for name, w in weights.items()
+    }
+
+
+def restored(state: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Weights from what :func:`rounded` made of them."""
+    return {name: (integers * factors).movedim(-1, 0) for name, (integers, factors) in state.items()}
+
+
 def seen_groups(coarse: str | None, table: pd.DataFrame) -> list[list[int]] | None:
     """The channels of each group of labels that is trained; ``None`` for all labels, each by itself."""
     if coarse is None:
@@ -517,6 +551,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, help="instead of the contender's, of a new training")
     parser.add_argument("--steps", type=float, default=math.inf, help="stop here, converged or not, without a score")
+    parser.add_argument("--copy", type=Path, help="write a small copy of an unfinished training here, and stop")
+    parser.add_argument("--begin", type=Path, help="such a copy, to begin a training with on another machine")
     parser.add_argument("--threads", type=int, default=1, help="of the processor; default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -532,6 +568,11 @@ def main() -> None:
     if (args.out / f"{args.contender}-seed{args.seed}/done.json").is_file():
         sys.exit(f"{args.contender} with seed {args.seed} is done.")
     training = Training(args.contender, args.seed, data, args.out, args.learning_rate)
+    if args.copy:
+        training.copy_to(args.copy)
+        return
+    if args.begin and not training.checkpoint.is_file():
+        training.begin_from(args.begin)
     if training.run(args.steps):
         training.finish()
 
