@@ -491,16 +491,19 @@ class Training:
 
 
 def rounded(weights: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Weights as 8-bit integers and a factor for each of their output channels."""
-    factors = {name: w.abs().reshape(len(w), -1).amax(1).clamp(min=1e-12) / 127 for name, w in weights.items()}
-    return {
-        name: [(w.movedim(0, -1) / factors[name]).round().to(torch.int8), factors[name]] for name, w in weights.items()
-    }
+    """Kernels as 8-bit integers and a factor for each index of their first axis; what is small as it is."""
+    found = {}
+    for name, w in weights.items():
+        found[name] = [w]
+        if w.is_floating_point() and w.ndim > 1:
+            factors = w.abs().reshape(len(w), -1).amax(1).clamp(min=1e-12) / 127
+            found[name] = [(w.movedim(0, -1) / factors).round().to(torch.int8), factors]
+    return found
 
 
 def restored(state: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
     """Weights from what :func:`rounded` made of them."""
-    return {name: (integers * factors).movedim(-1, 0) for name, (integers, factors) in state.items()}
+    return {name: each[0] if len(each) == 1 else (each[0] * each[1]).movedim(-1, 0) for name, each in state.items()}
 
 
 def seen_groups(coarse: str | None, table: pd.DataFrame) -> list[list[int]] | None:

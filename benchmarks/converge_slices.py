@@ -193,7 +193,10 @@ class LabelConditioned(nn.Module):
         return self.criterion(self.network(_channels_last(torch.cat([images, masks[:, 1:]], dim=1))), masks[:, :1])
 
     def segment(self, images: Tensor, atlas: Tensor) -> Tensor:
-        """The label of each pixel of one slice: the best of those in the atlas slice that exceeds a half."""
+        """The label of each pixel of one slice: the best of those in the atlas slice that exceeds a half.
+
+        Where labels compete, that exceeds what the union of all leaves.
+        """
         there = atlas.unique()
         there = there[there > 0]
         if len(there) == 0:

@@ -679,3 +679,31 @@ def test_a_union_that_holds_a_label_wins_over_it_where_labels_compete():
     inputs[0, 2, 4:12, 4:12], inputs[0, 2, 4:12, 12:21] = 2, 3
     with pytest.warns(UserWarning, match=r"The ids \[3\] are in several of the requested labels"):
         LabelSweepInferer(labels={100: (2, 3), 3: (3,)})(inputs, net)
+
+
+def test_confidence_of_competing_labels_is_the_dice_to_expect():
+    """Truth drawn from the probabilities of three labels and a background: known Dice of each label."""
+    rng = np.random.default_rng(0)
+    p = torch.from_numpy(rng.dirichlet(np.full(4, 0.3), 100_000).T)  # (label, voxel); the last is the background
+    truth = (torch.from_numpy(rng.random(100_000)) > p.cumsum(0)[:3]).sum(0)
+    merger = BestLabelMerger([1, 2, 3], (100_000,), dtype=torch.float64, confidence=True, competing=True)
+    whole = (slice(0, 100_000),)
+    merger.aggregate_union(torch.logit(p[:3].sum(0), 1e-12), whole)
+    for label in (1, 2, 3):
+        merger.aggregate(label, torch.logit(p[label - 1], 1e-12), whole)
+    found = merger.finalize()
+    assert torch.equal(found, torch.tensor([1, 2, 3, 0], dtype=torch.int32)[p.argmax(0)])
+    for label, dice in merger.confidence().items():
+        both = ((found == label) & (truth == label - 1)).sum()
+        assert dice == pytest.approx(
+            2 * both.item() / ((found == label).sum() + (truth == label - 1).sum()).item(), abs=0.01
+        )
+
+
+def test_a_window_larger_than_the_image_takes_nothing_from_competing_labels():
+    """The window's padding has no label; a label that fills the image fills the result."""
+    net = LabelConditionedUNet(2, channels=(4, 6), conditioning="shared").eval()
+    inputs = torch.rand(1, 3, 20, 21, generator=torch.Generator().manual_seed(0))
+    inputs[0, 2] = 7
+    for roi_size in (None, (32, 32), (32, 8), -1):
+        assert (LabelSweepInferer(roi_size=roi_size)(inputs, net) == 7).all()

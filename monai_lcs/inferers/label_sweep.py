@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.utils import BlendMode, look_up_option
+from monai.utils import BlendMode, ensure_tuple_rep, look_up_option
 from nibabel.affines import from_matvec
 from torch import Tensor
 from tqdm import tqdm
@@ -63,9 +63,10 @@ class LabelSweepInferer(Inferer):
 
     With ``margin_mm`` a label is decoded only in the box of its atlas mask grown by this margin; elsewhere its
     probability is 0. A label whose mask fills little of its box (the left and right halves of a union, a thin ribbon)
-    is split into several boxes where that is cheaper. Inside its boxes the logits are those of the whole window, with
-    two exceptions: ``halo`` is less than exact, or the logits depend on the box. In the second case each label has one
-    box, and it is the box of training (see :class:`LabelBoxInferer`) only with one window (``roi_size=None``).
+    is split into several boxes where that is cheaper, but not where labels compete. Inside its boxes the logits are
+    those of the whole window, with two exceptions: ``halo`` is less than exact, or the logits depend on the box. In the
+    second case each label has one box, and it is the box of training (see :class:`LabelBoxInferer`) only with one
+    window (``roi_size=None``).
 
     The memory in bytes, besides the input, for float32, is about::
 
@@ -245,7 +246,11 @@ class LabelSweepInferer(Inferer):
         self, item: int, volume: Tensor, adapter: Adapter, margin: Sequence[int] | None, scan: ScanGrid | None
     ) -> Tensor:
         """Segment one volume ``(C, *spatial)``: choose windows and boxes; then encode, decode, blend, and merge."""
-        splitter = WindowSplitter(volume.shape[1:], self.roi_size, self.overlap, self.mode, self.sigma_scale)
+        roi_size = self.roi_size
+        if adapter.competes and roi_size is not None:  # a window's padding would be a place without any label
+            sizes = ensure_tuple_rep(roi_size, volume.ndim - 1)
+            roi_size = [min(size, n) for size, n in zip(sizes, volume.shape[1:], strict=True)]
+        splitter = WindowSplitter(volume.shape[1:], roi_size, self.overlap, self.mode, self.sigma_scale)
         volume = splitter.pad(volume)
         found = label_boxes(volume[-1])
         groups = self.groups or {label: (label,) for label in found}

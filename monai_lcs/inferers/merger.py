@@ -77,7 +77,7 @@ class BestLabelMerger:
         confidence: bool = False,
         competing: bool = False,
     ) -> None:
-        self.threshold = threshold
+        self.threshold, self.competing = threshold, competing
         self.labels = sorted([*labels, BACKGROUND] if competing else labels)
         self.rank = {label: i for i, label in enumerate(self.labels, start=1)}
         fits = next(t for t in (torch.uint8, torch.int16, torch.int32) if len(self.labels) <= torch.iinfo(t).max)
@@ -122,21 +122,24 @@ class BestLabelMerger:
         """
         if self.second is None:
             raise ValueError("The second best logits are needed: make the merger with `confidence=True`.")
-        return torch.where(self.ranks > 0, self.logit - self.second, 0)
+        found = self.ranks > (self.rank[BACKGROUND] if self.competing else 0)
+        return torch.where(found, self.logit - self.second, 0)
 
     def confidence(self) -> dict[int, float]:
         """Return the Dice to expect of each label that has a voxel, were the network's probabilities true.
 
         With ``p`` the probability of a label at a voxel, that is ``2 * sum(p in its voxels) / (its voxels + sum(p))``.
-        In the first sum ``p`` is that of the label against the next one, which :meth:`margin` tells.
+        In the first sum ``p`` is that of the label against the next one, which :meth:`margin` tells; where labels
+        compete, it is that of the label itself.
 
         Raises:
             ValueError: unless the merger was made with ``confidence``.
         """
-        margin = self.margin().flatten().float()
+        margin = self.margin()
+        certain = torch.sigmoid((self.logit if self.competing else margin).flatten().float()).double()
         ranks = self.ranks.flatten().int()
         voxels = torch.bincount(ranks, minlength=len(self.labels) + 1)[1:].tolist()
-        right = torch.bincount(ranks, torch.sigmoid(margin).double(), len(self.labels) + 1)[1:].tolist()
+        right = torch.bincount(ranks, certain, len(self.labels) + 1)[1:].tolist()
         found = zip(self.labels, voxels, right, strict=True)
         expected = {label: math.fsum(each) for label, each in self.expected.items()}  # in any order the same
         there = ((label, count, hits) for label, count, hits in found if count and label != BACKGROUND)

@@ -139,7 +139,7 @@ class VolumeSweep:
         window = volume_of(self.splitter.windows[0])
         if self.adapter.competes:
             return max(16 * window, COMPETING)
-        return window / (8 if self.sw_device.type == "cpu" else 1)
+        return window / (1 if self.sw_device.type != "cpu" else 2 if self.adapter.stitches else 8)
 
 
 def stitched_features(
