@@ -358,7 +358,7 @@ class Training:
             row.setdefault("validation_before", row["validation_dice"])
             row["validation_dice"] = math.nan
         for group in self.optimizer.param_groups:
-            group["lr"] = self.progress.curve[-1]["learning_rate"]
+            group["lr"] *= DROP if self.progress.dropped_at else 1
         self._validate(self.cases("validation")[0])
         self.save()
 
@@ -555,7 +555,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, help="instead of the contender's, of a new training")
     parser.add_argument("--steps", type=float, default=math.inf, help="stop here, converged or not, without a score")
     parser.add_argument("--copy", type=Path, help="write a small copy of an unfinished training here, and stop")
-    parser.add_argument("--begin", type=Path, help="such a copy, to begin a training with on another machine")
+    parser.add_argument("--begin", type=Path, help="such a copy, to go on from where OUT has no checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="of the processor; default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -572,9 +572,15 @@ def main() -> None:
         sys.exit(f"{args.contender} with seed {args.seed} is done.")
     training = Training(args.contender, args.seed, data, args.out, args.learning_rate)
     if args.copy:
+        if not training.progress.step:
+            sys.exit(
+                f"There is no checkpoint {training.checkpoint} to copy: train first, or check the folder and the name."
+            )
         training.copy_to(args.copy)
         return
-    if args.begin and not training.checkpoint.is_file():
+    if args.begin and training.checkpoint.is_file():
+        print(f"Going on from {training.checkpoint}; {args.begin} is not used.", flush=True)
+    elif args.begin:
         training.begin_from(args.begin)
     if training.run(args.steps):
         training.finish()

@@ -28,6 +28,8 @@ def read_curves(out: Path) -> pd.DataFrame:
     for path in sorted(out.glob("*-seed*/curve.tsv")):
         name, _, seed = path.parent.name.rpartition("-seed")
         curve = pd.read_csv(path, sep="\t", na_values="n/a")
+        if "validation_before" in curve:  # of a training that went on from a copy
+            curve["validation_dice"] = curve.validation_dice.fillna(curve.pop("validation_before"))
         curve.insert(0, "contender", name)
         curve.insert(1, "seed", int(seed))
         curves.append(curve)

@@ -585,6 +585,7 @@ def test_learns_to_answer_for_the_requested_label(conditioning):
         ({"spatial_dims": 1}, "`spatial_dims` must be 2 or 3, got 1"),
         ({"channels": (8,)}, r"`channels` must hold two or more widths > 0, got \(8,\)"),
         ({"image_channels": 0}, "`image_channels` must be > 0"),
+        ({"image_channels": 2, "conditioning": "shared"}, "the same number of channels, got 2 and 1"),
         ({"conditioning": "multi-scale"}, "multiscale"),
         ({"out_channels": 3}, "`out_channels` must be 1 with conditioning 'bottleneck', got 3"),
         ({"upsample": "bilinear"}, "bilinear"),

@@ -24,6 +24,7 @@ import monai_lcs as lcs
 from monai_lcs import cli
 from monai_lcs.atlas import AlignmentCache, AtlasAligner, fingerprint
 from monai_lcs.bundle import align_all
+from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.pipeline import (
     BestModel,
     PreparedDataset,
@@ -35,7 +36,7 @@ from monai_lcs.pipeline import (
 )
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
 from monai_lcs.pipeline.preprocessing import as_volume
-from monai_lcs.pipeline.weights import atlas_card
+from monai_lcs.pipeline.weights import atlas_card, load_weights
 from monai_lcs.study.images import GridWarning, notes_of
 
 MM = 4.0
@@ -706,3 +707,10 @@ def test_the_research_weights_are_for_the_atlas_that_they_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_trained_for(lcs.shipped_weights("research"), lcs.named_atlas("neuromorphometrics"))
+
+
+def test_weights_of_the_earlier_shared_decoder_are_named(tmp_path):
+    network = LabelConditionedUNet(2, channels=(3, 4), conditioning="shared")
+    torch.save({**network.state_dict(), "label_head.first.weight": torch.zeros(8, 8)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="of the earlier shared decoder, which is no more: train again"):
+        load_weights(tmp_path / "model.pt", network)

@@ -145,6 +145,8 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     bare: Any = getattr(network, "module", network)  # DistributedDataParallel
     found, expected = ({name: tuple(x.shape) for name, x in one.items()} for one in (state, bare.state_dict()))
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if any(name.startswith("label_head.") for name in found):
+        raise ValueError(f"The weights in {path} are of the earlier shared decoder, which is no more: train again.")
     if wrong:
         raise ValueError(
             f"The weights in {path} are another network's, {wrong[0]} has the shape {found.get(wrong[0])} instead of"
