@@ -275,8 +275,11 @@ def test_shared_decoder_equals_reference(dims):
             assert answer.item() == pytest.approx(np.log(p / (1 - p)), abs=1e-6)
 
 
-def test_attention_has_the_gradients_of_autograd():
-    """The weights are computed twice, and no graph of them is kept: as if it were, in double precision."""
+@pytest.mark.parametrize("kept_bytes", [2**31, 10**6, 0])
+def test_attention_has_the_gradients_of_autograd(monkeypatch, kept_bytes):
+    """The weights are kept or computed twice, and no graph of them is kept: as if it were, in double precision."""
+    monkeypatch.setattr(atlas_attention, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(atlas_attention, "BLOCKS_AT_A_TIME", {"cpu": 2})
     net, features, masks, boxes = box_case("shared", 3)
     attention = net.attention.double()
     shared = features.levels[0].double().requires_grad_()

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from monai_lcs.boxes import Box, shift
+from monai_lcs.boxes import Box, crop, pad, shared_box, shift, size_of, whole_box
 from monai_lcs.networks.crops import Mask, exporting
 
 __all__ = ["AtlasAttention"]
@@ -25,6 +24,9 @@ REACH = 2  # voxels beyond the block, on each side, at which they look
 WIDE = BLOCK + 2 * REACH
 BLOCKS_AT_A_TIME = {"cpu": 16}  # their scores fit its cache
 MANY_BLOCKS = 512  # on other devices
+OUTSIDE = -1e4  # added to the score of what is beyond the image: its weight is exactly 0
+BEYOND = -1e4  # added to the scores of what lies beyond the image: its weight is 0
+KEPT_BYTES = 2**31  # of what the gradient needs; the rest is computed again
 SPREAD = 1.5  # voxels: before any training the weights are a Gaussian of this standard deviation
 SURE = 1e-6  # probabilities are kept from 0 and 1 by this; logits are within 14
 
@@ -110,16 +112,14 @@ class AtlasAttention(nn.Module):
 
     def _attend(self, shared: Tensor, pairs: _Pairs) -> Tensor:
         """The probabilities of each pair of a label and a block, ``(pairs, voxels of a block)``."""
-        first, last = min(c[0] for c in pairs.corners), max(c[0] for c in pairs.corners) + BLOCK
-        start, size = max(first - REACH, 0), [last - first, *(-(-n // BLOCK) * BLOCK for n in shared.shape[2:])]
-        features = shared[:, start : last + REACH].movedim(0, -1)
-        before = [REACH - first + start, *[REACH] * (len(size) - 1)]
-        after = [n + 2 * REACH - b - m for n, b, m in zip(size, before, features.shape, strict=False)]
-        features = F.pad(features, [0, 0, *(n for ends in zip(before[::-1], after[::-1], strict=True) for n in ends)])
+        window, image = whole_box(shared.shape[1:]), whole_box(pairs.spatial_shape)
+        around = pairs.around()
+        q, k = _cut(shared, window, around, 0).movedim(0, -1).split(self.width, -1)
+        beyond = _cut(k.new_zeros(1, *pairs.spatial_shape), image, around, BEYOND).movedim(0, -1)
+        q, k = torch.cat([q, torch.ones_like(beyond)], -1), torch.cat([k, beyond], -1)
         if torch.is_grad_enabled() and not exporting():
-            return _Attention.apply(features, self._position(), pairs, first)
-        parts = pairs.parts()
-        return torch.cat([_probabilities(features, self._position(), pairs, first, part)[1] for part in parts])
+            return _Attention.apply(q, k, self._position(), pairs)
+        return torch.cat([_probabilities(q, k, self._position(), pairs, part)[1] for part in pairs.parts()])
 
     def _position(self) -> Tensor:
         """What the distance adds to a score, ``(queries of a block, keys)``."""
@@ -138,7 +138,7 @@ class _Pairs:
         values: what each label's mask has of the atlas voxels that its block looks at, ``(pairs, WIDE ** dims)``.
         block: of each pair, the number of its block.
         slot: of each pair, its place among those of its block.
-        corners: the first voxel of each block.
+        corners: the first voxel of each block, ``(blocks, dims)``.
         ends: of each block, the number of the pair after its last.
         spatial_shape: shape of the image, beyond which no key is.
         order: of the pairs, label by label.
@@ -149,7 +149,7 @@ class _Pairs:
     values: Tensor
     block: Tensor
     slot: Tensor
-    corners: list[tuple[int, ...]]
+    corners: np.ndarray
     ends: list[int]
     spatial_shape: tuple[int, ...]
     order: Tensor
@@ -179,7 +179,7 @@ class _Pairs:
             values=values[tensor(by_block)],
             block=tensor(block),
             slot=tensor(np.arange(len(numbers)) - first[block]),
-            corners=[tuple(BLOCK * i for i in index) for index in zip(*np.unravel_index(found, along), strict=True)],
+            corners=BLOCK * np.stack(np.unravel_index(found, along), axis=1),
             ends=counts.cumsum().tolist(),
             spatial_shape=tuple(int(n) for n in spatial_shape),
             order=tensor(by_block.argsort()),
@@ -187,17 +187,14 @@ class _Pairs:
             boxes=boxes,
         )
 
-    def absent(self, blocks: slice) -> Tensor | None:
-        """Which of the keys of some blocks lie outside the image, ``(blocks, WIDE ** dims)``; ``None`` for none."""
-        firsts = np.array(self.corners[blocks]) - REACH
-        if (firsts >= 0).all() and (firsts + WIDE <= self.spatial_shape).all():
-            return None
-        outside = np.zeros((len(firsts), *[WIDE] * len(self.spatial_shape)), bool)
-        for axis, n in enumerate(self.spatial_shape):
-            seen = firsts[:, axis, None] + np.arange(WIDE)
-            along = [WIDE if i == axis else 1 for i in range(len(self.spatial_shape))]
-            outside |= ((seen < 0) | (seen >= n)).reshape(-1, *along)
-        return torch.from_numpy(outside.reshape(len(firsts), -1)).to(self.block.device)
+    def around(self) -> Box:
+        """The voxels that the blocks look at, also beyond the image."""
+        firsts, lasts = self.corners.min(0), self.corners.max(0) + BLOCK
+        return tuple(slice(int(a) - REACH, int(b) + REACH) for a, b in zip(firsts, lasts, strict=True))
+
+    def keys_from(self) -> np.ndarray:
+        """The first key of each block, counted from the first voxel :meth:`around`."""
+        return self.corners - self.corners.min(0)
 
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """The blocks to compute together, and their pairs."""
@@ -231,27 +228,40 @@ def _windows(mask: Mask, hull: Box) -> Tensor:
     return seen.reshape(-1, WIDE ** len(hull))
 
 
+def _cut(x: Tensor, box: Box, around: Box, value: float) -> Tensor:
+    """What lies ``around``, of a tensor ``(C, *spatial)`` that fills the box; ``value`` beyond it."""
+    there = shared_box(box, around)
+    return pad(crop(x, there), shift(there, around), size_of(around), value)
+
+
+def _rows(x: Tensor, corners: np.ndarray, size: int) -> Tensor:
+    """The channels of the voxels from each corner on, ``(corners, size ** dims, channels)``."""
+    shape = x.shape[:-1]
+    firsts = np.ravel_multi_index(tuple(corners.T), shape)
+    others = np.ravel_multi_index(tuple(np.indices([size] * len(shape)).reshape(len(shape), -1)), shape)
+    index = torch.from_numpy((firsts[:, None] + others).ravel()).to(x.device)
+    return x.flatten(0, -2).index_select(0, index).view(len(corners), -1, x.shape[-1])
+
+
 def _probabilities(
-    features: Tensor, position: Tensor, pairs: _Pairs, first: int, part: tuple[slice, slice]
+    q: Tensor, k: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The weights of some blocks and what the gradient needs of them; and the probabilities of their pairs.
 
     Args:
-        features: queries and keys, ``(*spatial, 2 * width)``, padded by ``REACH`` on each side.
+        q: queries ``(*spatial, channels)`` of what lies :meth:`_Pairs.around`.
+        k: keys, likewise.
         position: see :meth:`AtlasAttention._position`.
         pairs: of a label and a block.
-        first: the voxel along the first axis where the features begin.
         part: some of the blocks, and their pairs.
     """
     blocks, chosen = part
-    corners, width = [(i - first, *others) for i, *others in pairs.corners[blocks]], features.shape[-1] // 2
-    exact = torch.promote_types(features.dtype, torch.float32)  # sums of hundreds of weights
-    with torch.autocast(features.device.type, enabled=False):
-        q = torch.stack([features[_queries_at(corner)][..., :width].flatten(0, -2) for corner in corners]).to(exact)
-        k = torch.stack([features[_keys_at(corner)][..., width:].flatten(0, -2) for corner in corners]).to(exact)
-        scores = torch.baddbmm(position.to(exact).expand(len(corners), -1, -1), q, k.transpose(1, 2))
-        absent = pairs.absent(blocks)
-        weights = (scores if absent is None else scores.masked_fill(absent[:, None], -torch.inf)).softmax(-1)
+    corners = pairs.keys_from()[blocks]
+    exact = torch.promote_types(q.dtype, torch.float32)  # sums of hundreds of weights
+    with torch.autocast(q.device.type, enabled=False):
+        q = _rows(q, corners + REACH, BLOCK).to(exact)
+        k = _rows(k, corners, WIDE).to(exact)
+        weights = torch.baddbmm(position.to(exact).expand(len(corners), -1, -1), q, k.transpose(1, 2)).softmax(-1)
         block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
         ends = [chosen.start, *pairs.ends[blocks]]
         slots = max(stop - start for start, stop in pairwise(ends))
@@ -261,35 +271,35 @@ def _probabilities(
     return (q, k, weights, values, shares, block, slot), shares[block, slot]
 
 
-def _queries_at(corner: Sequence[int]) -> Box:
-    return tuple(slice(start + REACH, start + REACH + BLOCK) for start in corner)
-
-
-def _keys_at(corner: Sequence[int]) -> Box:
-    return tuple(slice(start, start + WIDE) for start in corner)
-
-
 class _Attention(torch.autograd.Function):
-    """The probabilities of all pairs; the weights are computed again in the backward, a few blocks at a time."""
+    """The probabilities of all pairs; what the gradient needs is kept, or made again a few blocks at a time."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, position: Tensor, pairs: _Pairs, first: int) -> Tensor:
-        ctx.save_for_backward(features, position)
-        ctx.pairs, ctx.first = pairs, first
-        return torch.cat([_probabilities(features, position, pairs, first, part)[1] for part in pairs.parts()])
+    def forward(ctx: Any, q: Tensor, k: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
+        ctx.save_for_backward(q, k, position)
+        ctx.pairs, ctx.kept, room = pairs, [], KEPT_BYTES
+        answers = []
+        for part in pairs.parts():
+            needed, probabilities = _probabilities(q, k, position, pairs, part)
+            room -= sum(x.nbytes for x in needed)
+            ctx.kept.append(needed if room > 0 else None)
+            answers.append(probabilities)
+        return torch.cat(answers)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        features, position = ctx.saved_tensors
-        with torch.autocast(features.device.type, enabled=False):
-            by_features, by_position = torch.zeros_like(features), torch.zeros_like(position)
-            for part in ctx.pairs.parts():
-                needed, _ = _probabilities(features, position, ctx.pairs, ctx.first, part)
-                by_scores, by_q, by_k = _by_scores(gradient[part[1]], *needed)
-                by_position += by_scores.sum(0)
-                _add_at_blocks(by_features, by_q, by_k, [(i - ctx.first, *j) for i, *j in ctx.pairs.corners[part[0]]])
-        return by_features, by_position, None, None
+        q, k, position = ctx.saved_tensors
+        by_q, by_k, by_position = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(position)
+        with torch.autocast(q.device.type, enabled=False):
+            for part, kept in zip(ctx.pairs.parts(), ctx.kept, strict=True):
+                needed = kept or _probabilities(q, k, position, ctx.pairs, part)[0]
+                of_scores, of_q, of_k = _by_scores(gradient[part[1]], *needed)
+                by_position += of_scores.sum(0)
+                corners = ctx.pairs.keys_from()[part[0]]
+                _add_at(by_q, of_q, corners + REACH, BLOCK)
+                _add_at(by_k, of_k, corners, WIDE)
+        return by_q, by_k, by_position, None
 
 
 def _by_scores(
@@ -304,9 +314,8 @@ def _by_scores(
     return by_scores, torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
 
 
-def _add_at_blocks(by_features: Tensor, by_q: Tensor, by_k: Tensor, corners: Sequence[Sequence[int]]) -> None:
-    width = by_q.shape[-1]
-    for corner, one, other in zip(corners, by_q, by_k, strict=True):
-        own, seen = by_features[_queries_at(corner)][..., :width], by_features[_keys_at(corner)][..., width:]
-        own.add_(one.view(own.shape))
-        seen.add_(other.view(seen.shape))
+def _add_at(x: Tensor, rows: Tensor, corners: np.ndarray, size: int) -> None:
+    """Add to each voxel what :func:`_rows` took from it."""
+    for corner, each in zip(corners.tolist(), rows, strict=True):
+        there = x[tuple(slice(start, start + size) for start in corner)]
+        there.add_(each.view(there.shape))
