@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -192,6 +193,7 @@ class _Pairs:
         firsts, lasts = self.corners.min(0), self.corners.max(0) + BLOCK
         return tuple(slice(int(a) - REACH, int(b) + REACH) for a, b in zip(firsts, lasts, strict=True))
 
+    @cached_property
     def keys_from(self) -> np.ndarray:
         """The first key of each block, counted from the first voxel :meth:`around`."""
         return self.corners - self.corners.min(0)
@@ -256,7 +258,7 @@ def _probabilities(
         part: some of the blocks, and their pairs.
     """
     blocks, chosen = part
-    corners = pairs.keys_from()[blocks]
+    corners = pairs.keys_from[blocks]
     exact = torch.promote_types(q.dtype, torch.float32)  # sums of hundreds of weights
     with torch.autocast(q.device.type, enabled=False):
         q = _rows(q, corners + REACH, BLOCK).to(exact)
@@ -296,7 +298,7 @@ class _Attention(torch.autograd.Function):
                 needed = kept or _probabilities(q, k, position, ctx.pairs, part)[0]
                 of_scores, of_q, of_k = _by_scores(gradient[part[1]], *needed)
                 by_position += of_scores.sum(0)
-                corners = ctx.pairs.keys_from()[part[0]]
+                corners = ctx.pairs.keys_from[part[0]]
                 _add_at(by_q, of_q, corners + REACH, BLOCK)
                 _add_at(by_k, of_k, corners, WIDE)
         return by_q, by_k, by_position, None
