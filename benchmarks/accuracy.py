@@ -4,8 +4,8 @@
 
 A row trains the bundle (where it needs a training) and evaluates it on the test scans, both by overrides. Rows that are
 done are not done again, and an interrupted training goes on: run the same command once more. OUT/accuracy.md and .tsv
-hold the table of all rows that are done, OUT/ROW/eval/dice.tsv the Dice of each label in each scan. All rows share the
-alignments in OUT/cache.
+hold the table of all rows that are done, OUT/ROW/eval/dice.tsv the scores of each label in each scan. All rows share
+the alignments in OUT/cache.
 """
 
 import argparse
@@ -165,7 +165,8 @@ def train(name: str, args: argparse.Namespace) -> None:
 
 def evaluate(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
     """Score the scans under "testing", of the study or of the datalist ``split``."""
-    run(["inference.json", "evaluate.json"], *inference(name, args, result, split), log=log_of(name, args.out))
+    overrides = [*inference(name, args, result, split), "--surface_tolerance_mm", "1.0"]
+    run(["inference.json", "evaluate.json"], *overrides, log=log_of(name, args.out))
 
 
 def segment(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:

@@ -27,7 +27,7 @@ BLOCKS_AT_A_TIME = {"cpu": 16}  # their scores fit its cache
 MANY_BLOCKS = 512  # on other devices
 OUTSIDE = -1e4  # added to the score of what is beyond the image: its weight is exactly 0
 BEYOND = -1e4  # added to the scores of what lies beyond the image: its weight is 0
-KEPT_BYTES = 2**31  # of what the gradient needs; the rest is computed again
+KEPT_BYTES = 2**29  # of what the gradient needs; the rest is computed again, as memory matters more than a tenth of time
 SPREAD = 1.5  # voxels: before any training the weights are a Gaussian of this standard deviation
 SURE = 1e-6  # probabilities are kept from 0 and 1 by this; logits are within 14
 
