@@ -25,9 +25,8 @@ REACH = 2  # voxels beyond the block, on each side, at which they look
 WIDE = BLOCK + 2 * REACH
 BLOCKS_AT_A_TIME = {"cpu": 16}  # their scores fit its cache
 MANY_BLOCKS = 512  # on other devices
-OUTSIDE = -1e4  # added to the score of what is beyond the image: its weight is exactly 0
 BEYOND = -1e4  # added to the scores of what lies beyond the image: its weight is 0
-KEPT_BYTES = 2**29  # of what the gradient needs; the rest is computed again, as memory matters more than a tenth of time
+KEPT_BYTES = 2**29  # of what the gradient needs; more is computed again: memory matters more than a tenth of the time
 SPREAD = 1.5  # voxels: before any training the weights are a Gaussian of this standard deviation
 SURE = 1e-6  # probabilities are kept from 0 and 1 by this; logits are within 14
 
