@@ -75,14 +75,22 @@ class AtlasAttention(nn.Module):
         self.apart: Tensor
 
     def share(self, image: Tensor, atlas: Tensor) -> Tensor:
-        """Compute queries and keys, ``(B, 2 * width, *spatial)``, from the features ``(B, in_channels, *spatial)``."""
-        return torch.cat([self.query(image), self.key(atlas)], dim=1)
+        """Compute queries and keys.
+
+        Args:
+            image: features of the image, ``(B, in_channels, *spatial)``.
+            atlas: features of K atlases, ``(K * B, in_channels, *spatial)``: all items of the first, then of the next.
+
+        Returns:
+            ``(B, (1 + K) * width, *spatial)``.
+        """
+        return torch.cat([self.query(image), *self.key(atlas).chunk(len(atlas) // len(image))], dim=1)
 
     def forward(
         self,
         shared: Tensor,
         items: Sequence[int],
-        masks: Sequence[Mask],
+        masks: Sequence[Mask | Sequence[Mask]],
         boxes: Sequence[Box],
         spatial_shape: Sequence[int] | None = None,
     ) -> list[Tensor]:
@@ -91,7 +99,7 @@ class AtlasAttention(nn.Module):
         Args:
             shared: from :meth:`share`, in any precision.
             items: for each label, the index in the batch.
-            masks: for each label, its atlas mask in the window, from 0 to 1.
+            masks: for each label, its atlas mask in the window, from 0 to 1; of several atlases one mask each.
             boxes: for each label, where to answer.
             spatial_shape: shape of the window before it was padded; the padding gets no weight.
 
@@ -114,9 +122,9 @@ class AtlasAttention(nn.Module):
         """The probabilities of each pair of a label and a block, ``(pairs, voxels of a block)``."""
         window, image = whole_box(shared.shape[1:]), whole_box(pairs.spatial_shape)
         around = pairs.around()
-        q, k = _cut(shared, window, around, 0).movedim(0, -1).split(self.width, -1)
-        beyond = _cut(k.new_zeros(1, *pairs.spatial_shape), image, around, BEYOND).movedim(0, -1)
-        q, k = torch.cat([q, torch.ones_like(beyond)], -1), torch.cat([k, beyond], -1)
+        q, *keys = _cut(shared, window, around, 0).movedim(0, -1).split(self.width, -1)
+        beyond = _cut(q.new_zeros(1, *pairs.spatial_shape), image, around, BEYOND).movedim(0, -1)
+        q, k = torch.cat([q, torch.ones_like(beyond)], -1), torch.cat([x for key in keys for x in (key, beyond)], -1)
         if torch.is_grad_enabled() and not exporting():
             return _Attention.apply(q, k, self._position(), pairs)
         return torch.cat([_probabilities(q, k, self._position(), pairs, part)[1] for part in pairs.parts()])
@@ -163,7 +171,9 @@ class _Pairs:
         """Find the pairs of N labels, each with its mask and box in a window."""
         along = tuple(-(-int(n) // BLOCK) for n in shape)  # a tensor, where the network is traced
         hulls = [tuple(slice(int(a.start) // BLOCK, -(-int(a.stop) // BLOCK)) for a in box) for box in boxes]
-        values = torch.cat([_windows(mask, hull) for mask, hull in zip(masks, hulls, strict=True)])
+        of_atlases = [[mask] if isinstance(mask, Mask) else mask for mask in masks]
+        windows = [torch.stack([_windows(m, hull) for m in of], -1) for of, hull in zip(of_atlases, hulls, strict=True)]
+        values = torch.cat(windows).flatten(1)
         # Not by PyTorch: a network that is exported cannot depend on the values of a tensor
         blocks = np.arange(math.prod(along)).reshape(along)
         numbers = np.concatenate([blocks[hull].ravel() for hull in hulls])
@@ -199,7 +209,8 @@ class _Pairs:
 
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """The blocks to compute together, and their pairs."""
-        step = BLOCKS_AT_A_TIME.get(self.block.device.type, MANY_BLOCKS)
+        atlases = self.values.shape[1] // WIDE ** len(self.spatial_shape)
+        step = max(BLOCKS_AT_A_TIME.get(self.block.device.type, MANY_BLOCKS) // atlases, 1)
         for first in range(0, len(self.corners), step):
             last = min(first + step, len(self.corners))
             yield slice(first, last), slice(self.ends[first - 1] if first else 0, self.ends[last - 1])
@@ -261,8 +272,9 @@ def _probabilities(
     exact = torch.promote_types(q.dtype, torch.float32)  # sums of hundreds of weights
     with torch.autocast(q.device.type, enabled=False):
         q = _rows(q, corners + REACH, BLOCK).to(exact)
-        k = _rows(k, corners, WIDE).to(exact)
-        weights = torch.baddbmm(position.to(exact).expand(len(corners), -1, -1), q, k.transpose(1, 2)).softmax(-1)
+        k = _rows(k, corners, WIDE).to(exact).view(len(corners), -1, q.shape[-1])  # the atlases of a voxel together
+        position = position.to(exact).repeat_interleave(k.shape[1] // position.shape[1], 1)
+        weights = torch.baddbmm(position.expand(len(corners), -1, -1), q, k.transpose(1, 2)).softmax(-1)
         block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
         ends = [chosen.start, *pairs.ends[blocks]]
         slots = max(stop - start for start, stop in pairwise(ends))
@@ -296,7 +308,7 @@ class _Attention(torch.autograd.Function):
             for part, kept in zip(ctx.pairs.parts(), ctx.kept, strict=True):
                 needed = kept or _probabilities(q, k, position, ctx.pairs, part)[0]
                 of_scores, of_q, of_k = _by_scores(gradient[part[1]], *needed)
-                by_position += of_scores.sum(0)
+                by_position += of_scores.sum(0).unflatten(1, (position.shape[1], -1)).sum(-1)
                 corners = ctx.pairs.keys_from[part[0]]
                 _add_at(by_q, of_q, corners + REACH, BLOCK)
                 _add_at(by_k, of_k, corners, WIDE)

@@ -391,14 +391,13 @@ class LabelConditionedUNet(nn.Module):
         return levels
 
     def _encode_both(self, image: Tensor, atlas_image: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of image and atlas image; in training of both at once: batch norm has statistics of both."""
-        atlas_image = atlas_image.to(image.dtype)
+        """The features of images and atlas images; in training of all at once: batch norm has statistics of both."""
+        atlases = torch.cat(atlas_image.to(image.dtype).split(self.atlas_channels, dim=1))
         if self.training:
-            levels = self._encode_levels(torch.cat([image, atlas_image]), None)
-            of_image, of_atlas = self._decode_for_all_labels(levels).chunk(2)
-            return of_image, of_atlas
-        of_image, of_atlas = (self._decode_for_all_labels(self._encode_levels(x, None)) for x in (image, atlas_image))
-        return of_image, of_atlas
+            features = self._decode_for_all_labels(self._encode_levels(torch.cat([image, atlases]), None))
+            return features[: len(image)], features[len(image) :]
+        one_by_one = [self._decode_for_all_labels(self._encode_levels(x, None)) for x in (image, *atlases.split(1))]
+        return one_by_one[0], torch.cat(one_by_one[1:])
 
     def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
         """The decoder without any label; it removes the levels as it goes, to free their memory."""
@@ -517,7 +516,8 @@ class LabelConditionedUNet(nn.Module):
             )
 
     def _check_atlas_image(self, atlas_image: Tensor | None) -> None:
-        if self.atlas_channels and (atlas_image is None or atlas_image.shape[1] != self.atlas_channels):
+        allowed = atlas_image is not None and (atlas_image.shape[1] == self.atlas_channels or (self.conditioning=="shared" and atlas_image.shape[1] % self.atlas_channels == 0))
+        if self.atlas_channels and not allowed:
             got = None if atlas_image is None else tuple(atlas_image.shape)
             raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
 
