@@ -445,16 +445,16 @@ def run_training(trainer: Trainer, ckpt_dir: str) -> None:
         unlock_folder(ckpt_dir)
 
 
-def check_fused(checkpoint: str | None, fused: bool, atlases: Sequence[Any]) -> None:
+def check_fused(checkpoint: str | None, settings: Settings, atlases: Sequence[Any]) -> None:
     """Say so where the weights were trained with further atlases and there are none now, or the other way round.
 
     Args:
         checkpoint: file of the weights; nothing is said where there are none.
-        fused: whether further atlases voted in training.
+        settings: of the weights. Nothing is said of a network that looks at each atlas, however many there are.
         atlases: those that vote now.
     """
-    if checkpoint and fused != bool(atlases):
-        trained, now = ("with", "without") if fused else ("without", "with")
+    if checkpoint and settings.fused != bool(atlases) and not settings.sees_each_atlas:
+        trained, now = ("with", "without") if settings.fused else ("without", "with")
         said = f"Note: {checkpoint} was trained {trained} further atlases and is used {now}; it may be less accurate."
         print(said, file=sys.stderr)
 

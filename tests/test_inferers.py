@@ -23,6 +23,7 @@ from monai_lcs.inferers.merger import BestLabelMerger
 from monai_lcs.inferers.splitter import WindowSplitter, touching, window_order
 from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.networks import Features, LabelConditionedNetwork, LabelConditionedUNet
+from monai_lcs.networks.crops import Mask
 
 SHAPE = (21, 18, 20)
 IDS = (3, 17, 53, 300, 301)
@@ -638,6 +639,59 @@ def test_labels_of_a_shared_decoder_compete_with_the_background(threshold, roi_s
         assert torch.equal(alone == 3, each[1] > threshold)
     fine = LabelSweepInferer(upsample=2, **options)(inputs, net)[0, 0]
     assert (fine[::2, ::2] == found).float().mean() > 0.99
+
+
+def several_atlases(atlases=2):
+    """A network, and an input of an image, images and label maps of several atlases, and one more label map."""
+    net = LabelConditionedUNet(2, channels=(4, 6), conditioning="shared", norm="instance", dropout=0.0).double()
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 1 + atlases, 24, 26, dtype=torch.float64, generator=random)
+    label_map = torch.zeros(1, 1, 24, 26, dtype=torch.float64)
+    label_map[..., 4:12, 4:12], label_map[..., 4:12, 12:21], label_map[..., 12:20, 4:21] = 2, 3, 5
+    maps = [label_map.roll(3 * i, -1) for i in range(atlases)]
+    return net, torch.cat([images, *maps, label_map], 1)
+
+
+@pytest.mark.parametrize("roi_size", [None, (16, 16)])
+def test_copies_of_an_atlas_are_one_atlas(roi_size):
+    net, inputs = several_atlases(1)
+    image, atlas_image, label_map = inputs[:, :1], inputs[:, 1:2], inputs[:, -1:]
+    sweep = LabelSweepInferer(margin_mm=4, roi_size=roi_size, overlap=0.5)
+    one = sweep(torch.cat([image, atlas_image, label_map], 1), net.eval())
+    copies = torch.cat([image, *[atlas_image] * 3, *[label_map] * 4], 1)
+    assert (sweep(copies, net) == one).float().mean() > (0.995 if roi_size else 0.9999)  # half precision of windows
+    assert len(one.unique()) == 4
+    box, groups = LabelBoxInferer(margin_mm=4), torch.tensor([[[2, 0], [3, 5]]])
+    found = [box(x, net.train(), groups=groups) for x in (copies, torch.cat([image, atlas_image, label_map], 1))]
+    for a, b in zip(*found, strict=True):
+        assert a[:3] == b[:3]
+        torch.testing.assert_close(a.logits, b.logits)
+
+
+def test_several_atlases_are_looked_at_together():
+    """As attention says, which is tested by itself; in any order of the atlases; boxes are those of the last map."""
+    net, inputs = several_atlases()
+    net.eval()
+    first, second = inputs[0, 3], inputs[0, 4]
+    labels = [(2,), (3,), (5,), (2, 3, 5)]
+    masks = [
+        [Mask.of(torch.isin(each, torch.tensor(ids, dtype=each.dtype))) for each in (first, second)] for ids in labels
+    ]
+    with torch.no_grad():
+        features = net.encode(inputs[:, :1], inputs[:, 1:3])
+        logits = dict(net.decode_boxes(features, masks, [(slice(0, 24), slice(0, 26))] * 4))
+    *each, union = [logits[i].sigmoid() for i in range(4)]
+    expected = torch.tensor([0, 2, 3, 5], dtype=torch.int32)[torch.stack([1 - union, *each]).argmax(0)]
+    assert torch.equal(LabelSweepInferer()(inputs, net)[0, 0], expected)
+    swapped = inputs[:, [0, 2, 1, 4, 3, 5]]
+    assert torch.equal(LabelSweepInferer()(swapped, net)[0, 0], expected)
+    assert not torch.equal(LabelSweepInferer()(inputs[:, [0, 1, 3]], net)[0, 0], expected)
+    inside = LabelSweepInferer(margin_mm=2)(inputs, net)[0, 0]
+    assert not inside[:2].any()
+    assert inside.any()
+    inputs[0, 3, 0, 0] = 0.5
+    with pytest.raises(ValueError, match="atlas label map"):
+        LabelSweepInferer()(inputs, net)
 
 
 @pytest.mark.parametrize("upsample", [1, 2])

@@ -246,30 +246,34 @@ def test_boxes_of_all_sizes_are_answered_once(conditioning):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_shared_decoder_equals_reference(dims):
+@pytest.mark.parametrize("atlases", [1, 3])
+def test_shared_decoder_equals_reference(dims, atlases):
     """The label-dependent part, one voxel and one neighbor at a time."""
     net, features, masks, boxes = box_case("shared", dims)
-    attention, masks = net.attention.double(), masks.double()
-    features = replace(features, levels=(features.levels[0].double(),))
+    attention = net.attention.double()
     with torch.no_grad():
         attention.position.mul_(0.1).add_(torch.randn_like(attention.position))
-        features.levels[0].mul_(0.3)  # so that no voxel decides alone
-        masks[:, 1] *= torch.rand_like(masks[:, 1])  # a soft mask
-        found = dict(net.decode_boxes(features, list(masks[0]), boxes))
-    queries, keys = features.levels[0][0].numpy().reshape(2, attention.width, *features.levels[0].shape[2:])
+        shared = features.levels[0].double() * 0.3  # so that no voxel decides alone
+        shared = torch.cat([shared, *[shared[:, attention.width :].roll(i, -1) for i in range(1, atlases)]], 1)
+        features = replace(features, levels=(shared,))
+        masks = torch.cat([masks[0].double().roll(i, -2)[:, None] for i in range(atlases)], 1)  # (labels, atlases, ...)
+        masks[1] *= torch.rand_like(masks[1])  # a soft mask
+        masks = pad_end(masks, net.stride)
+        found = dict(net.decode_boxes(features, [[Mask.of(mask) for mask in each] for each in masks], boxes))
+    queries, *keys = shared[0].numpy().reshape(1 + atlases, attention.width, *shared.shape[2:])
     position, shape = attention.position.detach().numpy(), features.spatial_shape
     random = np.random.default_rng(0)
     for k, box in enumerate(boxes):
-        mask = pad_end(masks[:, k : k + 1], net.stride)[0, 0].double().numpy()
         for voxel in random.integers([axis.start for axis in box], [axis.stop for axis in box], (20, dims)):
             weights, shares = [], []
             for seen in np.ndindex(*[8] * dims):  # the block of 4 voxels that the voxel is in, and 2 on each side
                 other = voxel // 4 * 4 - 2 + seen
                 if not all(0 <= i < n for i, n in zip(other, shape, strict=True)):
                     continue
-                product = queries[(slice(None), *voxel)] @ keys[(slice(None), *other)]
-                weights.append(np.exp(product + position[tuple(other - voxel + 5)]))
-                shares.append(mask[tuple(other)])
+                for of_atlas, mask in zip(keys, masks[k].numpy(), strict=True):
+                    product = queries[(slice(None), *voxel)] @ of_atlas[(slice(None), *other)]
+                    weights.append(np.exp(product + position[tuple(other - voxel + 5)]))
+                    shares.append(mask[tuple(other)])
             p = 1e-6 + (1 - 2e-6) * np.dot(weights, shares) / np.sum(weights)
             answer = found[k][tuple(voxel - [axis.start for axis in box])]
             assert answer.item() == pytest.approx(np.log(p / (1 - p)), abs=1e-6)
@@ -284,7 +288,9 @@ def test_attention_has_the_gradients_of_autograd(monkeypatch, kept_bytes):
     attention = net.attention.double()
     shared = features.levels[0].double().requires_grad_()
     random = torch.Generator().manual_seed(0)
-    masks = [Mask.of(pad_end(masks[:, k : k + 1], net.stride)[0, 0].double()) for k in range(3)]
+    shared = torch.cat([shared, shared[:, attention.width :].flip(2)], 1).detach().requires_grad_()  # two atlases
+    padded = pad_end(masks, net.stride)[0].double()
+    masks = [[Mask.of(mask), Mask.of(mask.roll(1, 0))] for mask in padded]
 
     def gradients():
         shared.grad = attention.position.grad = None
@@ -300,6 +306,15 @@ def test_attention_has_the_gradients_of_autograd(monkeypatch, kept_bytes):
     assert min(float(each.abs().max()) for each in expected) > 0.01
     for own, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_as_many_masks_as_atlases():
+    net = LabelConditionedUNet(2, channels=(4, 8), conditioning="shared")
+    features = net.encode(torch.rand(1, 1, 16, 16), torch.rand(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"must have 3 atlas masks, got \[1\]"):
+        dict(net.decode_boxes(features, [torch.ones(16, 16)], [(slice(0, 16),) * 2]))
+    with pytest.raises(ValueError, match=r"`atlas_image` must have 1 channels"):
+        LabelConditionedUNet(2, channels=(4, 8)).encode(torch.rand(1, 1, 16, 16), torch.rand(1, 3, 16, 16))
 
 
 def test_labels_of_a_partition_share_what_there_is():

@@ -355,6 +355,29 @@ def test_a_copy_of_the_atlas_does_not_vote(study, atlas, tmp_path):
         lcs.Segmenter(atlas, settings=lcs.Settings.from_dict(SETTINGS), further_atlases=further)
 
 
+def test_a_network_that_looks_at_each_atlas_gets_all(study, atlas):
+    """Image, images of the atlases, their label maps, and that of their vote; training cases likewise."""
+    settings = lcs.Settings.from_dict({**SETTINGS, "align": "rigid", "conditioning": "shared"})
+    further = [
+        lcs.Atlas.read(study / f"images/sub-{i}.nii.gz", study / f"labels/sub-{i}.nii.gz", atlas.table) for i in (1, 2)
+    ]
+    segmenter = lcs.Segmenter(atlas, make_network(settings), settings, further_atlases=further)
+    scan = segmenter.prepare(study / "images/sub-3.nii.gz")
+    aligned = segmenter.align(scan)
+    sample = segmenter.preprocessing.network_input(scan, aligned)
+    assert [len(sample[key]) for key in ("image", "atlas_image", "atlas_label")] == [1, 3, 4]
+    alone = [next(segmenter.preprocessing.align_each(scan, [one])) for one in (atlas, *further)]
+    for i, one in enumerate(alone):
+        by_itself = segmenter.preprocessing.network_input(scan, replace(aligned, image=one.image, each=()))
+        assert torch.equal(sample["atlas_image"][i], by_itself["atlas_image"][0])
+    result = segmenter(study / "images/sub-3.nii.gz")
+    assert result.label_map.any()
+    assert result.agreement is not None
+    case = {"image": study / "images/sub-3.nii.gz", "label": study / "labels/sub-3.nii.gz"}
+    trained = Preprocessing(atlas, settings, further, target="network")(case)
+    assert [len(trained[key]) for key in ("image", "atlas_image", "atlas_label", "label")] == [1, 3, 4, 1]
+
+
 # ---- settings and training ------------------------------------------------------------------------------------------
 
 

@@ -10,13 +10,11 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_lcs.boxes import Box, grow_box, label_boxes, mask_box, union_box, whole_box
+from monai_lcs.inferers.atlas_masks import AtlasMasks, count_label_channels
 from monai_lcs.inferers.label_sweep import check_input
 from monai_lcs.inferers.margin import check_margin, margin_voxels
-from monai_lcs.inferers.sweep import vote_mask
-from monai_lcs.labels.votes import VOTE_CHANNELS, vote_boxes
 from monai_lcs.losses import LabelBoxLogits
 from monai_lcs.networks import check_halo
-from monai_lcs.networks.crops import Mask
 
 __all__ = ["LabelBoxInferer"]
 
@@ -72,8 +70,9 @@ class LabelBoxInferer(Inferer):
         self.margin_mm = margin_mm
         self.halo = halo
         self.image_channels = image_channels
+        self.atlas_channels = atlas_channels
         self.first_mask = image_channels + atlas_channels
-        self.label_channels = VOTE_CHANNELS if votes else 1
+        self.votes = votes
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, groups: Tensor | None = None, **kwargs: Any
@@ -81,7 +80,8 @@ class LabelBoxInferer(Inferer):
         """Predict the labels of ``groups``, or every label whose atlas mask is among the last channels.
 
         Args:
-            inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last; without ``groups``
+            inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last, or the channels of several
+                atlases, as :class:`LabelSweepInferer` takes them; without ``groups``
                 ``(B, image + atlas image + K, *spatial)``, the atlas masks last.
             network: takes ``inputs``; with a margin also ``boxes`` and ``halo``, with groups also ``masks``, as
                 :class:`~monai_lcs.networks.LabelConditionedUNet` does.
@@ -131,21 +131,24 @@ class LabelBoxInferer(Inferer):
         self, inputs: Tensor, plain: Tensor, network: Callable[..., Any], groups: Tensor
     ) -> list[LabelBoxLogits]:
         """Predict each group in its box."""
-        check_input(plain, self.image_channels, self.label_channels)
-        channels = self.first_mask + self.label_channels
+        label_channels = count_label_channels(plain.shape[1], self.image_channels, self.atlas_channels, self.votes)
+        check_input(plain, self.image_channels, label_channels, self.votes)
+        atlases = 1 if self.votes or label_channels == 1 else label_channels - 1
+        channels = self.image_channels + atlases * self.atlas_channels + label_channels
         if plain.shape[1] != channels or groups.ndim != 3 or len(groups) != len(plain):
             raise ValueError(
                 f"`groups` must be (B, K, L), and the input (B, {channels}, *spatial) with the atlas label"
                 f" map at its end, got shapes {tuple(groups.shape)} and {tuple(plain.shape)}."
             )
         asked = [[tuple(i for i in row if i) for row in of_item] for of_item in groups.tolist()]
-        votes = plain[:, self.first_mask :]
+        votes = plain[:, -label_channels:]
         tight = [_group_boxes(of_item[-1], groups) for of_item, groups in zip(votes, asked, strict=True)]
         if not any(box for of_item in tight for box in of_item):
             raise ValueError(f"The atlas label maps of this step hold none of the groups {asked}.")
         boxes = [self._grow(of_item, inputs, item) for item, of_item in enumerate(tight)]
-        masks = [_group_masks(of_item, groups) for of_item, groups in zip(votes, asked, strict=True)]
-        logits = network(plain[:, : self.first_mask], boxes=boxes, halo=self.halo, masks=masks)
+        masks_of = [AtlasMasks(of_item, self.votes) for of_item in votes]
+        masks = [[of.of(ids) for ids in groups] for of, groups in zip(masks_of, asked, strict=True)]
+        logits = network(plain[:, :-label_channels], boxes=boxes, halo=self.halo, masks=masks)
         return [
             LabelBoxLogits(item, *one)
             for item, of_item in enumerate(zip(asked, boxes, logits, strict=True))
@@ -158,9 +161,3 @@ def _group_boxes(label_map: Tensor, groups: Sequence[tuple[int, ...]]) -> list[B
     found = label_boxes(label_map)
     boxes = [[found[i] for i in ids if i in found] for ids in groups]
     return [union_box(of_group) if of_group else None for of_group in boxes]
-
-
-def _group_masks(votes: Tensor, groups: Sequence[tuple[int, ...]]) -> list[Mask]:
-    """The mask of each group, inside the box of its votes."""
-    found = vote_boxes(votes)
-    return [vote_mask(votes, found, ids) for ids in groups]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from monai_lcs.boxes import Box, label_boxes, refine, size_of, union_box, whole_box
 from monai_lcs.grids import affine_of
 from monai_lcs.inferers.adapters import Adapter, adapt
+from monai_lcs.inferers.atlas_masks import count_label_channels
 from monai_lcs.inferers.margin import Part, check_margin, in_slabs, label_parts, margin_voxels
 from monai_lcs.inferers.merger import (
     BACKGROUND,
@@ -35,7 +36,6 @@ from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.labels.exact import EXACT_INTEGERS
 from monai_lcs.labels.groups import LabelGroup, as_groups
 from monai_lcs.labels.label_map import check_label_map
-from monai_lcs.labels.votes import VOTE_CHANNELS
 from monai_lcs.networks import check_halo
 from monai_lcs.networks.unet import SLAB
 
@@ -191,7 +191,7 @@ class LabelSweepInferer(Inferer):
             raise ValueError(f"`upsample` None makes a label map on the grid of the scan, got `output` {output!r}.")
         self.select_fn = select_fn
         self.image_channels = image_channels
-        self.label_channels = VOTE_CHANNELS if votes else 1
+        self.votes = votes
         self.progress = progress
         self.label_parallel = label_parallel
         if label_parallel and on_label is not None:
@@ -205,7 +205,8 @@ class LabelSweepInferer(Inferer):
 
         Args:
             inputs: ``(B, image + atlas image + 1, *spatial)``, the atlas label map last, on the image's grid; with
-                ``votes`` the votes instead.
+                ``votes`` the votes instead. A network whose labels compete takes several atlases as well: image, the
+                atlas images, the atlas label maps, and the label map of their vote, which says where to look.
             network: a :class:`monai_lcs.networks.LabelConditionedNetwork`, which is encoded once; or any network that
                 takes one tensor (image, atlas image and one mask) and returns one channel of logits, which gives the
                 same answer more slowly. It may be wrapped by ``DistributedDataParallel``.
@@ -220,16 +221,23 @@ class LabelSweepInferer(Inferer):
             ValueError: When the input has the wrong shape, its last channel is no label map, or its type does not hold
                 the label ids exactly.
         """
-        check_input(inputs, self.image_channels, self.label_channels)
         adapter = adapt(network, self.image_channels, self.halo, self.labels_per_pass, args, kwargs)
+        labels = self._label_channels(inputs, adapter)
+        check_input(inputs, self.image_channels, labels, self.votes)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         scans = _scan_grids(inputs) if self.on_scan else [None] * len(inputs)
         results = []
         for item, volume in enumerate(plain):
             margin = None if self.margin_mm is None else margin_voxels(self.margin_mm, inputs, item)
-            results.append(self._sweep(item, volume, adapter, margin, scans[item]))
+            results.append(self._sweep(item, volume, labels, adapter, margin, scans[item]))
         result = results[0][None] if len(results) == 1 else torch.stack(results)  # of one, no copy
         return self._with_metadata(result, inputs) if isinstance(inputs, MetaTensor) else result
+
+    def _label_channels(self, inputs: Tensor, adapter: Adapter) -> int:
+        """How many channels at the end are label maps or votes: only labels that compete may be of several atlases."""
+        if not (self.votes or adapter.competes):
+            return 1
+        return count_label_channels(inputs.shape[1], self.image_channels, self.image_channels, self.votes)
 
     def _with_metadata(self, result: Tensor, inputs: MetaTensor) -> MetaTensor:
         """Give the result the metadata of ``inputs``, and the affine of the finer grid."""
@@ -243,7 +251,13 @@ class LabelSweepInferer(Inferer):
         return labeled
 
     def _sweep(
-        self, item: int, volume: Tensor, adapter: Adapter, margin: Sequence[int] | None, scan: ScanGrid | None
+        self,
+        item: int,
+        volume: Tensor,
+        label_channels: int,
+        adapter: Adapter,
+        margin: Sequence[int] | None,
+        scan: ScanGrid | None,
     ) -> Tensor:
         """Segment one volume ``(C, *spatial)``: choose windows and boxes; then encode, decode, blend, and merge."""
         roi_size = self.roi_size
@@ -257,7 +271,7 @@ class LabelSweepInferer(Inferer):
         _warn_of_absent(groups, found)
         if self.select_fn is not None:
             covered = splitter.skip_background(self.select_fn(volume[: self.image_channels]).any(dim=0))
-            n = self.label_channels
+            n = label_channels
             volume = torch.cat([volume[:-n], volume[-n:] * covered])
         if adapter.depends_on_box and margin is not None and len(splitter.windows) > 1:
             _warn_of_seams()
@@ -277,7 +291,8 @@ class LabelSweepInferer(Inferer):
             device=self.device or volume.device,
             sw_device=self.sw_device or volume.device,
             parts_per_pass=self.labels_per_pass if margin is None else None,
-            label_channels=self.label_channels,
+            label_channels=label_channels,
+            votes=self.votes,
         )
         return self._merge(item, sweep, parts, groups, scan)
 
@@ -462,15 +477,15 @@ def _check_arguments(
         raise ValueError(f"`overlap` must be in [0, 1), got {overlap}.")
 
 
-def check_input(inputs: Tensor, image_channels: int, label_channels: int = 1) -> None:
+def check_input(inputs: Tensor, image_channels: int, label_channels: int = 1, votes: bool = False) -> None:
     """Raise a ValueError unless the input is ``(B, image + atlas image + 1, *spatial)`` with a label map at its end."""
     if inputs.ndim not in (4, 5) or inputs.shape[1] < image_channels + label_channels:
-        labels = "atlas label map" if label_channels == 1 else f"{label_channels} channels of votes"
+        labels = f"{label_channels} channels of votes" if votes else "atlas label map"
         raise ValueError(
             f"The input must be (B, image + atlas image + {labels}, *spatial) with 2 or 3 spatial axes,"
             f" got shape {tuple(inputs.shape)} with `image_channels` {image_channels}."
         )
-    label_map = inputs[:, -1]
+    label_map = inputs[:, -1:] if votes else inputs[:, -label_channels:]
     largest = EXACT_INTEGERS.get(inputs.dtype)
     if largest is not None and label_map.max() > largest:
         raise ValueError(

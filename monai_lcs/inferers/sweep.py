@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_lcs.boxes import Box, crop, pad_end, shared_box, shift, size_of, union_box, volume_of, whole_box
+from monai_lcs.boxes import Box, crop, pad_end, shared_box, shift, size_of, volume_of, whole_box
 from monai_lcs.inferers.accumulator import NOWHERE, LogitAccumulator
 from monai_lcs.inferers.adapters import Adapter, EncodeOnceAdapter
+from monai_lcs.inferers.atlas_masks import AtlasMasks
 from monai_lcs.inferers.margin import Part
 from monai_lcs.inferers.ranks import share_out
 from monai_lcs.inferers.splitter import WindowSplitter
-from monai_lcs.labels.votes import group_votes, vote_boxes
 from monai_lcs.networks import Features
-from monai_lcs.networks.crops import Mask
 
-__all__ = ["VolumeSweep", "stitched_features", "vote_mask"]
+__all__ = ["VolumeSweep", "stitched_features"]
 
 
 COMPETING = 1 << 22  # voxels of boxes of labels that compete, at least, to decode at a time
@@ -28,13 +27,16 @@ class VolumeSweep:
     """Go through the windows of one volume and yield the blended logits of each part as soon as they are complete.
 
     Args:
-        volume: image, atlas image and label map or votes, ``(C, *spatial)``, padded by the splitter.
+        volume: image, atlas image and label map, ``(C, *spatial)``, padded by the splitter; see
+            :class:`monai_lcs.inferers.LabelSweepInferer`.
         splitter: the windows over the volume.
         adapter: what encodes and decodes a window.
         device: where the logits are blended.
         sw_device: where the network is.
         parts_per_pass: parts in work at a time; ``None`` for all. Several passes keep the features of all windows.
-        label_channels: how many channels at the end are the label map, 1, or votes.
+        label_channels: how many channels at the end are label maps or votes, see
+            :func:`monai_lcs.inferers.atlas_masks.count_label_channels`.
+        votes: whether they are votes.
 
     Example:
         >>> from monai_lcs.inferers.adapters import PlainAdapter
@@ -54,9 +56,10 @@ class VolumeSweep:
         sw_device: torch.device | str = "cpu",
         parts_per_pass: int | None = None,
         label_channels: int = 1,
+        votes: bool = False,
     ) -> None:
         self.volume = volume
-        self.images, self.votes = volume[:-label_channels], volume[-label_channels:]
+        self.images, self.labels, self.votes = volume[:-label_channels], volume[-label_channels:], votes
         self.splitter = splitter
         self.adapter = adapter
         self.device = torch.device(device)
@@ -104,7 +107,7 @@ class VolumeSweep:
         if w in self.kept:
             return self.kept[w]
         if isinstance(self.adapter, EncodeOnceAdapter) and self.adapter.stitches:
-            shape = self._window_of(self.votes[-1:], w).shape[1:]
+            shape = self._window_of(self.labels[-1:], w).shape[1:]
             return stitched_features(self.images, self.splitter, self.adapter, shape, self.sw_device)
         features = self.adapter.encode(self._window_of(self.images, w))
         if keep and self.adapter.encodes:
@@ -115,10 +118,9 @@ class VolumeSweep:
         self, features: Any, w: int, parts: Sequence[Part], wanted: Collection[int] | None
     ) -> Iterator[tuple[int, Tensor]]:
         """Decode parts where they meet the window; yield the number of each wanted one and its logits there."""
-        votes = self._window_of(self.votes, w)
-        found = vote_boxes(votes)
+        masks_of = AtlasMasks(self._window_of(self.labels, w), self.votes)
         ids = {part.label: part.ids for part in parts}
-        mask_of = {label: vote_mask(votes, found, ids[label]) for label in ids}
+        mask_of = {label: masks_of.of(ids[label]) for label in ids}
         boxes = [shift(shared_box(self.windows[w], part.box), self.windows[w]) for part in parts]
         masks = [mask_of[part.label] for part in parts]
         for n, logits in self.adapter.decode(features, masks, boxes, self._room(), wanted):
@@ -134,11 +136,12 @@ class VolumeSweep:
     def _room(self) -> float:
         """Voxels to decode at a time: on a CPU batches that fit its caches are the fastest, on a GPU few calls.
 
-        Labels that compete share most of the work with those that are decoded with them; a voxel takes some 16 bytes.
+        Labels that compete share most of the work with those that are decoded with them; a voxel takes some 16 bytes
+        for each atlas.
         """
         window = volume_of(self.splitter.windows[0])
         if self.adapter.competes:
-            return max(16 * window, COMPETING)
+            return max(16 * window, COMPETING) / max(len(self.labels) - 1, 1)
         return window / (1 if self.sw_device.type != "cpu" else 2 if self.adapter.stitches else 8)
 
 
@@ -172,21 +175,3 @@ def stitched_features(
         blended[window] += features * (importance / weights[window])
     assert blended is not None
     return Features((blended.movedim(-1, 0)[None],), tuple(splitter.shape))
-
-
-def vote_mask(votes: Tensor, found: Mapping[int, Box], ids: Sequence[int]) -> Mask:
-    """The mask of a label or a union.
-
-    Args:
-        votes: a label map ``(1, *spatial)``; or votes, see :mod:`monai_lcs.labels.votes`, for a soft mask.
-        found: the boxes of its labels, from :func:`monai_lcs.labels.votes.vote_boxes`.
-        ids: the ids of the union; those that the map does not hold are ignored.
-
-    Example:
-        >>> label_map = torch.tensor([[[0, 17, 0, 53, 0]]])
-        >>> vote_mask(label_map, vote_boxes(label_map), (17, 53)).values.int()
-        tensor([[1, 0, 1]], dtype=torch.int32)
-    """
-    boxes = [found[i] for i in ids if i in found]
-    box = union_box(boxes) if boxes else (slice(0, 0),) * (votes.ndim - 1)
-    return Mask(group_votes(crop(votes, box), ids), box)

@@ -40,8 +40,9 @@ class AtlasAttention(nn.Module):
     are weights; the probability of a label at a voxel is the weighted share of atlas voxels that its mask has. So one
     network registers, by features that it learned, and fuses what it registered: nothing in it belongs to a label,
     labels compete with each other and with the background, and the weights are computed once for all labels that are
-    asked for together. Masks may be soft. What lies beyond the image gets no weight. Before any training, the weights
-    fall with the distance: labels start where the atlas has them.
+    asked for together. Of several atlases the voxels of all are looked at together: those that are more alike weigh
+    more, whichever atlas they are of. Masks may be soft. What lies beyond the image gets no weight. Before any
+    training, the weights fall with the distance: labels start where the atlas has them.
 
     The idea is that of patch-based label fusion (Coupe et al., NeuroImage 54, 2011,
     https://doi.org/10.1016/j.neuroimage.2010.09.018), with the attention of Vaswani et al. (2017,
@@ -107,10 +108,14 @@ class AtlasAttention(nn.Module):
             Logits of the size of each box, within 14. They do not depend on the box. The cost is that of the blocks
             that all boxes together have, about 500 products of ``width`` numbers for each of their voxels in 3D.
         """
+        of_atlases = [[mask] if isinstance(mask, Mask) else list(mask) for mask in masks]
+        atlases = shared.shape[1] // self.width - 1
+        if any(len(each) != atlases for each in of_atlases):
+            raise ValueError(f"Each label must have {atlases} atlas masks, got {[len(each) for each in of_atlases]}.")
         answers: list[Tensor] = [shared.new_empty(0)] * len(boxes)
         for item in sorted(set(items)):
             of_item = [i for i, other in enumerate(items) if other == item]
-            chosen = [masks[i] for i in of_item], [boxes[i] for i in of_item]
+            chosen = [of_atlases[i] for i in of_item], [boxes[i] for i in of_item]
             pairs = _Pairs.of(*chosen, shared.shape[2:], spatial_shape or shared.shape[2:])
             probabilities = self._attend(shared[item], pairs)
             for i, volume in zip(of_item, pairs.volumes(probabilities), strict=True):
@@ -143,7 +148,8 @@ class _Pairs:
     """The pairs of a label and a block in which it is asked for, sorted by blocks.
 
     Attributes:
-        values: what each label's mask has of the atlas voxels that its block looks at, ``(pairs, WIDE ** dims)``.
+        values: what each label's masks have of the voxels that its block looks at, ``(pairs, keys)``: ``WIDE ** dims``
+            voxels, each in all atlases.
         block: of each pair, the number of its block.
         slot: of each pair, its place among those of its block.
         corners: the first voxel of each block, ``(blocks, dims)``.
@@ -166,13 +172,14 @@ class _Pairs:
 
     @classmethod
     def of(
-        cls, masks: Sequence[Mask], boxes: Sequence[Box], shape: Sequence[int], spatial_shape: Sequence[int]
+        cls, masks: Sequence[Sequence[Mask]], boxes: Sequence[Box], shape: Sequence[int], spatial_shape: Sequence[int]
     ) -> _Pairs:
-        """Find the pairs of N labels, each with its mask and box in a window."""
+        """Find the pairs of N labels, each with its mask in each atlas, and its box in a window."""
         along = tuple(-(-int(n) // BLOCK) for n in shape)  # a tensor, where the network is traced
         hulls = [tuple(slice(int(a.start) // BLOCK, -(-int(a.stop) // BLOCK)) for a in box) for box in boxes]
-        of_atlases = [[mask] if isinstance(mask, Mask) else mask for mask in masks]
-        windows = [torch.stack([_windows(m, hull) for m in of], -1) for of, hull in zip(of_atlases, hulls, strict=True)]
+        windows = [
+            torch.stack([_windows(mask, hull) for mask in of], -1) for of, hull in zip(masks, hulls, strict=True)
+        ]
         values = torch.cat(windows).flatten(1)
         # Not by PyTorch: a network that is exported cannot depend on the values of a tensor
         blocks = np.arange(math.prod(along)).reshape(along)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from monai.networks.layers.factories import Conv, Pool
@@ -219,7 +219,7 @@ class LabelConditionedUNet(nn.Module):
         x: Tensor,
         boxes: Sequence[Sequence[Box | None]] | None = None,
         halo: int | str = "exact",
-        masks: Sequence[Sequence[Mask]] | None = None,
+        masks: Sequence[Sequence[Mask | Sequence[Mask]]] | None = None,
     ) -> Tensor | list[list[Tensor | None]]:
         """Segment every label whose atlas mask is among the last channels, or among ``masks``.
 
@@ -230,7 +230,8 @@ class LabelConditionedUNet(nn.Module):
                 (probability 2e-9). Everywhere by default.
             halo: see :meth:`decode`.
             masks: the atlas masks where ``x`` has none: ``masks[item][k]`` for each of ``boxes``. The logits are then
-                not padded, so that their memory is that of the boxes alone.
+                not padded, so that their memory is that of the boxes alone. With ``conditioning="shared"``, ``x`` may
+                then have the images of several atlases, and a label as many masks.
 
         Returns:
             Logits ``(B, K, *spatial)``, one channel for each mask; ``(B, out_channels, *spatial)`` for the plain U-Net.
@@ -244,7 +245,7 @@ class LabelConditionedUNet(nn.Module):
         image, channels = x[:, : self.image_channels], x[:, first_mask:]
         if not self.conditioning:
             return self.decode(self.encode(image), None)
-        features = self.encode(image, x[:, self.image_channels : first_mask])
+        features = self.encode(image, x[:, self.image_channels : first_mask if masks is None else None])
         if boxes is None:
             return self.decode(features, channels)
         if masks is not None:
@@ -260,7 +261,8 @@ class LabelConditionedUNet(nn.Module):
 
         Args:
             image: ``(B, image_channels, *spatial)``.
-            atlas_image: ``(B, atlas_channels, *spatial)``; ignored by the plain U-Net.
+            atlas_image: ``(B, atlas_channels, *spatial)``; ignored by the plain U-Net. With ``conditioning="shared"``
+                also the images of several atlases, one after the other: voxels then look for their like in all.
 
         Raises:
             ValueError: When the atlas image is missing, or has another number of channels.
@@ -311,7 +313,7 @@ class LabelConditionedUNet(nn.Module):
     def decode_boxes(
         self,
         features: Features,
-        masks: Sequence[Tensor | Mask],
+        masks: Sequence[Tensor | Mask | Sequence[Mask]],
         boxes: Sequence[Box],
         items: Sequence[int] | None = None,
         halo: int | str = "exact",
@@ -323,7 +325,7 @@ class LabelConditionedUNet(nn.Module):
         Args:
             features: from :meth:`encode`.
             masks: N atlas masks ``(*spatial)`` of the window, or the same masks cropped, see
-                :class:`monai_lcs.networks.crops.Mask`.
+                :class:`monai_lcs.networks.crops.Mask`; where several atlases were encoded, N lists of cropped masks.
             boxes: N boxes.
             items: for each label, the index in the batch; the first by default.
             halo: see :meth:`decode`.
@@ -409,7 +411,7 @@ class LabelConditionedUNet(nn.Module):
     def _decode_each(
         self,
         features: Features,
-        masks: Tensor | Sequence[Sequence[Mask]],
+        masks: Tensor | Sequence[Sequence[Mask | Sequence[Mask]]],
         boxes: Sequence[Sequence[Box | None]],
         halo: int | str,
     ) -> list[list[Tensor | None]]:
@@ -497,7 +499,7 @@ class LabelConditionedUNet(nn.Module):
         """Max-pool the masks to a level and crop them to their boxes there, ``(N, 1, *size)``."""
         return Mask.inside([mask.pooled(self.pool, level, dtype) for mask in masks], boxes, dtype)
 
-    def _crop_mask(self, mask: Tensor | Mask, window: tuple[int, ...]) -> Mask:
+    def _crop_mask(self, mask: Tensor | Mask | Sequence[Mask], window: tuple[int, ...]) -> Any:
         """Pad the mask as the window was padded, and crop it to its bounding box."""
         if not isinstance(mask, Tensor):
             return mask
@@ -516,8 +518,11 @@ class LabelConditionedUNet(nn.Module):
             )
 
     def _check_atlas_image(self, atlas_image: Tensor | None) -> None:
-        allowed = atlas_image is not None and (atlas_image.shape[1] == self.atlas_channels or (self.conditioning=="shared" and atlas_image.shape[1] % self.atlas_channels == 0))
-        if self.atlas_channels and not allowed:
+        if not self.atlas_channels:
+            return
+        count = 0 if atlas_image is None else atlas_image.shape[1]
+        several = self.conditioning == "shared" and count > 0 and count % self.atlas_channels == 0
+        if count != self.atlas_channels and not several:
             got = None if atlas_image is None else tuple(atlas_image.shape)
             raise ValueError(f"`atlas_image` must have {self.atlas_channels} channels, got shape {got}.")
 

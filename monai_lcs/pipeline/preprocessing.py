@@ -82,6 +82,7 @@ class AlignedAtlas:
             ``(VOTE_CHANNELS, *spatial)``.
         voter: with soft masks, what one atlas votes for.
         native: where the propagated masks answer for labels, the propagated labels on the scan's own grid.
+        each: the aligned atlases, where the network sees all of them and not what they were fused to.
     """
 
     image: MetaTensor
@@ -91,6 +92,7 @@ class AlignedAtlas:
     votes: MetaTensor | None = None
     voter: Voter | None = None
     native: MetaTensor | None = None
+    each: tuple[AlignedAtlas, ...] = ()
 
 
 class Preprocessing(Transform):
@@ -234,7 +236,8 @@ class Preprocessing(Transform):
             return AlignedAtlas(first.image, label_map, quality, votes=votes, native=first.native)
         native = to_native(label_map, scan.source) if self.settings.propagated else None
         agreement = like_atlas(ballot.shares[:1])
-        return AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native)
+        each = tuple(atlases) if self.settings.sees_each_atlas else ()
+        return AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native, each=each)
 
     def align_each(
         self,
@@ -276,12 +279,17 @@ class Preprocessing(Transform):
 
         Returns:
             :data:`NETWORK_KEYS` and the keys of ``more``, ``(1, *spatial)`` each; images in [0, 1]. With soft masks
-            ``"atlas_label"`` are the votes, of which the last channel is the label map.
+            ``"atlas_label"`` are the votes, of which the last channel is the label map. Where the network sees each of
+            K atlases ``"atlas_image"`` has their K images, and ``"atlas_label"`` K label maps and that of the vote.
         """
-        labels = aligned.label_map if aligned.votes is None else aligned.votes
-        label_map = MetaTensor(labels.as_tensor().float(), affine=labels.affine)
-        images = {"image": scale_intensity(scan.image), "atlas_image": scale_intensity(aligned.image)}
-        volumes: Any = {**images, "atlas_label": label_map}
+        atlases = aligned.each or (aligned,)
+        label_maps = [aligned.label_map if aligned.votes is None else aligned.votes]
+        label_maps = [*(atlas.label_map for atlas in aligned.each), *label_maps]
+        volumes: Any = {
+            "image": scale_intensity(scan.image),
+            "atlas_image": _channels([scale_intensity(atlas.image) for atlas in atlases]),
+            "atlas_label": _channels(label_maps),
+        }
         volumes.update(more or {})
         crop: Any = CropForegroundd(
             list(volumes), source_key="atlas_label", channel_indices=-1, margin=self.margin, allow_smaller=True
@@ -375,6 +383,11 @@ class Preprocessing(Transform):
                 stacklevel=3,
             )
         return said
+
+
+def _channels(volumes: Sequence[MetaTensor]) -> MetaTensor:
+    """Volumes of one grid as one, float32, with the affine of the first and no other metadata."""
+    return MetaTensor(torch.cat([each.as_tensor().float() for each in volumes]), affine=volumes[0].affine)
 
 
 def scale_intensity(image: MetaTensor) -> MetaTensor:

@@ -168,6 +168,11 @@ class Settings:
         text = json.dumps(self.to_dict(), indent=4)
         write_atomically(Path(path), lambda temporary: temporary.write_text(text))
 
+    @property
+    def sees_each_atlas(self) -> bool:
+        """Whether the network looks at each of several atlases, instead of at what their votes make of them."""
+        return self.conditioning == "shared" and not self.soft_masks
+
     def label_sweep(self, labels: Any = None, **options: Any) -> LabelSweepInferer:
         """The inferer of these settings; ``options`` are its other arguments."""
         return LabelSweepInferer(

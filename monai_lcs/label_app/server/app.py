@@ -73,7 +73,7 @@ class LabelConditionedApp(MONAILabelApp):
             raise ValueError(f"There is no checkpoint {self.checkpoint}.")
         weights = self.weights()
         logger.info(f"Weights: {weights.path or 'none, labels are propagated by alignment until you train'}")
-        if weights.path and weights.settings.fused:
+        if weights.path and weights.settings.fused and not weights.settings.sees_each_atlas:
             logger.warning(f"{weights.path} was trained with further atlases, without them it may be less accurate.")
         super().__init__(
             app_dir,
