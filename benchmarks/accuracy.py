@@ -37,6 +37,9 @@ MULTISCALE = ("--align", "affine", "--margin_mm", "10.0", "--labels_per_image", 
 DEFORMABLE = ("--align", "deformable", "--margin_mm", "6.0")
 BEST = (*DEFORMABLE, "--labels_per_image", "16")
 FINER = ("--spacing", "[1.5,1.5,1.5]")  # than in training; chosen on the validation scan
+SHARED = ("--conditioning", "shared", "--channels", "[16,32,64,128]", "--labels_per_image", "138", "--union_prob", "0")
+GENERALIST = (*SHARED, "--align", "deformable", "--random_atlas", "True")  # each training scan may be the atlas
+CAREFUL = ("--align", "deformable_fine", *FINER)
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
@@ -54,6 +57,7 @@ class Row:
     fused: bool = False  # the training scans vote beside the atlas
     mni: bool = False  # the atlas is the average brain that comes with pip packages, not a scan of the study
     weights: Path | None = None  # used instead of a training
+    of: str = ""  # the row whose training is used
     study: str = "malc2012"  # or "hippocampus"
 
 
@@ -73,6 +77,9 @@ ROWS = {
     "LCS, mask at every level": Row(epochs=30, train=MULTISCALE),
     "LCS, mask at every level, deformable": Row(epochs=40, train=BEST, evaluate=FINER),
     "best LCS": Row(epochs=40, train=BEST, evaluate=FINER, fused=True),
+    "shared decoder, random atlases": Row(epochs=40, train=GENERALIST, evaluate=CAREFUL),
+    "shared decoder, random atlases, 9 atlases": Row(of="shared decoder, random atlases", evaluate=CAREFUL, fused=True),
+    "shared decoder, random atlases, MNI atlas": Row(of="shared decoder, random atlases", evaluate=FINER, mni=True),
     "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
     "gyri merged into lobes": Row(epochs=40, train=BEST, evaluate=FINER, coarse="lobes", fused=True),
     "a fifth left out": Row(epochs=40, train=BEST, evaluate=FINER, coarse="left out", fused=True),
@@ -119,8 +126,9 @@ def do(name: str, args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "eval/dice.tsv").is_file():
         return
-    if ROWS[name].epochs:
-        train(name, args)
+    trained = ROWS[name].of or name
+    if ROWS[trained].epochs:
+        train(trained, args)
     evaluate(name, args, folder / "eval")
 
 
@@ -146,11 +154,12 @@ def study_of(row: Row, args: argparse.Namespace, split: Path | None = None) -> l
 def train(name: str, args: argparse.Namespace) -> None:
     """Start the training of a row, or go on with it."""
     row, folder = ROWS[name], folder_of(name, args.out)
+    folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     last = max((int(p.stem.rpartition("_")[2]) for p in model.glob("resume_*.pt")), default=0)
     if last >= row.epochs:
         return
-    overrides = [*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train]
+    overrides = last_of_each([*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train])
     if row.coarse:
         overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
@@ -161,6 +170,12 @@ def train(name: str, args: argparse.Namespace) -> None:
     finally:
         with (folder / "seconds.txt").open("a") as file:
             file.write(f"{time.time() - start:.0f}\n")
+
+
+def last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Each override once, as it is given last."""
+    values = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    return [text for pair in values.items() for text in pair]
 
 
 def evaluate(name: str, args: argparse.Namespace, result: Path, split: Path | None = None) -> None:
@@ -182,7 +197,8 @@ def log_of(name: str, out: Path) -> Path:
 def inference(name: str, args: argparse.Namespace, result: Path, split: Path | None) -> list[str]:
     """Overrides of a row's inference."""
     row = ROWS[name]
-    checkpoint = folder_of(name, args.out) / "model/model.pt" if row.epochs else row.weights or ""
+    trained = row.of or name
+    checkpoint = folder_of(trained, args.out) / "model/model.pt" if ROWS[trained].epochs else row.weights or ""
     overrides = ["--checkpoint", str(checkpoint), "--output_dir", str(result), *row.evaluate]
     return [*study_of(row, args, split), *overrides]
 
