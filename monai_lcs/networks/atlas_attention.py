@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from monai_lcs.boxes import Box, crop, pad, shared_box, shift, size_of, whole_box
+from monai_lcs.boxes import Box, shared_box, shift, whole_box
 from monai_lcs.networks.crops import Mask, exporting
 
 __all__ = ["AtlasAttention"]
@@ -55,7 +55,7 @@ class AtlasAttention(nn.Module):
 
     Example:
         >>> attention = AtlasAttention(2, in_channels=4, width=8)
-        >>> shared = attention.share(*torch.rand(2, 1, 4, 16, 16))  # once for all labels
+        >>> shared = attention.share(torch.rand(2, 1, 4, 16, 16))  # once for all labels
         >>> mask, box = Mask.of(torch.ones(16, 16)), (slice(0, 9), slice(4, 16))
         >>> [logits.shape for logits in attention(shared, items=[0], masks=[mask], boxes=[box])]
         [torch.Size([9, 12])]
@@ -75,17 +75,16 @@ class AtlasAttention(nn.Module):
         self.register_buffer("apart", apart, persistent=False)
         self.apart: Tensor
 
-    def share(self, image: Tensor, atlas: Tensor) -> Tensor:
+    def share(self, features: Iterable[Tensor]) -> Tensor:
         """Compute queries and keys.
 
         Args:
-            image: features of the image, ``(B, in_channels, *spatial)``.
-            atlas: features of K atlases, ``(K * B, in_channels, *spatial)``: all items of the first, then of the next.
+            features: ``(B, in_channels, *spatial)`` of the image, and then of each of K atlas images.
 
         Returns:
             ``(B, (1 + K) * width, *spatial)``.
         """
-        return torch.cat([self.query(image), *self.key(atlas).chunk(len(atlas) // len(image))], dim=1)
+        return torch.cat([self.key(x) if i else self.query(x) for i, x in enumerate(features)], dim=1)
 
     def forward(
         self,
@@ -125,14 +124,10 @@ class AtlasAttention(nn.Module):
 
     def _attend(self, shared: Tensor, pairs: _Pairs) -> Tensor:
         """The probabilities of each pair of a label and a block, ``(pairs, voxels of a block)``."""
-        window, image = whole_box(shared.shape[1:]), whole_box(pairs.spatial_shape)
-        around = pairs.around()
-        q, *keys = _cut(shared, window, around, 0).movedim(0, -1).split(self.width, -1)
-        beyond = _cut(q.new_zeros(1, *pairs.spatial_shape), image, around, BEYOND).movedim(0, -1)
-        q, k = torch.cat([q, torch.ones_like(beyond)], -1), torch.cat([x for key in keys for x in (key, beyond)], -1)
+        x, position = shared.movedim(0, -1).contiguous(), self._position()
         if torch.is_grad_enabled() and not exporting():
-            return _Attention.apply(q, k, self._position(), pairs)
-        return torch.cat([_probabilities(q, k, self._position(), pairs, part)[1] for part in pairs.parts()])
+            return _Attention.apply(x, position, pairs)
+        return torch.cat([_probabilities(x, position, pairs, part)[1] for part in pairs.parts()])
 
     def _position(self) -> Tensor:
         """What the distance adds to a score, ``(queries of a block, keys)``."""
@@ -154,6 +149,7 @@ class _Pairs:
         slot: of each pair, its place among those of its block.
         corners: the first voxel of each block, ``(blocks, dims)``.
         ends: of each block, the number of the pair after its last.
+        atlases: how many.
         spatial_shape: shape of the image, beyond which no key is.
         order: of the pairs, label by label.
         hulls: of each label, its blocks along each axis.
@@ -165,6 +161,7 @@ class _Pairs:
     slot: Tensor
     corners: np.ndarray
     ends: list[int]
+    atlases: int
     spatial_shape: tuple[int, ...]
     order: Tensor
     hulls: list[Box]
@@ -198,26 +195,26 @@ class _Pairs:
             slot=tensor(np.arange(len(numbers)) - first[block]),
             corners=BLOCK * np.stack(np.unravel_index(found, along), axis=1),
             ends=counts.cumsum().tolist(),
+            atlases=len(masks[0]),
             spatial_shape=tuple(int(n) for n in spatial_shape),
             order=tensor(by_block.argsort()),
             hulls=hulls,
             boxes=boxes,
         )
 
-    def around(self) -> Box:
-        """The voxels that the blocks look at, also beyond the image."""
-        firsts, lasts = self.corners.min(0), self.corners.max(0) + BLOCK
-        return tuple(slice(int(a) - REACH, int(b) + REACH) for a, b in zip(firsts, lasts, strict=True))
-
-    @cached_property
-    def keys_from(self) -> np.ndarray:
-        """The first key of each block, counted from the first voxel :meth:`around`."""
-        return self.corners - self.corners.min(0)
+    def beyond(self, blocks: slice) -> Tensor | None:
+        """What is added to the scores of the voxels that blocks look at, ``(blocks, WIDE ** dims)``; ``None`` for 0."""
+        firsts = self.corners[blocks] - REACH
+        if (firsts >= 0).all() and (firsts + WIDE <= self.spatial_shape).all():
+            return None
+        outside = np.zeros((len(firsts), *[1] * firsts.shape[1]), bool)
+        for seen, n in zip(_along_axes(firsts, WIDE), self.spatial_shape, strict=True):
+            outside = outside | (seen < 0) | (seen >= n)
+        return torch.from_numpy(outside.reshape(len(firsts), -1)).to(self.block.device) * BEYOND
 
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """The blocks to compute together, and their pairs."""
-        atlases = self.values.shape[1] // WIDE ** len(self.spatial_shape)
-        step = max(BLOCKS_AT_A_TIME.get(self.block.device.type, MANY_BLOCKS) // atlases, 1)
+        step = max(BLOCKS_AT_A_TIME.get(self.block.device.type, MANY_BLOCKS) // self.atlases, 1)
         for first in range(0, len(self.corners), step):
             last = min(first + step, len(self.corners))
             yield slice(first, last), slice(self.ends[first - 1] if first else 0, self.ends[last - 1])
@@ -247,40 +244,44 @@ def _windows(mask: Mask, hull: Box) -> Tensor:
     return seen.reshape(-1, WIDE ** len(hull))
 
 
-def _cut(x: Tensor, box: Box, around: Box, value: float) -> Tensor:
-    """What lies ``around``, of a tensor ``(C, *spatial)`` that fills the box; ``value`` beyond it."""
-    there = shared_box(box, around)
-    return pad(crop(x, there), shift(there, around), size_of(around), value)
+def _along_axes(firsts: np.ndarray, size: int) -> list[np.ndarray]:
+    """The coordinates of the voxels from N first ones on: for each axis an array that broadcasts to ``(N, *size)``."""
+    dims = firsts.shape[1]
+    shapes = [[len(firsts), *(size if i == axis else 1 for i in range(dims))] for axis in range(dims)]
+    return [(firsts[:, axis, None] + np.arange(size)).reshape(shape) for axis, shape in enumerate(shapes)]
 
 
-def _rows(x: Tensor, corners: np.ndarray, size: int) -> Tensor:
-    """The channels of the voxels from each corner on, ``(corners, size ** dims, channels)``."""
-    shape = x.shape[:-1]
-    firsts = np.ravel_multi_index(tuple(corners.T), shape)
-    others = np.ravel_multi_index(tuple(np.indices([size] * len(shape)).reshape(len(shape), -1)), shape)
-    index = torch.from_numpy((firsts[:, None] + others).ravel()).to(x.device)
-    return x.flatten(0, -2).index_select(0, index).view(len(corners), -1, x.shape[-1])
+def _rows(x: Tensor, firsts: np.ndarray, size: int) -> Tensor:
+    """The channels of the voxels from N first ones on, ``(N, size ** dims, channels)``; beyond ``x``, of its edge."""
+    index: Any = 0
+    for along, n in zip(_along_axes(firsts, size), x.shape, strict=False):
+        index = index * int(n) + along.clip(0, int(n) - 1)
+    rows = torch.from_numpy(index.ravel()).to(x.device)
+    return x.flatten(0, -2).index_select(0, rows).view(len(firsts), -1, x.shape[-1])
 
 
 def _probabilities(
-    q: Tensor, k: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
+    x: Tensor, position: Tensor, pairs: _Pairs, part: tuple[slice, slice]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The weights of some blocks and what the gradient needs of them; and the probabilities of their pairs.
 
     Args:
-        q: queries ``(*spatial, channels)`` of what lies :meth:`_Pairs.around`.
-        k: keys, likewise.
+        x: queries and keys, ``(*spatial, (1 + atlases) * width)``.
         position: see :meth:`AtlasAttention._position`.
         pairs: of a label and a block.
         part: some of the blocks, and their pairs.
     """
     blocks, chosen = part
-    corners = pairs.keys_from[blocks]
-    exact = torch.promote_types(q.dtype, torch.float32)  # sums of hundreds of weights
-    with torch.autocast(q.device.type, enabled=False):
-        q = _rows(q, corners + REACH, BLOCK).to(exact)
-        k = _rows(k, corners, WIDE).to(exact).view(len(corners), -1, q.shape[-1])  # the atlases of a voxel together
-        position = position.to(exact).repeat_interleave(k.shape[1] // position.shape[1], 1)
+    corners, width = pairs.corners[blocks], x.shape[-1] // (1 + pairs.atlases)
+    exact = torch.promote_types(x.dtype, torch.float32)  # sums of hundreds of weights
+    with torch.autocast(x.device.type, enabled=False):
+        q = _rows(x[..., :width], corners, BLOCK).to(exact)
+        k = _rows(x[..., width:], corners - REACH, WIDE).to(exact).view(len(corners), -1, width)
+        beyond = pairs.beyond(blocks)
+        if beyond is not None:
+            q = F.pad(q, [0, 1], value=1.0)
+            k = torch.cat([k, beyond.to(exact).repeat_interleave(pairs.atlases, 1)[..., None]], -1)
+        position = position.to(exact).repeat_interleave(pairs.atlases, 1)  # the atlases of a voxel follow each other
         weights = torch.baddbmm(position.expand(len(corners), -1, -1), q, k.transpose(1, 2)).softmax(-1)
         block, slot = pairs.block[chosen] - blocks.start, pairs.slot[chosen]
         ends = [chosen.start, *pairs.ends[blocks]]
@@ -295,13 +296,13 @@ class _Attention(torch.autograd.Function):
     """The probabilities of all pairs; what the gradient needs is kept, or made again a few blocks at a time."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
-        ctx.save_for_backward(q, k, position)
+    def forward(ctx: Any, x: Tensor, position: Tensor, pairs: _Pairs) -> Tensor:
+        ctx.save_for_backward(x, position)
         ctx.pairs, ctx.kept, room = pairs, [], KEPT_BYTES
         answers = []
         for part in pairs.parts():
-            needed, probabilities = _probabilities(q, k, position, pairs, part)
-            room -= sum(x.nbytes for x in needed)
+            needed, probabilities = _probabilities(x, position, pairs, part)
+            room -= sum(each.nbytes for each in needed)
             ctx.kept.append(needed if room > 0 else None)
             answers.append(probabilities)
         return torch.cat(answers)
@@ -309,17 +310,18 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, position = ctx.saved_tensors
-        by_q, by_k, by_position = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(position)
-        with torch.autocast(q.device.type, enabled=False):
+        x, position = ctx.saved_tensors
+        by_x, by_position = torch.zeros_like(x), torch.zeros_like(position)
+        width = x.shape[-1] // (1 + ctx.pairs.atlases)
+        with torch.autocast(x.device.type, enabled=False):
             for part, kept in zip(ctx.pairs.parts(), ctx.kept, strict=True):
-                needed = kept or _probabilities(q, k, position, ctx.pairs, part)[0]
-                of_scores, of_q, of_k = _by_scores(gradient[part[1]], *needed)
-                by_position += of_scores.sum(0).unflatten(1, (position.shape[1], -1)).sum(-1)
-                corners = ctx.pairs.keys_from[part[0]]
-                _add_at(by_q, of_q, corners + REACH, BLOCK)
-                _add_at(by_k, of_k, corners, WIDE)
-        return by_q, by_k, by_position, None
+                needed = kept or _probabilities(x, position, ctx.pairs, part)[0]
+                by_scores, by_q, by_k = _by_scores(gradient[part[1]], *needed)
+                by_position += by_scores.sum(0).unflatten(1, (position.shape[1], -1)).sum(-1)
+                corners = ctx.pairs.corners[part[0]]
+                _add_rows(by_x[..., :width], by_q[..., :width], corners, BLOCK)
+                _add_rows(by_x[..., width:], by_k[..., :width], corners - REACH, WIDE)
+        return by_x, by_position, None
 
 
 def _by_scores(
@@ -334,8 +336,10 @@ def _by_scores(
     return by_scores, torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
 
 
-def _add_at(x: Tensor, rows: Tensor, corners: np.ndarray, size: int) -> None:
-    """Add to each voxel what :func:`_rows` took from it."""
-    for corner, each in zip(corners.tolist(), rows, strict=True):
-        there = x[tuple(slice(start, start + size) for start in corner)]
-        there.add_(each.view(there.shape))
+def _add_rows(x: Tensor, rows: Tensor, firsts: np.ndarray, size: int) -> None:
+    """Add to each voxel what :func:`_rows` took from it; what lies beyond ``x`` is left out, as its weight is 0."""
+    window, shape = whole_box(x.shape[:-1]), [size] * firsts.shape[1]
+    for first, each in zip(firsts.tolist(), rows, strict=True):
+        around = tuple(slice(start, start + size) for start in first)
+        there = shared_box(window, around)
+        x[there] += each.reshape(*shape, -1)[shift(there, around)]

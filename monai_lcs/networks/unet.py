@@ -273,7 +273,7 @@ class LabelConditionedUNet(nn.Module):
                 going_up.prepare()
         spatial_shape = tuple(image.shape[2:])
         if self.conditioning == "shared" and atlas_image is not None:
-            return Features((self.attention.share(*self._encode_both(image, atlas_image)),), spatial_shape)
+            return Features((self._queries_and_keys(image, atlas_image),), spatial_shape)
         levels = self._encode_levels(image, atlas_image)
         if self.decodes_by_label:
             return Features(tuple(levels), spatial_shape)
@@ -392,14 +392,17 @@ class LabelConditionedUNet(nn.Module):
             del skip  # a full volume that nothing needs any more
         return levels
 
-    def _encode_both(self, image: Tensor, atlas_image: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of images and atlas images; in training of all at once: batch norm has statistics of both."""
-        atlases = torch.cat(atlas_image.to(image.dtype).split(self.atlas_channels, dim=1))
+    def _queries_and_keys(self, image: Tensor, atlas_image: Tensor) -> Tensor:
+        """What image and atlas images give to the attention, ``(B, (1 + atlases) * width, *spatial)``.
+
+        In training all pass at once: batch norm has statistics of both. Otherwise one passes after the other, so that
+        there is one volume of features at a time.
+        """
+        volumes = [image, *atlas_image.to(image.dtype).split(self.atlas_channels, dim=1)]
         if self.training:
-            features = self._decode_for_all_labels(self._encode_levels(torch.cat([image, atlases]), None))
-            return features[: len(image)], features[len(image) :]
-        one_by_one = [self._decode_for_all_labels(self._encode_levels(x, None)) for x in (image, *atlases.split(1))]
-        return one_by_one[0], torch.cat(one_by_one[1:])
+            features = self._decode_for_all_labels(self._encode_levels(torch.cat(volumes), None))
+            return self.attention.share(features.chunk(len(volumes)))
+        return self.attention.share(self._decode_for_all_labels(self._encode_levels(x, None)) for x in volumes)
 
     def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
         """The decoder without any label; it removes the levels as it goes, to free their memory."""
