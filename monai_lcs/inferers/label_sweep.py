@@ -73,7 +73,8 @@ class LabelSweepInferer(Inferer):
         V * (4 + b) + W * C * 4 * 5 + (V * 4 * C where features are blended, else 4 * U)
 
     V is the number of voxels (in the first term those of the result, see ``upsample``) and W that of a window. C is the
-    number of channels at the network's first level. b is 1, 2 or 4, to hold the number of
+    number of channels at the network's first level; of several atlases, each further one adds a half of ``V * 4 * C``
+    where features are blended, and ``V * 4 * C`` where there is one window. b is 1, 2 or 4, to hold the number of
     labels. U is the largest number of voxels in unfinished boxes: a box that lies in several windows is unfinished, and
     its blended logits are in memory, from its first window to its last. The windows go through the volume in the order,
     of six in 3D, for which U is smallest. On a CPU, PyTorch's kernels add about 0.2 GiB; ``docs/performance.md`` has
