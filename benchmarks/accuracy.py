@@ -242,7 +242,7 @@ def scores(name: str, args: argparse.Namespace, left_out: pd.Series) -> dict[str
 
 def effort(name: str, args: argparse.Namespace) -> dict[str, float | str]:
     """Steps, minutes and best validation of a row's training; empty texts where it has none."""
-    row, folder = ROWS[name], folder_of(name, args.out)
+    row, folder = ROWS[ROWS[name].of or name], folder_of(ROWS[name].of or name, args.out)
     split = json.loads((HERE / f"splits/{row.study}.json").read_text())
     seconds = folder / "seconds.txt"
     validations = re.findall(r"val_mean_dice=([0-9.]+)", (folder / "log.txt").read_text())

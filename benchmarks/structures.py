@@ -1,9 +1,10 @@
-"""The scores of each structure, left and right together, of a row of accuracy.py: a table of docs/structures.md.
+"""The scores of each structure, left and right together, of a row of accuracy.py.
 
 python benchmarks/structures.py OUT "MNI atlas, research weights"
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import accuracy
@@ -30,7 +31,10 @@ def main() -> None:
     parser.add_argument("row", choices=list(accuracy.ROWS), metavar="ROW", help="one that is done")
     args = parser.parse_args()
     path = accuracy.folder_of(args.row, args.out) / "eval/dice.tsv"
-    table = by_structure(pd.read_csv(path, sep="\t", na_values="n/a", dtype={"case": str}))
+    scores = pd.read_csv(path, sep="\t", na_values="n/a", dtype={"case": str})
+    if "surface_dice" not in scores:
+        sys.exit(f"{path} has no distances: remove it and run the row again.")
+    table = by_structure(scores)
     means = table.drop(columns=["structure", "not found"]).mean()
     table.loc[len(table)] = {"structure": f"mean of {len(table)}", **means, "not found": table["not found"].sum()}
     print(table.to_markdown(index=False, floatfmt=("", ".3f", ".3f", ".2f", ".1f", ".2f", ".0f")))

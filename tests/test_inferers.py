@@ -694,6 +694,36 @@ def test_several_atlases_are_looked_at_together():
         LabelSweepInferer()(inputs, net)
 
 
+def test_several_atlases_in_batches_and_without_background():
+    """Each item by itself; where nothing is foreground nothing is found."""
+    net, inputs = several_atlases(3)
+    net.eval()
+    batch = torch.cat([inputs, inputs.flip(-1)])
+    sweep = LabelSweepInferer(margin_mm=4)
+    assert torch.equal(sweep(batch, net), torch.cat([sweep(inputs, net), sweep(inputs.flip(-1), net)]))
+    windows = {"roi_size": (12, 13), "overlap": 0.25, "margin_mm": 4}
+    found = LabelSweepInferer(select_fn=lambda image: (torch.arange(26) < 8).expand(image.shape), **windows)(
+        inputs, net
+    )
+    assert found[..., :12].any()
+    assert not found[..., 13:].any()
+    box, groups = LabelBoxInferer(margin_mm=4), torch.tensor([[[2, 0], [3, 5]]])
+    net.train()
+    both, one = box(batch, net, groups=groups.expand(2, -1, -1)), box(inputs, net, groups=groups)
+    for a, b in zip(both, one, strict=False):
+        torch.testing.assert_close(a.logits, b.logits)
+
+
+def test_channels_that_are_no_atlases_are_refused():
+    net, inputs = several_atlases()
+    with pytest.raises(ValueError, match="must have"):
+        LabelSweepInferer()(inputs[:, :5], net)
+    with pytest.raises(ValueError, match="`atlas_image` must have 1 channels"):
+        LabelSweepInferer()(inputs.float(), LabelConditionedUNet(2, channels=(4, 6)))
+    with pytest.raises(ValueError, match="that of their vote"):
+        LabelBoxInferer(margin_mm=4, atlas_channels=0)(inputs, net, groups=torch.tensor([[[2]]]))
+
+
 @pytest.mark.parametrize("upsample", [1, 2])
 def test_slabs_change_nothing(monkeypatch, upsample):
     """Labels are decoded slab by slab: label map and confidence are those of one slab."""

@@ -308,6 +308,19 @@ def test_attention_has_the_gradients_of_autograd(monkeypatch, kept_bytes):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
 
 
+def test_what_the_gradient_needs_is_freed():
+    """Also while the logits are alive, which a trainer keeps."""
+    net = LabelConditionedUNet(2, channels=(4, 8), conditioning="shared")
+    features = net.encode(torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16))
+    (_, logits), *_ = net.decode_boxes(features, [torch.ones(16, 16)], [(slice(0, 16),) * 2])
+    node = logits.grad_fn
+    while not hasattr(node, "kept"):
+        node = next(each for each, _ in node.next_functions if each is not None)
+    assert all(node.kept)
+    logits.sum().backward()
+    assert not any(node.kept)
+
+
 def test_as_many_masks_as_atlases():
     net = LabelConditionedUNet(2, channels=(4, 8), conditioning="shared")
     features = net.encode(torch.rand(1, 1, 16, 16), torch.rand(1, 3, 16, 16))

@@ -24,6 +24,7 @@ import monai_lcs as lcs
 from monai_lcs import cli
 from monai_lcs.atlas import AlignmentCache, AtlasAligner, fingerprint
 from monai_lcs.bundle import align_all
+from monai_lcs.labels.votes import VOTE_CHANNELS
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.pipeline import (
     BestModel,
@@ -376,6 +377,9 @@ def test_a_network_that_looks_at_each_atlas_gets_all(study, atlas):
     case = {"image": study / "images/sub-3.nii.gz", "label": study / "labels/sub-3.nii.gz"}
     trained = Preprocessing(atlas, settings, further, target="network")(case)
     assert [len(trained[key]) for key in ("image", "atlas_image", "atlas_label", "label")] == [1, 3, 4, 1]
+    assert all(trained[key].untyped_storage().nbytes() == trained[key].nbytes for key in ("image", "atlas_label"))
+    soft = Preprocessing(atlas, replace(settings, soft_masks=True), further)({"image": case["image"]})
+    assert [len(soft[key]) for key in ("atlas_image", "atlas_label")] == [1, VOTE_CHANNELS]
 
 
 # ---- settings and training ------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def count_label_channels(channels: int, image_channels: int, atlas_channels: int
         >>> count_label_channels(20, image_channels=1, atlas_channels=1, votes=False)  # 1 + 9 + 9 + 1
         10
     """
-    if votes:
-        return VOTE_CHANNELS
+    if votes or not atlas_channels:
+        return VOTE_CHANNELS if votes else 1
     atlases, left = divmod(channels - image_channels - 1, atlas_channels + 1)
     return atlases + 1 if atlases > 1 and not left else 1
 

@@ -138,7 +138,8 @@ class LabelBoxInferer(Inferer):
         if plain.shape[1] != channels or groups.ndim != 3 or len(groups) != len(plain):
             raise ValueError(
                 f"`groups` must be (B, K, L), and the input (B, {channels}, *spatial) with the atlas label"
-                f" map at its end, got shapes {tuple(groups.shape)} and {tuple(plain.shape)}."
+                " map at its end (of A atlases: their images, their A label maps and that of their vote), got shapes"
+                f" {tuple(groups.shape)} and {tuple(plain.shape)}."
             )
         asked = [[tuple(i for i in row if i) for row in of_item] for of_item in groups.tolist()]
         votes = plain[:, -label_channels:]

@@ -235,7 +235,10 @@ class LabelSweepInferer(Inferer):
         return self._with_metadata(result, inputs) if isinstance(inputs, MetaTensor) else result
 
     def _label_channels(self, inputs: Tensor, adapter: Adapter) -> int:
-        """How many channels at the end are label maps or votes: only labels that compete may be of several atlases."""
+        """How many channels at the end are label maps or votes: only labels that compete may be of several atlases.
+
+        A network whose labels compete has atlas images with as many channels as the image, as it compares them.
+        """
         if not (self.votes or adapter.competes):
             return 1
         return count_label_channels(inputs.shape[1], self.image_channels, self.image_channels, self.votes)
@@ -493,7 +496,8 @@ def check_input(inputs: Tensor, image_channels: int, label_channels: int = 1, vo
             f"{inputs.dtype} does not hold label ids above {largest} exactly, got {label_map.max().item():g}:"
             " give the input in float32; the network may still compute in half precision under autocast."
         )
-    check_label_map(label_map, "The last channel, the atlas label map,")
+    last = "The last channel, the atlas label map," if votes or label_channels == 1 else "The atlas label maps together"
+    check_label_map(label_map, last)
 
 
 def _output_groups(labels: Sequence[LabelGroup] | Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:

@@ -26,7 +26,7 @@ WIDE = BLOCK + 2 * REACH
 BLOCKS_AT_A_TIME = {"cpu": 16}  # their scores fit its cache
 MANY_BLOCKS = 512  # on other devices
 BEYOND = -1e4  # added to the scores of what lies beyond the image: its weight is 0
-KEPT_BYTES = 2**29  # of what the gradient needs; more is computed again: memory matters more than a tenth of the time
+KEPT_BYTES = 2**29  # of what the gradient of an item needs; more is computed again: memory matters more than a tenth
 SPREAD = 1.5  # voxels: before any training the weights are a Gaussian of this standard deviation
 SURE = 1e-6  # probabilities are kept from 0 and 1 by this; logits are within 14
 
@@ -55,7 +55,7 @@ class AtlasAttention(nn.Module):
 
     Example:
         >>> attention = AtlasAttention(2, in_channels=4, width=8)
-        >>> shared = attention.share(torch.rand(2, 1, 4, 16, 16))  # once for all labels
+        >>> shared = attention.share(torch.rand(2, 1, 4, 16, 16), count=2)  # once for all labels
         >>> mask, box = Mask.of(torch.ones(16, 16)), (slice(0, 9), slice(4, 16))
         >>> [logits.shape for logits in attention(shared, items=[0], masks=[mask], boxes=[box])]
         [torch.Size([9, 12])]
@@ -75,16 +75,25 @@ class AtlasAttention(nn.Module):
         self.register_buffer("apart", apart, persistent=False)
         self.apart: Tensor
 
-    def share(self, features: Iterable[Tensor]) -> Tensor:
+    def share(self, features: Iterable[Tensor], count: int) -> Tensor:
         """Compute queries and keys.
 
         Args:
             features: ``(B, in_channels, *spatial)`` of the image, and then of each of K atlas images.
+            count: 1 + K.
 
         Returns:
-            ``(B, (1 + K) * width, *spatial)``.
+            ``(B, (1 + K) * width, *spatial)``, the channels of a voxel next to each other in memory.
         """
-        return torch.cat([self.key(x) if i else self.query(x) for i, x in enumerate(features)], dim=1)
+        projected = (self.key(x) if i else self.query(x) for i, x in enumerate(features))
+        if torch.is_grad_enabled() or exporting():
+            return torch.cat(list(projected), dim=1)
+        shared = torch.empty(0)
+        for i, x in enumerate(projected):  # into one tensor, so that no volume is in memory twice
+            if not i:
+                shared = x.new_empty(len(x), *x.shape[2:], count * self.width)
+            shared[..., i * self.width : (i + 1) * self.width] = x.movedim(1, -1)
+        return shared.movedim(-1, 1)
 
     def forward(
         self,
@@ -314,8 +323,8 @@ class _Attention(torch.autograd.Function):
         by_x, by_position = torch.zeros_like(x), torch.zeros_like(position)
         width = x.shape[-1] // (1 + ctx.pairs.atlases)
         with torch.autocast(x.device.type, enabled=False):
-            for part, kept in zip(ctx.pairs.parts(), ctx.kept, strict=True):
-                needed = kept or _probabilities(x, position, ctx.pairs, part)[0]
+            for i, part in enumerate(ctx.pairs.parts()):
+                needed, ctx.kept[i] = ctx.kept[i] or _probabilities(x, position, ctx.pairs, part)[0], None
                 by_scores, by_q, by_k = _by_scores(gradient[part[1]], *needed)
                 by_position += by_scores.sum(0).unflatten(1, (position.shape[1], -1)).sum(-1)
                 corners = ctx.pairs.corners[part[0]]

@@ -401,8 +401,9 @@ class LabelConditionedUNet(nn.Module):
         volumes = [image, *atlas_image.to(image.dtype).split(self.atlas_channels, dim=1)]
         if self.training:
             features = self._decode_for_all_labels(self._encode_levels(torch.cat(volumes), None))
-            return self.attention.share(features.chunk(len(volumes)))
-        return self.attention.share(self._decode_for_all_labels(self._encode_levels(x, None)) for x in volumes)
+            return self.attention.share(features.chunk(len(volumes)), len(volumes))
+        one_by_one = (self._decode_for_all_labels(self._encode_levels(x, None)) for x in volumes)
+        return self.attention.share(one_by_one, len(volumes))
 
     def _decode_for_all_labels(self, levels: list[Tensor]) -> Tensor:
         """The decoder without any label; it removes the levels as it goes, to free their memory."""

@@ -155,8 +155,8 @@ class Preprocessing(Transform):
             data: ``"image"``, a file or a volume; with a target ``"label"``, the label map, likewise.
 
         Returns:
-            The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, ``(1, *spatial)`` on the network's
-            grid; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``, its report; with further
+            The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, on the network's grid with the channels
+            that :meth:`network_input` says; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``, its report; with further
             atlases ``"agreement"``; where the masks answer for labels, ``"atlas_native"``.
 
         Raises:
@@ -187,7 +187,10 @@ class Preprocessing(Transform):
             d["agreement"] = aligned.agreement
         if aligned.native is not None and self.target != "network":
             d["atlas_native"] = aligned.native
-        if self.target == "network":  # training needs neither, and samples must collate
+        if self.target == "network":
+            for key in (*NETWORK_KEYS, "label"):  # a crop is a view: only a copy of it lets the rest go
+                d[key] = d[key].clone()
+            # Training needs neither, and samples must collate
             del d["source"]
             d.pop("agreement", None)
         return d
