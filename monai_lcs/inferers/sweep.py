@@ -122,7 +122,7 @@ class VolumeSweep:
         ids = {part.label: part.ids for part in parts}
         mask_of = {label: masks_of.of(ids[label]) for label in ids}
         boxes = [shift(shared_box(self.windows[w], part.box), self.windows[w]) for part in parts]
-        masks = [mask_of[part.label] for part in parts]
+        masks: list[Any] = [mask_of[part.label] for part in parts]
         for n, logits in self.adapter.decode(features, masks, boxes, self._room(), wanted):
             if self.adapter.stitches and self.splitter.covered is not None:
                 logits = logits.masked_fill(~self.splitter.covered[parts[n].box].to(logits.device), NOWHERE)
