@@ -156,8 +156,8 @@ class Preprocessing(Transform):
 
         Returns:
             The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, on the network's grid with the channels
-            that :meth:`network_input` says; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``, its report; with further
-            atlases ``"agreement"``; where the masks answer for labels, ``"atlas_native"``.
+            that :meth:`network_input` says; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``,
+            its report; with further atlases ``"agreement"``; where the masks answer for labels, ``"atlas_native"``.
 
         Raises:
             ValueError: naming the file that cannot be used, or the two that cannot be aligned.
