@@ -155,8 +155,8 @@ class Preprocessing(Transform):
             data: ``"image"``, a file or a volume; with a target ``"label"``, the label map, likewise.
 
         Returns:
-            The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, on the network's grid, with channels as
-            :meth:`network_input` says; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``,
+            The sample with ``"image"``, ``"atlas_image"`` and ``"atlas_label"``, on the network's grid, with channels
+            as :meth:`network_input` says; ``"source"``, the scan as read; ``"label"`` as asked for; ``"alignment"``,
             its report; with further atlases ``"agreement"``; where the masks answer for labels, ``"atlas_native"``.
 
         Raises:
