@@ -1,6 +1,8 @@
 """The scores of each structure, left and right together, of a row of accuracy.py.
 
-python benchmarks/structures.py OUT "MNI atlas, research weights"
+    python benchmarks/structures.py OUT "MNI atlas, research weights"
+
+OUT is the folder of the results of accuracy.py. The table is printed in Markdown.
 """
 
 import argparse

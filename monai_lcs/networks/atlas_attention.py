@@ -26,7 +26,7 @@ WIDE = BLOCK + 2 * REACH
 BLOCKS_AT_A_TIME = {"cpu": 16}  # their scores fit its cache
 MANY_BLOCKS = 512  # on other devices
 BEYOND = -1e4  # added to the scores of what lies beyond the image: its weight is 0
-KEPT_BYTES = 2**29  # of what the gradient of an item needs; more is computed again: memory matters more than a tenth
+KEPT_BYTES = 2**29  # of what the gradient of an item needs; the rest is computed again, to save memory
 SPREAD = 1.5  # voxels: before any training the weights are a Gaussian of this standard deviation
 SURE = 1e-6  # probabilities are kept from 0 and 1 by this; logits are within 14
 
@@ -83,7 +83,7 @@ class AtlasAttention(nn.Module):
             count: 1 + K.
 
         Returns:
-            ``(B, (1 + K) * width, *spatial)``, the channels of a voxel next to each other in memory.
+            ``(B, (1 + K) * width, *spatial)``; without gradients the channels of a voxel are adjacent in memory.
         """
         projected = (self.key(x) if i else self.query(x) for i, x in enumerate(features))
         if torch.is_grad_enabled() or exporting():
@@ -114,7 +114,11 @@ class AtlasAttention(nn.Module):
 
         Returns:
             Logits of the size of each box, within 14. They do not depend on the box. The cost is that of the blocks
-            that all boxes together have, about 500 products of ``width`` numbers for each of their voxels in 3D.
+            that all boxes together have, about 500 products of ``width`` numbers for each of their voxels in 3D and
+            each atlas.
+
+        Raises:
+            ValueError: When a label has not as many masks as there are atlases.
         """
         of_atlases = [[mask] if isinstance(mask, Mask) else list(mask) for mask in masks]
         atlases = shared.shape[1] // self.width - 1

@@ -338,7 +338,7 @@ class LabelConditionedUNet(nn.Module):
             The number of a label and its logits, of the size of its box, as soon as its batch is done.
 
         Raises:
-            ValueError: When a box is not inside the window.
+            ValueError: When a box is not inside the window, or a label has not as many masks as there are atlases.
 
         Example:
             >>> net = LabelConditionedUNet(2, channels=(4, 8))
