@@ -302,10 +302,15 @@ class Progress:
         """The best validation Dice of the steps ``until`` then."""
         return max((dice for step, dice in self.validations() if step <= until), default=0.0)
 
+    def best_ever(self, until: float = math.inf) -> float:
+        """Likewise, with the validations of weights that are lost: the stop rule asks for all of them."""
+        lost = [row.get("validation_before", math.nan) for row in self.curve if row["step"] <= until]
+        return max([self.best(until), *(dice for dice in lost if not np.isnan(dice))])
+
     def converged(self, least_steps: int) -> bool:
         """Whether the best rose by less than ``RISE`` over the last third of the steps, and it is not too early."""
         least = self.dropped_at * 1.25 if self.dropped_at else least_steps
-        return self.step >= least and self.best() - self.best(self.step * 2 / 3) < RISE
+        return self.step >= least and self.best_ever() - self.best_ever(self.step * 2 / 3) < RISE
 
 
 class Training:

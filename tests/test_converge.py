@@ -73,6 +73,19 @@ def test_stop_rule():
     assert progress([0.5] * 5, dropped_at=2000).converged(0)
 
 
+def test_stop_rule_knows_validations_of_weights_that_are_lost():
+    """After a training went on from a copy, they are no best weights, but they tell how far it had come."""
+    nan = float("nan")
+    went_on = progress([nan, nan, nan, 0.5, 0.504])
+    for row, before in zip(went_on.curve, [0.3, 0.5, 0.503, nan, nan], strict=True):
+        row["validation_before"] = before
+    assert went_on.best(1500) == 0
+    assert went_on.best_ever(1500) == 0.503
+    assert went_on.converged(0)
+    went_on.curve[1]["validation_before"] = went_on.curve[2]["validation_before"] = 0.49
+    assert not went_on.converged(0)
+
+
 def test_scan_to_the_grid_and_back(scan):
     images, labels = converge_scans.plain(scan)
     assert images.shape == labels.shape == (2, *GRID)
