@@ -12,7 +12,7 @@ from monai_lcs.atlas.voters import LabelMapVoter, Voter, count_votes
 from monai_lcs.grids import affine_of, from_sitk, to_sitk
 from monai_lcs.labels.votes import Ballot
 
-__all__ = ["fuse_atlases", "fuse_votes"]
+__all__ = ["fuse_atlases", "fuse_votes", "vote_weights"]
 
 
 def fuse_atlases(
@@ -53,7 +53,10 @@ def fuse_atlases(
 
 
 def fuse_votes(
-    image: torch.Tensor, atlas_images: Sequence[torch.Tensor], voters: Sequence[Voter]
+    image: torch.Tensor,
+    atlas_images: Sequence[torch.Tensor],
+    voters: Sequence[Voter],
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Ballot]:
     """The mean of the atlas images and the votes for each label, weighted as :func:`fuse_atlases` says.
 
@@ -61,8 +64,10 @@ def fuse_votes(
         image: the scan, ``(1, *spatial)``.
         atlas_images: ``(1, *spatial)`` each, aligned to the scan.
         voters: the labels of each atlas.
+        weights: from :func:`vote_weights`, where they are known.
     """
-    weights = _weights(image, atlas_images) if len(voters) > 1 else None
+    if weights is None and len(voters) > 1:
+        weights = vote_weights(image, atlas_images)
     ballot = count_votes(voters, image.shape[1:], weights)
     return _mean_image(atlas_images), ballot
 
@@ -71,7 +76,7 @@ def _voxels(x: torch.Tensor) -> torch.Tensor:
     return x.as_subclass(torch.Tensor).cpu()
 
 
-def _weights(image: torch.Tensor, atlas_images: Sequence[torch.Tensor]) -> torch.Tensor:
+def vote_weights(image: torch.Tensor, atlas_images: Sequence[torch.Tensor]) -> torch.Tensor:
     """How much each atlas looks like the scan at every voxel, ``(atlases, *spatial)``."""
     affine = affine_of(image if isinstance(image, MetaTensor) else MetaTensor(image))
     fixed, *moving = (to_sitk(x.as_subclass(torch.Tensor).float(), affine) for x in (image, *atlas_images))

@@ -5,6 +5,7 @@ from monai_lcs.inferers.helpers import HelpedInferer, follow, leading
 from monai_lcs.inferers.label_box import LabelBoxInferer
 from monai_lcs.inferers.label_sweep import LabelSweepInferer, name_scan_grid
 from monai_lcs.inferers.ranks import Ranks, join_ranks
+from monai_lcs.inferers.scan_votes import ScanVotes
 
 __all__ = [
     "AtlasLabelInferer",
@@ -12,6 +13,7 @@ __all__ = [
     "LabelBoxInferer",
     "LabelSweepInferer",
     "Ranks",
+    "ScanVotes",
     "follow",
     "join_ranks",
     "leading",

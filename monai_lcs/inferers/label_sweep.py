@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from monai_lcs.inferers.merger import (
     upsample_logits,
 )
 from monai_lcs.inferers.ranks import Ranks, digest
+from monai_lcs.inferers.scan_votes import ScanVotes
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.labels.exact import EXACT_INTEGERS
@@ -41,10 +42,16 @@ from monai_lcs.networks.unet import SLAB
 
 __all__ = ["LabelSweepInferer", "check_input", "name_scan_grid"]
 
-ScanGrid = tuple[tuple[int, ...], np.ndarray]
-"""The shape of a scan, and the affine from its voxels to those of the input."""
-
 SCAN_SHAPE, SCAN_AFFINE = "scan_shape", "scan_affine"
+SCAN_VOTES, VOTES_START = "scan_votes", "scan_votes_start"
+
+
+class ScanGrid(NamedTuple):
+    """The shape of a scan; the affine from its voxels to those of the input; and what the atlases vote for there."""
+
+    shape: tuple[int, ...]
+    to_input: np.ndarray
+    votes: ScanVotes | None = None
 
 
 class LabelSweepInferer(Inferer):
@@ -249,6 +256,7 @@ class LabelSweepInferer(Inferer):
         labeled.copy_meta_from(inputs)
         if self.on_scan:
             labeled.affine = torch.as_tensor(inputs.meta[SCAN_AFFINE])
+            labeled.meta.pop(SCAN_VOTES, None)
             return labeled
         # The first voxel stays where it is: on a file of twice the resolution, fine voxels and the file's coincide
         labeled.affine = inputs.affine / torch.tensor([*[self.upsample] * (inputs.affine.shape[-1] - 1), 1])
@@ -386,9 +394,9 @@ class LabelSweepInferer(Inferer):
         shape, competing = sweep.splitter.shape, self._background_competes(sweep.adapter)
         options = (self.threshold, sweep.device, sweep.dtype, self.on_confidence is not None, competing)
         if scan is not None:
-            scan_shape, to_input = scan
             padding = [axis.start for axis in sweep.splitter.inner]
-            return ScanLabelMerger(groups, shape, scan_shape, from_matvec(np.eye(3), padding) @ to_input, *options)
+            to_logits = from_matvec(np.eye(3), padding) @ scan.to_input
+            return ScanLabelMerger(groups, shape, scan.shape, to_logits, *options, votes=scan.votes)
         if self.upsample == 1:
             return BestLabelMerger(groups, shape, *options)
         return FineLabelMerger(groups, shape, self.upsample, *options)
@@ -405,12 +413,16 @@ class LabelSweepInferer(Inferer):
             self.on_label(item, label, torch.sigmoid(logits))
 
 
-def name_scan_grid(inputs: MetaTensor, scan: MetaTensor) -> MetaTensor:
+def name_scan_grid(inputs: MetaTensor, scan: MetaTensor, votes: MetaTensor | None = None) -> MetaTensor:
     """Write into the metadata of an input on which grid the scan is, for a sweep with ``upsample=None``.
 
     Args:
         inputs: ``(C, x, y, z)`` or ``(B, C, x, y, z)``, with its affine; its metadata are changed.
         scan: ``(1, x, y, z)``, with its affine; only its grid is used.
+        votes: of several atlases for the labels, at the scan's voxels in a box of it, see
+            :mod:`monai_lcs.labels.votes`; with the affine of the box. They serve one item, and a network whose labels
+            compete: the mean of its probabilities and of the votes decides, see
+            :class:`monai_lcs.inferers.scan_votes.ScanVotes`.
 
     Returns:
         The input itself.
@@ -422,6 +434,10 @@ def name_scan_grid(inputs: MetaTensor, scan: MetaTensor) -> MetaTensor:
     """
     inputs.meta[SCAN_SHAPE] = torch.tensor(scan.shape[1:])
     inputs.meta[SCAN_AFFINE] = torch.as_tensor(affine_of(scan))
+    if votes is not None:
+        at_voxels = ScanVotes.at(scan, votes)
+        inputs.meta[SCAN_VOTES] = at_voxels.channels
+        inputs.meta[VOTES_START] = torch.tensor([axis.start for axis in at_voxels.box])
     return inputs
 
 
@@ -437,7 +453,19 @@ def _scan_grids(inputs: Tensor) -> list[ScanGrid]:
     affines = (
         torch.as_tensor(x).double().cpu().expand(count, 4, 4).numpy() for x in (inputs.affine, inputs.meta[SCAN_AFFINE])
     )
-    return [(tuple(shape), np.linalg.solve(*grids)) for shape, *grids in zip(shapes, *affines, strict=True)]
+    votes = [_scan_votes(inputs, item) for item in range(count)]
+    return [
+        ScanGrid(tuple(shape), np.linalg.solve(*grids), of_item)
+        for shape, *grids, of_item in zip(shapes, *affines, votes, strict=True)
+    ]
+
+
+def _scan_votes(inputs: MetaTensor, item: int) -> ScanVotes | None:
+    """What the metadata tell of the atlases' votes for an item of a batch."""
+    if SCAN_VOTES not in inputs.meta:
+        return None
+    votes, start = (torch.as_tensor(inputs.meta[key]) for key in (SCAN_VOTES, VOTES_START))
+    return ScanVotes(votes.expand(len(inputs), *votes.shape[-4:])[item], start.expand(len(inputs), 3)[item].tolist())
 
 
 def _warn_of_absent(groups: Mapping[int, tuple[int, ...]], found: Mapping[int, Box]) -> None:

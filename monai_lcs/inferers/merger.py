@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from monai_lcs.boxes import Box, refine, size_of, slabs_of, volume_of, whole_box
 from monai_lcs.grids import upright
 from monai_lcs.inferers.accumulator import NOWHERE
+from monai_lcs.inferers.scan_votes import ScanVotes
 
 __all__ = ["BestLabelMerger", "FineLabelMerger", "ScanLabelMerger", "VolumeMerger", "logit_of", "upsample_logits"]
 
@@ -212,7 +213,7 @@ class FineLabelMerger:
             self.coarse[box] = torch.maximum(self.coarse[box], probability)
         fine = self._refined(box)
         if volume_of(fine):
-            self.fine.aggregate(label, self._interpolated(probability, box, fine), fine)
+            self.fine.aggregate(label, self._found(label, probability, box, fine), fine)
 
     def confidence(self) -> dict[int, float]:
         """Return the Dice to expect of each label, in the voxels of the logits; see :class:`BestLabelMerger`.
@@ -234,6 +235,10 @@ class FineLabelMerger:
         """The box of the result that a box of the logits reaches."""
         return refine(box, self.factor)
 
+    def _found(self, label: int, probability: Tensor, box: Box, fine: Box) -> Tensor:
+        """The probability of a label in the box of the result."""
+        return self._interpolated(probability, box, fine)
+
     def _interpolated(self, values: Tensor, box: Box, fine: Box) -> Tensor:
         """The values of a box of the logits in the box of the result."""
         return upsample_logits(values, self.factor)
@@ -247,7 +252,7 @@ class ScanLabelMerger(FineLabelMerger):
     goes on with a probability of 0. The axes of the scan may have any order and direction: they change no voxel.
 
     Args:
-        labels: the ids that may be merged.
+        labels: the ids that may be merged; with votes, a mapping to the ids of the union that each is.
         shape: spatial shape of the logits, ``(x, y, z)``.
         scan_shape: that of the scan.
         to_logits: ``(4, 4)``, from a voxel of the scan to where it lies, in voxels of the logits.
@@ -256,6 +261,8 @@ class ScanLabelMerger(FineLabelMerger):
         dtype: of the best probabilities.
         confidence: keep what :meth:`confidence` needs.
         competing: whether the background is what the union of all labels leaves, see :meth:`aggregate_union`.
+        votes: of the atlases at the scan's voxels; the mean of them and of the probabilities decides, where labels
+            compete. The confidence is that of the probabilities alone.
 
     Example:
         >>> to_logits = np.diag([-0.25, 1, 1, 1])  # voxels a quarter as long, from right to left
@@ -269,7 +276,7 @@ class ScanLabelMerger(FineLabelMerger):
 
     def __init__(
         self,
-        labels: Iterable[int],
+        labels: Iterable[int] | Mapping[int, Sequence[int]],
         shape: Sequence[int],
         scan_shape: Sequence[int],
         to_logits: np.ndarray,
@@ -278,7 +285,10 @@ class ScanLabelMerger(FineLabelMerger):
         dtype: torch.dtype = torch.float32,
         confidence: bool = False,
         competing: bool = False,
+        votes: ScanVotes | None = None,
     ) -> None:
+        groups = dict(labels) if isinstance(labels, Mapping) else {label: (label,) for label in labels}
+        self.groups = {**groups, BACKGROUND: sorted({i for ids in groups.values() for i in ids})}  # what it leaves
         self.scan_shape, self.to_logits = tuple(scan_shape), to_logits
         empty, affine = upright(np.broadcast_to(np.int32(0), self.scan_shape), to_logits)
         affine = affine.round(9)  # the same bits for all orientations
@@ -287,17 +297,22 @@ class ScanLabelMerger(FineLabelMerger):
         starts = [min(axis.start, size - 1) for axis, size in zip(reach, empty.shape, strict=True)]
         self.reach = tuple(slice(i, max(axis.stop, i + 1)) for i, axis in zip(starts, reach, strict=True))
         self.upright = affine @ from_matvec(np.eye(3), starts)
-        super().__init__(labels, shape, 1, threshold, device, dtype, confidence, competing)
+        self.votes = votes.upright(scan_shape, to_logits, self.reach).to(device) if votes and competing else None
+        super().__init__(groups, shape, 1, threshold, device, dtype, confidence, competing)
 
     def finalize(self) -> Tensor:
         """Return the label map ``(*scan_shape)``, int32."""
         result = np.zeros(self.scan_shape, np.int32)
         reached, whole = upright(result, self.to_logits)[0][self.reach], whole_box(self.coarse.shape)
         for slab in slabs_of(whole_box(reached.shape), SLAB_VOXELS):
-            background = 2 * self.threshold - self._interpolated(self.coarse, whole, slab)
+            background = 2 * self.threshold - self._found(BACKGROUND, self.coarse, whole, slab)
             found = self.fine.finalize(slab).masked_fill_(self.fine.logit[slab] <= background, 0)
             reached[slab] = found.cpu().numpy()
         return torch.from_numpy(result).to(self.coarse.device)
+
+    def _found(self, label: int, probability: Tensor, box: Box, fine: Box) -> Tensor:
+        found = self._interpolated(probability, box, fine)
+        return found if self.votes is None else self.votes.averaged(found, self.groups[label], fine)
 
     def _refined(self, box: Box) -> Box:
         whole = box == whole_box(self.coarse.shape)

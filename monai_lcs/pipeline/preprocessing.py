@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import TransformBackends, look_up_option
+from nibabel.affines import from_matvec
 
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
-from monai_lcs.atlas.fusion import fuse_votes
-from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
+from monai_lcs.atlas.fusion import fuse_votes, vote_weights
+from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter, count_votes
+from monai_lcs.boxes import crop, mask_box
 from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_grid, upright
 from monai_lcs.inferers import name_scan_grid
 from monai_lcs.labels import present_labels
@@ -47,6 +50,8 @@ REGISTERED_MM = 1.0
 """Scans with finer voxels are registered at this voxel size, unless the network works at a finer one."""
 
 EVERYWHERE = 10_000  # voxels of margin: more than any image has
+REACH_MM = 10.0
+"""Atlases vote at the scan's voxels in the box of the first one's labels and this much more: all brains end there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,10 @@ class AlignedAtlas:
             ``(VOTE_CHANNELS, *spatial)``.
         voter: with soft masks, what one atlas votes for.
         native: where the propagated masks answer for labels, the propagated labels on the scan's own grid.
+        in_part: where the network sees each of several atlases, the propagated labels at the scan's own voxels in a
+            part of it.
         each: the aligned atlases, where the network sees all of them and not what they were fused to.
+        scan_votes: what they vote for at the scan's voxels in that part: ``(VOTE_CHANNELS, *size)``.
     """
 
     image: MetaTensor
@@ -92,7 +100,9 @@ class AlignedAtlas:
     votes: MetaTensor | None = None
     voter: Voter | None = None
     native: MetaTensor | None = None
+    in_part: MetaTensor | None = None
     each: tuple[AlignedAtlas, ...] = ()
+    scan_votes: MetaTensor | None = None
 
 
 class Preprocessing(Transform):
@@ -181,7 +191,7 @@ class Preprocessing(Transform):
         target = {"label": d["label"]} if self.target == "network" else {}
         d.update(self.network_input(scan, aligned, target))
         if self.target != "network":
-            name_scan_grid(d["image"], scan.source)
+            name_scan_grid(d["image"], scan.source, aligned.scan_votes)
         d["alignment"] = aligned.quality
         if aligned.agreement is not None:
             d["agreement"] = aligned.agreement
@@ -224,11 +234,13 @@ class Preprocessing(Transform):
         first, known = self._align(scan, to_register, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
-        atlases = [first, *self.align_each(scan, self.further_atlases, to_register)]
+        atlases = [first, *self.align_each(scan, self.further_atlases, to_register, part=first.in_part)]
         if len(atlases) == 1 and not self.settings.soft_masks:
             return AlignedAtlas(first.image, first.label_map, quality, native=first.native)
         voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
-        image, ballot = fuse_votes(scan.image, [atlas.image for atlas in atlases], voters)
+        images = [atlas.image for atlas in atlases]
+        weights: Any = vote_weights(scan.image, images) if len(atlases) > 1 else None
+        image, ballot = fuse_votes(scan.image, images, voters, weights)
 
         def like_atlas(voxels: torch.Tensor) -> MetaTensor:
             return on_grid_of(first.image, voxels, first.image.meta)
@@ -239,8 +251,11 @@ class Preprocessing(Transform):
             return AlignedAtlas(first.image, label_map, quality, votes=votes, native=first.native)
         native = to_native(label_map, scan.source) if self.settings.propagated else None
         agreement = like_atlas(ballot.shares[:1])
-        each = tuple(atlases) if self.settings.sees_each_atlas else ()
-        return AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native, each=each)
+        fused = AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native)
+        if not self.settings.sees_each_atlas:
+            return fused
+        scan_votes = None if first.in_part is None else _votes_in_part(atlases, like_atlas(weights))
+        return replace(fused, each=tuple(replace(atlas, in_part=None) for atlas in atlases), scan_votes=scan_votes)
 
     def align_each(
         self,
@@ -248,6 +263,7 @@ class Preprocessing(Transform):
         atlases: Sequence[Atlas],
         to_register: MetaTensor | None = None,
         check_orientation: bool = False,
+        part: MetaTensor | None = None,
     ) -> Iterator[AlignedAtlas]:
         """Align each atlas that is not the scan itself; one that cannot be aligned is left out with a warning.
 
@@ -256,6 +272,7 @@ class Preprocessing(Transform):
             atlases: the atlases.
             to_register: what is registered of the scan; made of it by default.
             check_orientation: whether the first alignment looks if the scan's header turns it the wrong way.
+            part: a volume on the part of the scan's grid where they vote at its voxels.
         """
         to_register = self._to_register(scan) if to_register is None else to_register
         aligner = self.aligner if check_orientation else self.further_aligner
@@ -263,7 +280,7 @@ class Preprocessing(Transform):
             if atlas.is_image(scan.source):
                 continue
             try:
-                aligned, _ = self._align(scan, to_register, atlas, aligner)
+                aligned, _ = self._align(scan, to_register, atlas, aligner, part)
             except ValueError as error:
                 warnings.warn(f"The atlas {atlas.files['image']} is left out: {error}", stacklevel=2)
                 continue
@@ -294,10 +311,10 @@ class Preprocessing(Transform):
             "atlas_label": _channels(label_maps),
         }
         volumes.update(more or {})
-        crop: Any = CropForegroundd(
+        to_labels: Any = CropForegroundd(
             list(volumes), source_key="atlas_label", channel_indices=-1, margin=self.margin, allow_smaller=True
         )
-        return crop(volumes)
+        return to_labels(volumes)
 
     @property
     def margin(self) -> list[int]:
@@ -349,7 +366,12 @@ class Preprocessing(Transform):
         return self._resampled(brain_of(scan.source, scan.mask), spacing)
 
     def _align(
-        self, scan: Scan, to_register: MetaTensor, atlas: Atlas, aligner: AtlasAligner
+        self,
+        scan: Scan,
+        to_register: MetaTensor,
+        atlas: Atlas,
+        aligner: AtlasAligner,
+        part: MetaTensor | None = None,
     ) -> tuple[AlignedAtlas, bool]:
         if self.settings.align == "none":
             atlas = self._atlas_like(scan)
@@ -361,7 +383,17 @@ class Preprocessing(Transform):
         native = None
         if self.settings.propagated and aligner is self.aligner:
             native = self._native(alignment, atlas, label_map, scan)
-        return AlignedAtlas(alignment.image, label_map, alignment.report, voter=voter, native=native), known
+        if part is None and self._vote_at_voxels:
+            part = _part_of(scan.source, label_map)
+        # A field of displacements takes more memory than labels: it is not kept
+        in_part = None if part is None else replace(alignment, image=part).propagate(atlas.label_map)
+        aligned = AlignedAtlas(alignment.image, label_map, alignment.report, None, None, voter, native, in_part)
+        return aligned, known
+
+    @property
+    def _vote_at_voxels(self) -> bool:
+        """Whether several atlases vote at the scan's voxels as well, for the mean with what the network finds."""
+        return bool(self.further_atlases) and self.settings.sees_each_atlas and self.target != "network"
 
     def _native(self, alignment: Alignment, atlas: Atlas, label_map: MetaTensor, scan: Scan) -> MetaTensor:
         """The propagated labels on the scan's own grid: thin ones do not survive a coarser one."""
@@ -386,6 +418,29 @@ class Preprocessing(Transform):
                 stacklevel=3,
             )
         return said
+
+
+def _part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
+    """The part of a scan in the box of a label map and :data:`REACH_MM` more, with its affine."""
+    box: Any = mask_box(label_map.as_tensor()[0] != 0)
+    there, own = affine_of(label_map), affine_of(source)
+    grow = REACH_MM / np.linalg.norm(there[:3, :3], axis=0)
+    ends = [(axis.start - mm, axis.stop - 1 + mm) for axis, mm in zip(box, grow, strict=True)]
+    corners = np.linalg.solve(own, there @ np.array([[*corner, 1.0] for corner in product(*ends)]).T)[:3]
+    most = np.array(source.shape[1:]) - 1
+    start, last = (np.clip(x, 0, most).astype(int) for x in (np.floor(corners.min(1)), np.ceil(corners.max(1))))
+    part = tuple(map(slice, start.tolist(), (last + 1).tolist()))
+    return MetaTensor(crop(source.as_tensor(), part), affine=torch.as_tensor(own @ from_matvec(np.eye(3), start)))
+
+
+def _votes_in_part(atlases: Sequence[AlignedAtlas], weights: MetaTensor) -> MetaTensor:
+    """What atlases vote for at the scan's voxels; ``weights`` are those on the network's grid."""
+    parts: Any = [atlas.in_part for atlas in atlases]
+    shape, affine = _grid_of(parts[0])
+    there = (MetaTensor(each[None], affine=weights.affine) for each in weights.as_tensor())
+    at_voxels = torch.cat([resample(each, shape, affine) for each in there])
+    ballot = count_votes([LabelMapVoter(each) for each in parts], shape, at_voxels)
+    return MetaTensor(ballot.channels(), affine=torch.as_tensor(affine))
 
 
 def _channels(volumes: Sequence[MetaTensor]) -> MetaTensor:

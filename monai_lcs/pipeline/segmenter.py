@@ -15,7 +15,8 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 
 from monai_lcs.atlas import AlignmentCache, Atlas
-from monai_lcs.inferers import HelpedInferer, name_scan_grid
+from monai_lcs.boxes import whole_box
+from monai_lcs.inferers import HelpedInferer, ScanVotes, name_scan_grid
 from monai_lcs.labels import LabelTable, RequestedLabel, parse_request, present_labels, requested_table
 from monai_lcs.pipeline.guard import answer_with_masks, propagated_requests
 from monai_lcs.pipeline.preprocessing import NETWORK_KEYS, AlignedAtlas, Preprocessing, Scan, as_volume, to_native
@@ -188,7 +189,7 @@ class Segmenter:
         with _timed(seconds, "align"):
             aligned = self.align(scan)
         with _timed(seconds, "predict"):
-            finished = None if on_probability is None else _on_grid(scan, on_probability)
+            finished = None if on_probability is None else _on_grid(scan, aligned, requests, on_probability)
             found = self._predict(scan, aligned, requests, confidence=confidence, on_probability=finished)
         with _timed(seconds, "to the grid of the scan"):
             label_map = self.to_native(found, scan)
@@ -308,7 +309,7 @@ class Segmenter:
         if flip:  # the scan's grid stays where it is
             affine = affine @ _mirror(inputs.shape[2])
         volume = MetaTensor(inputs.flip(2) if flip else inputs, affine=affine)
-        result: Any = sweep(name_scan_grid(volume, scan.source), self.network)
+        result: Any = sweep(name_scan_grid(volume, scan.source, aligned.scan_votes), self.network)
         return MetaTensor(result.as_tensor()[0].cpu(), affine=result.affine)
 
     def to_native(self, prediction: MetaTensor, scan: Scan) -> MetaTensor:
@@ -332,9 +333,20 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     logger.debug("%s: %.1f s", stage, seconds[stage])
 
 
-def _on_grid(scan: Scan, use: Callable[[int, MetaTensor], Any]) -> Callable[[int, MetaTensor], Any]:
-    """Carries a probability to the scan's grid before it is used."""
-    return lambda label, probability: use(label, to_native(probability, scan.source, "bilinear"))
+def _on_grid(
+    scan: Scan, aligned: AlignedAtlas, requests: Sequence[RequestedLabel], use: Callable[[int, MetaTensor], Any]
+) -> Callable[[int, MetaTensor], Any]:
+    """Carries a probability to the scan's grid before it is used; there the atlases may vote."""
+    votes = None if aligned.scan_votes is None else ScanVotes.at(scan.source, aligned.scan_votes)
+    ids = {one.id: one.ids for one in requests}
+
+    def carry(label: int, probability: MetaTensor) -> None:
+        there = to_native(probability, scan.source, "bilinear")
+        if votes is not None:
+            there[0] = votes.averaged(there.as_tensor()[0], ids[label], whole_box(there.shape[1:]))
+        use(label, there)
+
+    return carry
 
 
 def select_requested(label_map: MetaTensor, requests: Sequence[RequestedLabel]) -> MetaTensor:

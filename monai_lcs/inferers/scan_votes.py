@@ -1,0 +1,80 @@
+"""The votes of several atlases at the voxels of a scan, which are averaged with a network's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from nibabel.affines import from_matvec
+from torch import Tensor
+
+from monai_lcs.boxes import Box, crop, intersect, shift
+from monai_lcs.grids import affine_of, upright
+from monai_lcs.labels.votes import group_votes
+
+__all__ = ["ScanVotes"]
+
+WEIGHT = 0.3
+"""Of the votes; the network has the rest. Scan 1013 decided it, with three and with nine atlases."""
+
+
+class ScanVotes:
+    """Votes in a box of a scan; beyond it no label has any.
+
+    A network sees its own voxels, which are coarser than the scan's; the atlases vote at those of the scan. Each is
+    wrong where the other is right: their weighted mean is better than both, see ``docs/benchmarks.md``.
+
+    Args:
+        channels: ``(VOTE_CHANNELS, *size)``, see :mod:`monai_lcs.labels.votes`; or a label map ``(1, *size)``.
+        start: the first voxel of the box.
+
+    Example:
+        >>> votes = ScanVotes(torch.tensor([[7, 7, 9]]), start=(1,))
+        >>> votes.averaged(torch.tensor([0.5, 0.5, 0.5]), (7,), (slice(0, 3),))
+        tensor([0.3500, 0.6500, 0.6500])
+    """
+
+    def __init__(self, channels: Tensor, start: Sequence[int]) -> None:
+        self.channels = channels
+        self.box: Box = tuple(slice(i, i + n) for i, n in zip(start, channels.shape[1:], strict=True))
+
+    @classmethod
+    def at(cls, scan: MetaTensor, votes: MetaTensor) -> ScanVotes:
+        """Votes of a box of a scan, as their affines say; both ``(C, x, y, z)``."""
+        start = np.linalg.solve(affine_of(scan), affine_of(votes))[:3, 3]
+        return cls(votes.as_tensor(), start.round().astype(int).tolist())
+
+    def averaged(self, probability: Tensor, ids: Sequence[int], box: Box) -> Tensor:
+        """The weighted mean of a network's probability and the votes.
+
+        Args:
+            probability: of the network, ``(*size)``.
+            ids: of the label or union.
+            box: where in the scan.
+        """
+        mean = probability * (1 - WEIGHT)
+        both = intersect(self.box, box)
+        if both is not None:
+            votes = group_votes(crop(self.channels, shift(both, self.box)), ids)
+            mean[shift(both, box)] += WEIGHT * votes.to(mean)
+        return mean
+
+    def upright(self, shape: Sequence[int], affine: np.ndarray, reach: Box) -> ScanVotes:
+        """The same votes for a part of the scan that is turned upright, see :func:`monai_lcs.grids.upright`.
+
+        Args:
+            shape: of the scan.
+            affine: ``(4, 4)``, of the scan.
+            reach: the part, in voxels of the turned scan.
+        """
+        start = [axis.start for axis in self.box]
+        turned, to_box = upright(self.channels.movedim(0, -1).cpu().numpy(), affine @ from_matvec(np.eye(3), start))
+        to_scan = upright(np.broadcast_to(np.int8(0), shape), affine)[1]
+        first = np.linalg.solve(to_scan, to_box)[:3, 3].round().astype(int) - [axis.start for axis in reach]
+        return ScanVotes(torch.from_numpy(np.ascontiguousarray(turned)).movedim(-1, 0), first.tolist())
+
+    def to(self, device: torch.device | str) -> ScanVotes:
+        """The same votes on a device."""
+        return ScanVotes(self.channels.to(device), [axis.start for axis in self.box])

@@ -1,0 +1,187 @@
+"""What several atlases vote for at the scan's voxels, and its mean with a network's answer."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from nibabel.affines import from_matvec
+
+from monai_lcs.atlas import Atlas
+from monai_lcs.boxes import whole_box
+from monai_lcs.grids import affine_of
+from monai_lcs.inferers import LabelSweepInferer, ScanVotes, name_scan_grid
+from monai_lcs.inferers.scan_votes import WEIGHT
+from monai_lcs.labels import LabelTable
+from monai_lcs.labels.votes import Ballot, group_votes
+from monai_lcs.networks import LabelConditionedUNet
+from monai_lcs.pipeline import Segmenter, Settings
+from monai_lcs.pipeline.preprocessing import Preprocessing, to_native
+
+SHARED = Settings(align="affine", spacing=(2, 2, 2), channels=(4, 6), conditioning="shared")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return LabelConditionedUNet(3, channels=(4, 6), conditioning="shared", norm="instance", dropout=0.0).eval()
+
+
+def volume():
+    """Image, two atlas images, their label maps and that of their vote, ``(6, *spatial)``, voxels of 2 mm."""
+    x = torch.rand(6, 12, 13, 14, generator=torch.Generator().manual_seed(0))
+    x[3:] = 0
+    x[3:, 2:9, 2:9, 3:6], x[3:, 2:9, 2:9, 6:11] = 7, 9
+    return x
+
+
+def ballot(shape, share=1.0):
+    """Votes for 7 on the left and 9 on the right of a box."""
+    votes = Ballot(shape)
+    half = shape[0] // 2
+    votes.add(7, torch.full((half, *shape[1:]), share), (slice(0, half), *whole_box(shape[1:])))
+    votes.add(9, torch.full((shape[0] - half, *shape[1:]), share), (slice(half, None), *whole_box(shape[1:])))
+    votes.add_background()
+    return votes.channels()
+
+
+def scan_grid(order=(0, 1, 2), signs=(1, 1, 1)):
+    """A scan of 1 mm over the volume, its axes in some order and direction: its shape and affine."""
+    shape = np.array([24, 26, 28])
+    matrix = np.zeros((3, 3))
+    for axis, (where, sign) in enumerate(zip(order, signs, strict=True)):
+        matrix[where, axis] = sign
+    first = [0 if sign > 0 else shape[where] - 1 for where, sign in sorted(zip(order, signs, strict=True))]
+    return tuple(int(shape[where]) for where in order), from_matvec(matrix, np.array(first) - 0.5)
+
+
+def test_the_mean_decides(network):
+    """Of both by hand: the network's probabilities as they are told, the votes as they are counted."""
+    shape, affine = scan_grid()
+    scan = MetaTensor(torch.zeros(1, *shape), affine=torch.as_tensor(affine))
+    start = (5, 4, 6)
+    votes = MetaTensor(ballot((10, 11, 12), 0.9), affine=torch.as_tensor(affine @ from_matvec(np.eye(3), start)))
+    inputs = MetaTensor(volume()[None], affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+    told = {}
+    # Each label, and the union of both as a third one, which tells the background
+    probabilities = LabelSweepInferer({1: (7, 9), 7: (7,), 9: (9,)}, on_label=lambda _, i, p: told.update({i: p}))
+    with pytest.warns(UserWarning, match="several of the requested labels"):
+        probabilities(inputs, network)
+    means = {}
+    for label, ids in {7: (7,), 9: (9,), 1: (7, 9)}.items():
+        p = to_native(MetaTensor(told[label], affine=inputs.affine), scan, "bilinear")[0].as_tensor()
+        share = torch.zeros(shape)
+        share[5:15, 4:15, 6:18] = group_votes(votes.as_tensor(), ids)
+        means[label] = (1 - WEIGHT) * p + WEIGHT * share
+    best = torch.stack([1 - means[1], means[7], means[9]])
+    expected = torch.tensor([0, 7, 9], dtype=torch.int32)[best.argmax(0)]
+    found = LabelSweepInferer(upsample=None)(name_scan_grid(inputs.clone(), scan, votes), network)
+    inner = (slice(1, -2),) * 3  # beyond the last voxel's middle the merger goes on with 0, `to_native` with the border
+    close = best.topk(2, dim=0).values.diff(dim=0)[0].abs() < 1e-6
+    assert ((found[0, 0] == expected) | close)[inner].all()
+    without = LabelSweepInferer(upsample=None)(name_scan_grid(inputs.clone(), scan), network)
+    assert (without != found).any()
+    assert "scan_votes" not in found.meta
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_axes_of_the_scan_change_no_voxel(network, order):
+    inputs = MetaTensor(volume()[None], affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+    shape, affine = scan_grid()
+    plain = torch.zeros(8, *shape)
+    plain[:, 5:15, 4:15, 6:18] = ballot((10, 11, 12))
+    results = []
+    for signs in product((1, -1), repeat=3):
+        shape, affine = scan_grid(order, signs)
+        as_read = plain.permute(0, *(1 + i for i in order)).flip([1 + i for i, s in enumerate(signs) if s < 0])
+        box = [(int(x.min()), int(x.max()) + 1) for x in torch.nonzero(as_read[3], as_tuple=True)]
+        part = as_read[(slice(None), *(slice(*ends) for ends in box))]
+        at = affine @ from_matvec(np.eye(3), [ends[0] for ends in box])
+        scan = MetaTensor(torch.zeros(1, *shape), affine=torch.as_tensor(affine))
+        named = name_scan_grid(inputs.clone(), scan, MetaTensor(part, affine=torch.as_tensor(at)))
+        found = LabelSweepInferer(upsample=None)(named, network)[0, 0].as_tensor().numpy()
+        results.append(nib.as_closest_canonical(nib.Nifti1Image(found, affine)).get_fdata())
+    assert results[0].any()
+    for other in results[1:]:
+        assert np.array_equal(other, results[0])
+
+
+def atlases(count):
+    """Atlases of one head, whose labels differ at their border."""
+    random = torch.Generator().manual_seed(1)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(48.0) - 24] * 3, indexing="ij"))
+    head = (grid / torch.tensor([15.0, 18, 13])[:, None, None, None]).square().sum(0) < 1
+    image = (head * (1 + 0.02 * grid.sum(0)) + 0.05 * torch.rand(48, 48, 48, generator=random))[None]
+    found = []
+    for i in range(count):
+        labels = torch.zeros(1, 48, 48, 48, dtype=torch.int32)
+        labels[0][head & (grid[0] < i - 1)], labels[0][head & (grid[0] >= i - 1)] = 7, 9
+        noise = 0.6 * torch.rand(48, 48, 48, generator=random)
+        found.append(Atlas(MetaTensor(image + noise), MetaTensor(labels), LabelTable.from_ids([7, 9])))
+    return MetaTensor(image), found
+
+
+@pytest.fixture(scope="module")
+def aligned():
+    image, found = atlases(3)
+    preprocessing = Preprocessing(found[0], SHARED, found[1:])
+    scan = preprocessing.prepare(image)
+    return scan, preprocessing.align(scan)
+
+
+def test_atlases_vote_at_the_voxels_of_the_scan(aligned):
+    """In the box of the labels and 10 mm more; their shares add up; nobody votes beside the head."""
+    scan, found = aligned
+    votes = found.scan_votes
+    start = np.linalg.solve(affine_of(scan.source), affine_of(votes))[:3, 3]
+    assert np.allclose(start, start.round())
+    assert np.all(start >= 0)
+    assert np.all(start + votes.shape[1:] <= 48)
+    assert min(votes.shape[1:]) < 48
+    shares, ids = votes.as_tensor().chunk(2)
+    share = {i: (shares * (ids == i)).sum(0) for i in (0, 7, 9)}
+    assert torch.allclose(sum(share.values()), torch.ones(()), atol=1e-5)
+    at = tuple(slice(int(i), int(i) + n) for i, n in zip(start, votes.shape[1:], strict=True))
+    inside = scan.source.as_tensor()[0][at] > 0.5
+    assert share[0][inside].mean() < 0.05
+    assert share[0][~inside].mean() > 0.95
+    assert ((share[7] > 0.01) & (share[7] < 0.99)).any()  # where the atlases differ
+    assert all(atlas.in_part is None for atlas in found.each)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "target"), [(SHARED, 1, None), (replace(SHARED, conditioning="multiscale"), 3, None)]
+)
+def test_no_votes_at_the_voxels(settings, count, target):
+    """Of one atlas, and for a network that sees what the votes make of several."""
+    image, found = atlases(count)
+    preprocessing = Preprocessing(found[0], settings, found[1:], target=target)
+    assert preprocessing.align(preprocessing.prepare(image)).scan_votes is None
+
+
+def test_segmenter_and_probabilities_agree(network):
+    """The label with the largest probability that is told is the label that is written."""
+    image, found = atlases(3)
+    segmenter = Segmenter(found[0], network, SHARED, further_atlases=found[1:])
+    told = {}
+    result = segmenter.segment(
+        image, segmenter.request(), "head", on_probability=lambda label, p: told.update({label: p[0].as_tensor()})
+    )
+    best = torch.where(told[7] >= told[9], 7, 9)
+    written = result.label_map[0].as_tensor()
+    assert (written == 7).any()
+    assert (written == 9).any()
+    clear = (told[7] - told[9]).abs() > 1e-5
+    assert torch.equal(best[(written != 0) & clear], written[(written != 0) & clear].long())
+
+
+def test_votes_of_a_label_map_and_beyond_their_box():
+    votes = ScanVotes(torch.tensor([[7, 7, 9]]), start=(-1,))
+    p = torch.tensor([0.5, 0.0, 1.0])
+    mean = torch.tensor([0.5, 0.0, 1.0]) * (1 - WEIGHT)
+    torch.testing.assert_close(votes.averaged(p, (7, 9), (slice(0, 3),)), mean + WEIGHT * torch.tensor([1, 1, 0]))
+    torch.testing.assert_close(votes.averaged(p, (7,), (slice(8, 11),)), mean)
+    assert p.tolist() == [0.5, 0.0, 1.0]
