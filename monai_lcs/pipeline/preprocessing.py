@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,16 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import TransformBackends, look_up_option
-from nibabel.affines import from_matvec
 
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes, vote_weights
-from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter, count_votes
-from monai_lcs.boxes import crop, mask_box
+from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
 from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_grid, upright
 from monai_lcs.inferers import name_scan_grid
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of
+from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
 from monai_lcs.study.images import volume_of_nibabel
@@ -50,8 +48,6 @@ REGISTERED_MM = 1.0
 """Scans with finer voxels are registered at this voxel size, unless the network works at a finer one."""
 
 EVERYWHERE = 10_000  # voxels of margin: more than any image has
-REACH_MM = 10.0
-"""Atlases vote at the scan's voxels in the box of the first one's labels and this much more: all brains end there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +250,8 @@ class Preprocessing(Transform):
         fused = AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native)
         if not self.settings.sees_each_atlas:
             return fused
-        scan_votes = None if first.in_part is None else _votes_in_part(atlases, like_atlas(weights))
+        parts = [atlas.in_part for atlas in atlases if atlas.in_part is not None]
+        scan_votes = votes_in_part(parts, like_atlas(weights)) if parts else None
         return replace(fused, each=tuple(replace(atlas, in_part=None) for atlas in atlases), scan_votes=scan_votes)
 
     def align_each(
@@ -384,7 +381,7 @@ class Preprocessing(Transform):
         if self.settings.propagated and aligner is self.aligner:
             native = self._native(alignment, atlas, label_map, scan)
         if part is None and self._vote_at_voxels:
-            part = _part_of(scan.source, label_map)
+            part = part_of(scan.source, label_map)
         # A field of displacements takes more memory than labels: it is not kept
         in_part = None if part is None else replace(alignment, image=part).propagate(atlas.label_map)
         aligned = AlignedAtlas(alignment.image, label_map, alignment.report, None, None, voter, native, in_part)
@@ -418,29 +415,6 @@ class Preprocessing(Transform):
                 stacklevel=3,
             )
         return said
-
-
-def _part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
-    """The part of a scan in the box of a label map and :data:`REACH_MM` more, with its affine."""
-    box: Any = mask_box(label_map.as_tensor()[0] != 0)
-    there, own = affine_of(label_map), affine_of(source)
-    grow = REACH_MM / np.linalg.norm(there[:3, :3], axis=0)
-    ends = [(axis.start - mm, axis.stop - 1 + mm) for axis, mm in zip(box, grow, strict=True)]
-    corners = np.linalg.solve(own, there @ np.array([[*corner, 1.0] for corner in product(*ends)]).T)[:3]
-    most = np.array(source.shape[1:]) - 1
-    start, last = (np.clip(x, 0, most).astype(int) for x in (np.floor(corners.min(1)), np.ceil(corners.max(1))))
-    part = tuple(map(slice, start.tolist(), (last + 1).tolist()))
-    return MetaTensor(crop(source.as_tensor(), part), affine=torch.as_tensor(own @ from_matvec(np.eye(3), start)))
-
-
-def _votes_in_part(atlases: Sequence[AlignedAtlas], weights: MetaTensor) -> MetaTensor:
-    """What atlases vote for at the scan's voxels; ``weights`` are those on the network's grid."""
-    parts: Any = [atlas.in_part for atlas in atlases]
-    shape, affine = _grid_of(parts[0])
-    there = (MetaTensor(each[None], affine=weights.affine) for each in weights.as_tensor())
-    at_voxels = torch.cat([resample(each, shape, affine) for each in there])
-    ballot = count_votes([LabelMapVoter(each) for each in parts], shape, at_voxels)
-    return MetaTensor(ballot.channels(), affine=torch.as_tensor(affine))
 
 
 def _channels(volumes: Sequence[MetaTensor]) -> MetaTensor:

@@ -1,0 +1,70 @@
+"""What several atlases vote for at the scan's own voxels, in the part of the scan that has labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from nibabel.affines import from_matvec
+
+from monai_lcs.atlas.voters import LabelMapVoter, count_votes
+from monai_lcs.boxes import crop, mask_box
+from monai_lcs.grids import affine_of, resample
+
+__all__ = ["part_of", "votes_in_part"]
+
+REACH_MM = 10.0
+"""How far the labels of other atlases may lie beyond the box of the first one's: brains that are aligned end there."""
+
+
+def part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
+    """The part of a scan in the box of a label map and :data:`REACH_MM` more, with its affine.
+
+    Args:
+        source: the scan, ``(1, x, y, z)``.
+        label_map: ``(1, x, y, z)`` on any grid, with a label somewhere.
+
+    Example:
+        >>> scan = MetaTensor(torch.zeros(1, 40, 40, 8))
+        >>> labels = torch.zeros(1, 20, 20, 4)
+        >>> labels[:, 9, 2] = 7
+        >>> part = part_of(scan, MetaTensor(labels, affine=torch.diag(torch.tensor([2.0, 2, 2, 1]))))
+        >>> part.shape, part.affine[:3, 3].tolist()
+        (torch.Size([1, 21, 15, 8]), [8.0, 0.0, 0.0])
+    """
+    box: Any = mask_box(label_map.as_tensor()[0] != 0)
+    there, own = affine_of(label_map), affine_of(source)
+    more = REACH_MM / np.linalg.norm(there[:3, :3], axis=0)
+    ends = [(axis.start - n, axis.stop - 1 + n) for axis, n in zip(box, more, strict=True)]
+    corners = np.linalg.solve(own, there @ np.array([[*corner, 1.0] for corner in product(*ends)]).T)[:3]
+    most = np.array(source.shape[1:]) - 1
+    start, last = (np.clip(x, 0, most).astype(int) for x in (np.floor(corners.min(1)), np.ceil(corners.max(1))))
+    part = tuple(map(slice, start.tolist(), (last + 1).tolist()))
+    return MetaTensor(crop(source.as_tensor(), part), affine=torch.as_tensor(own @ from_matvec(np.eye(3), start)))
+
+
+def votes_in_part(label_maps: Sequence[MetaTensor], weights: MetaTensor) -> MetaTensor:
+    """The votes of atlases at the voxels of a part of the scan.
+
+    Args:
+        label_maps: of each atlas, propagated to these voxels, ``(1, x, y, z)``.
+        weights: of each atlas, ``(atlases, *spatial)``, on any grid.
+
+    Returns:
+        ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`.
+
+    Example:
+        >>> maps = [MetaTensor(torch.tensor([[[[7]], [[0]]]])), MetaTensor(torch.tensor([[[[7]], [[9]]]]))]
+        >>> votes = votes_in_part(maps, MetaTensor(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 2, 1, 1)))
+        >>> votes[-1].flatten().tolist(), votes[3].flatten().tolist()  # the winner and its share
+        ([7.0, 9.0], [1.0, 0.75])
+    """
+    shape, affine = tuple(label_maps[0].shape[1:]), affine_of(label_maps[0])
+    there = (MetaTensor(each[None], affine=weights.affine) for each in weights.as_tensor())
+    at_voxels = torch.cat([resample(each, shape, affine) for each in there])
+    ballot = count_votes([LabelMapVoter(each) for each in label_maps], shape, at_voxels)
+    return MetaTensor(ballot.channels(), affine=torch.as_tensor(affine))
