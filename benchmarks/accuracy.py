@@ -40,6 +40,7 @@ FINER = ("--spacing", "[1.5,1.5,1.5]")  # than in training; chosen on the valida
 SHARED = ("--conditioning", "shared", "--channels", "[16,32,64,128]", "--labels_per_image", "138", "--union_prob", "0")
 GENERALIST = (*SHARED, "--align", "deformable", "--random_atlas", "True")  # each training scan may be the atlas
 CAREFUL = ("--align", "deformable_fine", *FINER)
+CLOSE = (*SHARED, *CAREFUL, "--learning_rate", "0.001", "--val_interval", "3")  # trained where it segments
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
@@ -58,6 +59,7 @@ class Row:
     mni: bool = False  # the atlas is the average brain that comes with pip packages, not a scan of the study
     weights: Path | None = None  # used instead of a training
     of: str = ""  # the row whose training is used
+    begins: str = ""  # the row whose weights the training begins with
     study: str = "malc2012"  # or "hippocampus"
 
 
@@ -80,6 +82,8 @@ ROWS = {
     "shared decoder, random atlases": Row(epochs=40, train=GENERALIST, evaluate=CAREFUL),
     "shared decoder, random atlases, 9 atlases": Row(of="shared decoder, random atlases", evaluate=CAREFUL, fused=True),
     "shared decoder, random atlases, MNI atlas": Row(of="shared decoder, random atlases", evaluate=FINER, mni=True),
+    "shared decoder, atlas 1000": Row(epochs=12, train=CLOSE, begins="shared decoder, random atlases"),
+    "shared decoder, atlas 1000, 9 atlases": Row(of="shared decoder, atlas 1000", fused=True),
     "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
     "gyri merged into lobes": Row(epochs=40, train=BEST, evaluate=FINER, coarse="lobes", fused=True),
     "a fifth left out": Row(epochs=40, train=BEST, evaluate=FINER, coarse="left out", fused=True),
@@ -160,6 +164,9 @@ def train(name: str, args: argparse.Namespace) -> None:
     if last >= row.epochs:
         return
     overrides = last_of_each([*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train])
+    if row.begins:
+        train(row.begins, args)
+        overrides += ["--pretrained", str(folder_of(row.begins, args.out) / "model/model.pt")]
     if row.coarse:
         overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
