@@ -16,7 +16,7 @@ import pandas as pd
 from coarse_labels import coarse_labels
 
 BASELINE = "multi-channel"
-SUPERVISED, PROPAGATED, DEFORMABLE = "lcs-every-level", "atlas", "atlas-deformable"
+SUPERVISED, PROPAGATED, DEFORMABLE = "lcs-shared-short", "atlas", "atlas-deformable"
 UNSEEN = {"sides": "left and right merged", "lobes": "gyri merged into lobes", "left out": "a fifth left out"}
 DRAWS = 10_000
 INTERVAL = (2.5, 97.5)

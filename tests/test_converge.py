@@ -1,8 +1,10 @@
 """What benchmarks/converge.py decides by itself: its loss, its stop rule, its way from 1 mm to 3 mm and back."""
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ WHOLE = tuple(slice(0, n) for n in GRID)
 def scan(monkeypatch):
     """Slabs of one label each, in a box that reaches beyond the scan at some ends and not at others."""
     monkeypatch.setattr(converge_scans, "GRID", GRID)
+    monkeypatch.setattr(converge, "WHOLE", WHOLE)
     monkeypatch.setattr(converge_scans, "SIZE", SIZE)
     labels = torch.tensor([0, 1, 1, 1, 2, 2, 3, 3.0]).view(-1, 1, 1).expand(2, *GRID)
     fine = F.interpolate(labels[None], scale_factor=3)[0]
@@ -71,6 +74,44 @@ def test_stop_rule():
     assert not progress([0.0] * 6).converged(10_000)  # too early
     assert not progress([0.5] * 4, dropped_at=2000).converged(0)  # nor right after the drop
     assert progress([0.5] * 5, dropped_at=2000).converged(0)
+
+
+def test_a_training_of_fixed_length(tmp_path, monkeypatch):
+    """The rate drops once, after four fifths of the steps; the last step is validated; what is interrupted goes on."""
+    contender = replace(converge.CONTENDERS["lcs-shared-short"], steps=5)
+
+    class Short(converge.Training):
+        contenders = MappingProxyType({"short": contender})
+        validate_every = 5
+
+        def read_labels(self):
+            return pd.DataFrame({"id": [1], "name": ["a"], "mirrored": [1]})
+
+        def make_model(self):
+            self.seen = None
+            model = torch.nn.Linear(1, 1)
+            model.labels_a_step = 1
+            return model
+
+        def cases(self, section):
+            return [None]
+
+        def loss(self, cases, rng):
+            self.rates = [*getattr(self, "rates", []), self.optimizer.param_groups[0]["lr"]]
+            return self.model.weight.square().sum()
+
+        def dice(self, scan, testing=False):
+            return torch.tensor([0.5])
+
+    monkeypatch.setattr(converge, "SAVE_EVERY", 1)
+    first = Short("short", 0, tmp_path, tmp_path)
+    assert not first.run(last_step=4)
+    second = Short("short", 0, tmp_path, tmp_path)
+    assert second.run()
+    assert first.rates + second.rates == pytest.approx([0.002] * 4 + [0.0002])
+    assert second.progress.step == 5
+    assert second.progress.dropped_at == 4
+    assert second.progress.validations() == [(5, 0.5)]
 
 
 def test_stop_rule_knows_validations_of_weights_that_are_lost():
@@ -184,7 +225,7 @@ def test_groups_are_what_a_merged_label_map_says(scan):
 
 def test_share_of_the_gain_that_is_kept():
     zeros = np.zeros((3, 4))
-    of = {"atlas": zeros + 0.4, "x": zeros + 0.55, "lcs-every-level": zeros + 0.6}
+    of = {"atlas": zeros + 0.4, "x": zeros + 0.55, "lcs-shared-short": zeros + 0.6}
     assert converge_table.kept(of, "x", np.random.default_rng(0)) == "75% (75% to 75%)"
 
 
