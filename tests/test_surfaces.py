@@ -163,6 +163,29 @@ def test_the_mask_of_a_lost_label_answers_at_every_surface(study, tmp_path, caps
     assert set(np.unique(answers[0])) == {0, 11, 16, 50}
 
 
+def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
+    """For a network that looks at each atlas, at the scan's voxels as well; in the scan of another orientation, too."""
+    settings, checkpoint = replace(lcs.Settings(**SETTINGS), conditioning="shared"), tmp_path / "model.pt"
+    torch.manual_seed(0)
+    torch.save(make_network(settings).state_dict(), checkpoint)
+    settings.write(tmp_path / "model.json")
+    further = [dict(zip(("image", "label"), map(str, files), strict=True)) for files in further_files(study)]
+    (tmp_path / "further.json").write_text(json.dumps({"training": further, "validation": further}))
+    files = [str(path) for path in scan_files(study)]
+    more = {"dataset_dir": files, "checkpoint": str(checkpoint), "atlases_datalist": str(tmp_path / "further.json")}
+    run_bundle(study, tmp_path / "out", "inference", **more)
+
+    atlas = lcs.Atlas.read(*atlas_files(study))
+    atlases = {"further_atlases": [lcs.Atlas.read(*files, atlas.table) for files in further_files(study)]}
+    segmenter = lcs.Segmenter.load(checkpoint, atlas, cache=study / "cache", **atlases)
+    for name, path in zip(SCANS, scan_files(study), strict=True):
+        found = segmenter(path).label_map[0].numpy()
+        assert set(np.unique(found)) == {0, 11, 16, 50}
+        np.testing.assert_array_equal(voxels(tmp_path / f"out/{name}_dseg.nii.gz"), found)
+    monkeypatch.setattr("monai_lcs.inferers.scan_votes.WEIGHT", 0.0)
+    assert (segmenter(scan_files(study)[-1]).label_map[0].numpy() != found).any()
+
+
 # ---- settings are written once --------------------------------------------------------------------------------------
 
 
