@@ -18,8 +18,9 @@ from monai_lcs.inferers.scan_votes import WEIGHT
 from monai_lcs.labels import LabelTable
 from monai_lcs.labels.votes import Ballot, group_votes
 from monai_lcs.networks import LabelConditionedUNet
-from monai_lcs.pipeline import Segmenter, Settings
+from monai_lcs.pipeline import Segmenter, Settings, voxel_votes
 from monai_lcs.pipeline.preprocessing import Preprocessing, to_native
+from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part
 
 SHARED = Settings(align="affine", spacing=(2, 2, 2), channels=(4, 6), conditioning="shared")
 
@@ -73,7 +74,7 @@ def test_the_mean_decides(network):
     means = {}
     for label, ids in {7: (7,), 9: (9,), 1: (7, 9)}.items():
         p = to_native(MetaTensor(told[label], affine=inputs.affine), scan, "bilinear")[0].as_tensor()
-        share = torch.zeros(shape)
+        share = p.clone()
         share[5:15, 4:15, 6:18] = group_votes(votes.as_tensor(), ids)
         means[label] = (1 - WEIGHT) * p + WEIGHT * share
     best = torch.stack([1 - means[1], means[7], means[9]])
@@ -84,7 +85,9 @@ def test_the_mean_decides(network):
     assert ((found[0, 0] == expected) | close)[inner].all()
     without = LabelSweepInferer(upsample=None)(name_scan_grid(inputs.clone(), scan), network)
     assert (without != found).any()
-    assert "scan_votes" not in found.meta
+    fine = LabelSweepInferer(upsample=2)(name_scan_grid(inputs.clone(), scan, votes), network)
+    for result in (found, fine):
+        assert not {"scan_votes", "scan_votes_start"} & result.meta.keys()
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -153,19 +156,22 @@ def test_atlases_vote_at_the_voxels_of_the_scan(aligned):
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "target"), [(SHARED, 1, None), (replace(SHARED, conditioning="multiscale"), 3, None)]
+    ("settings", "count", "target"),
+    [(SHARED, 1, None), (replace(SHARED, conditioning="multiscale"), 3, None), (SHARED, 3, "network")],
 )
 def test_no_votes_at_the_voxels(settings, count, target):
-    """Of one atlas, and for a network that sees what the votes make of several."""
+    """Of one atlas, for a network that sees what the votes make of several, and in training."""
     image, found = atlases(count)
     preprocessing = Preprocessing(found[0], settings, found[1:], target=target)
     assert preprocessing.align(preprocessing.prepare(image)).scan_votes is None
 
 
-def test_segmenter_and_probabilities_agree(network):
-    """The label with the largest probability that is told is the label that is written."""
+@pytest.mark.parametrize("upsample", [None, 2])
+def test_segmenter_and_probabilities_agree(network, upsample):
+    """The label with the largest probability that is told is the label that is written: with votes, and without."""
     image, found = atlases(3)
-    segmenter = Segmenter(found[0], network, SHARED, further_atlases=found[1:])
+    segmenter = Segmenter(found[0], network, SHARED, further_atlases=found[1:], upsample=upsample)
+    assert segmenter.preprocessing.vote_at_voxels == (upsample is None)
     told = {}
     result = segmenter.segment(
         image, segmenter.request(), "head", on_probability=lambda label, p: told.update({label: p[0].as_tensor()})
@@ -174,14 +180,57 @@ def test_segmenter_and_probabilities_agree(network):
     written = result.label_map[0].as_tensor()
     assert (written == 7).any()
     assert (written == 9).any()
-    clear = (told[7] - told[9]).abs() > 1e-5
+    clear = (told[7] - told[9]).abs() > (1e-5 if upsample is None else 0.1)  # nearest neighbor carries the label map
     assert torch.equal(best[(written != 0) & clear], written[(written != 0) & clear].long())
 
 
 def test_votes_of_a_label_map_and_beyond_their_box():
     votes = ScanVotes(torch.tensor([[7, 7, 9]]), start=(-1,))
     p = torch.tensor([0.5, 0.0, 1.0])
-    mean = torch.tensor([0.5, 0.0, 1.0]) * (1 - WEIGHT)
-    torch.testing.assert_close(votes.averaged(p, (7, 9), (slice(0, 3),)), mean + WEIGHT * torch.tensor([1, 1, 0]))
-    torch.testing.assert_close(votes.averaged(p, (7,), (slice(8, 11),)), mean)
+    both = torch.tensor([0.5 * (1 - WEIGHT) + WEIGHT, WEIGHT, 1.0])
+    torch.testing.assert_close(votes.averaged(p, (7, 9), (slice(0, 3),)), both)
+    assert torch.equal(votes.averaged(p, (7,), (slice(8, 11),)), p)
     assert p.tolist() == [0.5, 0.0, 1.0]
+
+
+def test_votes_that_do_not_fit_are_refused(network):
+    scan = MetaTensor(torch.zeros(1, 9, 9, 9))
+    coarse = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+    between = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.as_tensor(from_matvec(np.eye(3), [0.5, 0, 0])))
+    for votes in (coarse, between):
+        with pytest.raises(ValueError, match="at the voxels of the scan"):
+            ScanVotes.at(scan, votes)
+    with pytest.raises(ValueError, match="8 channels and a label map has 1, got 2"):
+        ScanVotes(torch.zeros(2, 4, 4, 4), (0, 0, 0))
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        votes_in_part([MetaTensor(torch.zeros(1, 4, 4, 4))], MetaTensor(torch.ones(2, 4, 4, 4)))
+    other = LabelConditionedUNet(3, channels=(4, 6), dropout=0.0).eval()
+    named = name_scan_grid(MetaTensor(volume()[None, [0, 1, 3]]), scan, MetaTensor(torch.zeros(1, 4, 4, 4)))
+    with pytest.raises(ValueError, match="whose labels compete"):
+        LabelSweepInferer(upsample=None)(named, other)
+
+
+def test_slabs_change_no_vote(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    maps = [MetaTensor(torch.randint(0, 4, (1, 9, 8, 7), generator=random)) for _ in range(3)]
+    weights = MetaTensor(torch.rand(3, 5, 5, 5, generator=random), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+    whole = votes_in_part(maps, weights)
+    monkeypatch.setattr(voxel_votes, "SLAB_VOXELS", 100)
+    assert torch.equal(votes_in_part(maps, weights), whole)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_part_of_a_thick_scan_that_its_border_cuts(order):
+    """Voxels of 1 x 1 x 4 mm, labels at the first slice: the part ends with the scan, and lies where it lay."""
+    affine = np.diag([1.0, 1, 4, 1])[:, [*order, 3]]
+    shape = tuple(int(i) for i in np.array([40, 50, 12])[list(order)])
+    scan = MetaTensor(torch.arange(24000.0).view(1, *shape), affine=torch.as_tensor(affine))
+    labels = torch.zeros(1, 20, 25, 24)
+    labels[:, 8:12, 10:15, :3] = 7
+    part = part_of(scan, MetaTensor(labels, affine=torch.diag(torch.tensor([2.0, 2, 2, 1]))))
+    start = np.linalg.solve(affine, affine_of(part))[:3, 3].round().astype(int)
+    cut = tuple(slice(i, i + n) for i, n in zip(start, part.shape[1:], strict=True))
+    assert torch.equal(part.as_tensor()[0], scan.as_tensor()[0][cut])
+    ends = affine @ np.array([[*start, 1], [*(start + part.shape[1:] - 1), 1]]).T
+    assert ends[:3, 0].tolist() == [6, 10, 0]  # 10 mm before the first labels' middles, or the border
+    assert ends[:3, 1].tolist() == [32, 38, 16]  # 10 mm after the last ones, the next slice

@@ -254,9 +254,10 @@ class LabelSweepInferer(Inferer):
         """Give the result the metadata of ``inputs``, and the affine of the finer grid."""
         labeled = MetaTensor(result)
         labeled.copy_meta_from(inputs)
+        for key in (SCAN_VOTES, VOTES_START):
+            labeled.meta.pop(key, None)
         if self.on_scan:
             labeled.affine = torch.as_tensor(inputs.meta[SCAN_AFFINE])
-            labeled.meta.pop(SCAN_VOTES, None)
             return labeled
         # The first voxel stays where it is: on a file of twice the resolution, fine voxels and the file's coincide
         labeled.affine = inputs.affine / torch.tensor([*[self.upsample] * (inputs.affine.shape[-1] - 1), 1])
@@ -394,6 +395,8 @@ class LabelSweepInferer(Inferer):
         shape, competing = sweep.splitter.shape, self._background_competes(sweep.adapter)
         options = (self.threshold, sweep.device, sweep.dtype, self.on_confidence is not None, competing)
         if scan is not None:
+            if scan.votes is not None and not competing:
+                raise ValueError("Votes at the voxels of the scan are for a network whose labels compete.")
             padding = [axis.start for axis in sweep.splitter.inner]
             to_logits = from_matvec(np.eye(3), padding) @ scan.to_input
             return ScanLabelMerger(groups, shape, scan.shape, to_logits, *options, votes=scan.votes)
@@ -420,9 +423,9 @@ def name_scan_grid(inputs: MetaTensor, scan: MetaTensor, votes: MetaTensor | Non
         inputs: ``(C, x, y, z)`` or ``(B, C, x, y, z)``, with its affine; its metadata are changed.
         scan: ``(1, x, y, z)``, with its affine; only its grid is used.
         votes: of several atlases for the labels, at the scan's voxels in a box of it, see
-            :mod:`monai_lcs.labels.votes`; with the affine of the box. They serve one item, and a network whose labels
-            compete: the mean of its probabilities and of the votes decides, see
-            :class:`monai_lcs.inferers.scan_votes.ScanVotes`.
+            :mod:`monai_lcs.labels.votes`; with the affine of the box. Only for a network whose labels compete: the
+            weighted mean of its probabilities and the votes decides, see :class:`monai_lcs.inferers.ScanVotes`.
+            Metadata of a batch have one row for each item, or serve all.
 
     Returns:
         The input itself.

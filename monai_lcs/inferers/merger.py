@@ -261,8 +261,9 @@ class ScanLabelMerger(FineLabelMerger):
         dtype: of the best probabilities.
         confidence: keep what :meth:`confidence` needs.
         competing: whether the background is what the union of all labels leaves, see :meth:`aggregate_union`.
-        votes: of the atlases at the scan's voxels; the mean of them and of the probabilities decides, where labels
-            compete. The confidence is that of the probabilities alone.
+        votes: of the atlases at the scan's voxels; the weighted mean of them and of the probabilities decides, where
+            labels compete. Where a label has no logits its votes do not count. The confidence is that of the
+            probabilities alone.
 
     Example:
         >>> to_logits = np.diag([-0.25, 1, 1, 1])  # voxels a quarter as long, from right to left

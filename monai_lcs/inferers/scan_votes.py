@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_lcs.boxes import Box, crop, intersect, shift
 from monai_lcs.grids import affine_of, upright
-from monai_lcs.labels.votes import group_votes
+from monai_lcs.labels.votes import VOTE_CHANNELS, group_votes
 
 __all__ = ["ScanVotes"]
 
@@ -21,7 +21,7 @@ WEIGHT = 0.3
 
 
 class ScanVotes:
-    """Votes in a box of a scan; beyond it no label has any.
+    """Votes in a box of a scan; beyond it the network alone decides.
 
     A network sees its own voxels, which are coarser than the scan's; the atlases vote at those of the scan. Each is
     wrong where the other is right: their weighted mean is better than both, see ``docs/benchmarks.md``.
@@ -30,21 +30,35 @@ class ScanVotes:
         channels: ``(VOTE_CHANNELS, *size)``, see :mod:`monai_lcs.labels.votes`; or a label map ``(1, *size)``.
         start: the first voxel of the box.
 
+    Raises:
+        ValueError: for another number of channels.
+
     Example:
         >>> votes = ScanVotes(torch.tensor([[7, 7, 9]]), start=(1,))
         >>> votes.averaged(torch.tensor([0.5, 0.5, 0.5]), (7,), (slice(0, 3),))
-        tensor([0.3500, 0.6500, 0.6500])
+        tensor([0.5000, 0.6500, 0.6500])
     """
 
     def __init__(self, channels: Tensor, start: Sequence[int]) -> None:
+        if len(channels) not in (1, VOTE_CHANNELS):
+            raise ValueError(f"Votes have {VOTE_CHANNELS} channels and a label map has 1, got {len(channels)}.")
         self.channels = channels
         self.box: Box = tuple(slice(i, i + n) for i, n in zip(start, channels.shape[1:], strict=True))
 
     @classmethod
     def at(cls, scan: MetaTensor, votes: MetaTensor) -> ScanVotes:
-        """Votes of a box of a scan, as their affines say; both ``(C, x, y, z)``."""
-        start = np.linalg.solve(affine_of(scan), affine_of(votes))[:3, 3]
-        return cls(votes.as_tensor(), start.round().astype(int).tolist())
+        """Votes of a box of a scan, as their affines say; both ``(C, x, y, z)``.
+
+        Raises:
+            ValueError: when their voxels are not those of the scan.
+        """
+        there = np.linalg.solve(affine_of(scan), affine_of(votes))
+        start = there[:3, 3].round()
+        if not np.allclose(there, from_matvec(np.eye(3), start), atol=0.01):
+            raise ValueError(
+                f"Votes must be given at the voxels of the scan, these lie at {there[:3].round(3).tolist()}."
+            )
+        return cls(votes.as_tensor(), start.astype(int).tolist())
 
     def averaged(self, probability: Tensor, ids: Sequence[int], box: Box) -> Tensor:
         """The weighted mean of a network's probability and the votes.
@@ -54,11 +68,12 @@ class ScanVotes:
             ids: of the label or union.
             box: where in the scan.
         """
-        mean = probability * (1 - WEIGHT)
+        mean = probability.clone()
         both = intersect(self.box, box)
         if both is not None:
             votes = group_votes(crop(self.channels, shift(both, self.box)), ids)
-            mean[shift(both, box)] += WEIGHT * votes.to(mean)
+            there = mean[shift(both, box)]
+            there.mul_(1 - WEIGHT).add_(votes.to(mean), alpha=WEIGHT)
         return mean
 
     def upright(self, shape: Sequence[int], affine: np.ndarray, reach: Box) -> ScanVotes:
@@ -73,7 +88,7 @@ class ScanVotes:
         turned, to_box = upright(self.channels.movedim(0, -1).cpu().numpy(), affine @ from_matvec(np.eye(3), start))
         to_scan = upright(np.broadcast_to(np.int8(0), shape), affine)[1]
         first = np.linalg.solve(to_scan, to_box)[:3, 3].round().astype(int) - [axis.start for axis in reach]
-        return ScanVotes(torch.from_numpy(np.ascontiguousarray(turned)).movedim(-1, 0), first.tolist())
+        return ScanVotes(torch.from_numpy(np.ascontiguousarray(np.moveaxis(turned, -1, 0))), first.tolist())
 
     def to(self, device: torch.device | str) -> ScanVotes:
         """The same votes on a device."""

@@ -114,6 +114,8 @@ class Preprocessing(Transform):
             by its content, does not vote; one that cannot be aligned is left out with a warning.
         min_overlap: alignment with a lower overlap of foregrounds has failed.
         cache: alignments computed before, or the folder to keep them in; in memory only by default.
+        votes_at_voxels: whether several atlases vote at the scan's voxels as well, for a network that sees each of
+            them; never with the target ``"network"``.
         target: where the sample's label map is wanted: ``"network"``, on the network's grid, to train on;
             ``"scan"``, on its own grid, to score against; ``None``, not at all.
 
@@ -141,6 +143,7 @@ class Preprocessing(Transform):
         min_overlap: float = 0.5,
         cache: AlignmentCache | PathLike | None = None,
         target: str | None = None,
+        votes_at_voxels: bool = True,
     ) -> None:
         self.atlas = atlas
         self.settings = settings or Settings()
@@ -151,6 +154,8 @@ class Preprocessing(Transform):
         self.cache = cache if isinstance(cache, AlignmentCache) else AlignmentCache(cache)
         self.target = look_up_option(target, TARGETS) if target else None
         self._said_lost = False
+        several = bool(self.further_atlases) and self.settings.sees_each_atlas
+        self.vote_at_voxels = votes_at_voxels and several and self.target != "network"
         if self.further_atlases and self.settings.align == "none":
             raise ValueError("Further atlases must be aligned: give `align` 'rigid', 'affine' or 'deformable'.")
 
@@ -250,8 +255,8 @@ class Preprocessing(Transform):
         fused = AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native)
         if not self.settings.sees_each_atlas:
             return fused
-        parts = [atlas.in_part for atlas in atlases if atlas.in_part is not None]
-        scan_votes = votes_in_part(parts, like_atlas(weights)) if parts else None
+        parts: Any = [atlas.in_part for atlas in atlases]
+        scan_votes = votes_in_part(parts, like_atlas(weights)) if self.vote_at_voxels else None
         return replace(fused, each=tuple(replace(atlas, in_part=None) for atlas in atlases), scan_votes=scan_votes)
 
     def align_each(
@@ -308,10 +313,10 @@ class Preprocessing(Transform):
             "atlas_label": _channels(label_maps),
         }
         volumes.update(more or {})
-        to_labels: Any = CropForegroundd(
+        crop: Any = CropForegroundd(
             list(volumes), source_key="atlas_label", channel_indices=-1, margin=self.margin, allow_smaller=True
         )
-        return to_labels(volumes)
+        return crop(volumes)
 
     @property
     def margin(self) -> list[int]:
@@ -380,17 +385,12 @@ class Preprocessing(Transform):
         native = None
         if self.settings.propagated and aligner is self.aligner:
             native = self._native(alignment, atlas, label_map, scan)
-        if part is None and self._vote_at_voxels:
+        if part is None and self.vote_at_voxels:
             part = part_of(scan.source, label_map)
         # A field of displacements takes more memory than labels: it is not kept
         in_part = None if part is None else replace(alignment, image=part).propagate(atlas.label_map)
-        aligned = AlignedAtlas(alignment.image, label_map, alignment.report, None, None, voter, native, in_part)
-        return aligned, known
-
-    @property
-    def _vote_at_voxels(self) -> bool:
-        """Whether several atlases vote at the scan's voxels as well, for the mean with what the network finds."""
-        return bool(self.further_atlases) and self.settings.sees_each_atlas and self.target != "network"
+        report = alignment.report
+        return AlignedAtlas(alignment.image, label_map, report, voter=voter, native=native, in_part=in_part), known
 
     def _native(self, alignment: Alignment, atlas: Atlas, label_map: MetaTensor, scan: Scan) -> MetaTensor:
         """The propagated labels on the scan's own grid: thin ones do not survive a coarser one."""

@@ -88,7 +88,10 @@ class Segmenter:
     ) -> None:
         self.settings = settings or Settings()
         self.stripper = SkullStripper(strip, atlas.image)
-        self.preprocessing = Preprocessing(atlas, self.settings, further_atlases, min_overlap, cache)
+        merged_at_voxels = network is not None and upsample is None
+        self.preprocessing = Preprocessing(
+            atlas, self.settings, further_atlases, min_overlap, cache, votes_at_voxels=merged_at_voxels
+        )
         self.network = None if network is None else on_device(network, device).eval()
         self.device = device
         self.checkpoint: PathLike | None = None

@@ -12,13 +12,18 @@ from monai.data import MetaTensor
 from nibabel.affines import from_matvec
 
 from monai_lcs.atlas.voters import LabelMapVoter, count_votes
-from monai_lcs.boxes import crop, mask_box
+from monai_lcs.boxes import crop, mask_box, size_of, slabs_of, whole_box
 from monai_lcs.grids import affine_of, resample
+from monai_lcs.labels.votes import VOTE_CHANNELS
 
 __all__ = ["part_of", "votes_in_part"]
 
 REACH_MM = 10.0
-"""How far the labels of other atlases may lie beyond the box of the first one's: brains that are aligned end there."""
+"""How far the labels of other atlases may lie beyond the box of the first one's: brains that are aligned end there.
+Beyond it the network alone decides."""
+
+SLAB_VOXELS = 1 << 20
+"""About as many voxels are voted for at a time."""
 
 
 def part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
@@ -48,7 +53,7 @@ def part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
 
 
 def votes_in_part(label_maps: Sequence[MetaTensor], weights: MetaTensor) -> MetaTensor:
-    """The votes of atlases at the voxels of a part of the scan.
+    """The votes of atlases at the voxels of a part of the scan, counted in slabs to save memory.
 
     Args:
         label_maps: of each atlas, propagated to these voxels, ``(1, x, y, z)``.
@@ -57,14 +62,23 @@ def votes_in_part(label_maps: Sequence[MetaTensor], weights: MetaTensor) -> Meta
     Returns:
         ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`.
 
+    Raises:
+        ValueError: unless there are as many weights as label maps.
+
     Example:
         >>> maps = [MetaTensor(torch.tensor([[[[7]], [[0]]]])), MetaTensor(torch.tensor([[[[7]], [[9]]]]))]
         >>> votes = votes_in_part(maps, MetaTensor(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 2, 1, 1)))
         >>> votes[-1].flatten().tolist(), votes[3].flatten().tolist()  # the winner and its share
         ([7.0, 9.0], [1.0, 0.75])
     """
+    if len(label_maps) != len(weights):
+        raise ValueError(f"Each atlas has a label map and weights, got {len(label_maps)} and {len(weights)}.")
     shape, affine = tuple(label_maps[0].shape[1:]), affine_of(label_maps[0])
-    there = (MetaTensor(each[None], affine=weights.affine) for each in weights.as_tensor())
-    at_voxels = torch.cat([resample(each, shape, affine) for each in there])
-    ballot = count_votes([LabelMapVoter(each) for each in label_maps], shape, at_voxels)
-    return MetaTensor(ballot.channels(), affine=torch.as_tensor(affine))
+    there = [MetaTensor(each[None], affine=weights.affine) for each in weights.as_tensor()]
+    votes = torch.empty(VOTE_CHANNELS, *shape)
+    for slab in slabs_of(whole_box(shape), SLAB_VOXELS):
+        own = affine @ from_matvec(np.eye(3), [axis.start for axis in slab])
+        at_voxels = torch.cat([resample(each, size_of(slab), own) for each in there])
+        voters = [LabelMapVoter(crop(each.as_tensor(), slab)) for each in label_maps]
+        votes[:, slab[0]] = count_votes(voters, size_of(slab), at_voxels).channels()
+    return MetaTensor(votes, affine=torch.as_tensor(affine))
