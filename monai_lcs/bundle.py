@@ -39,7 +39,7 @@ from monai_lcs.pipeline.weights import cause
 from monai_lcs.results import dice as dice_tables
 from monai_lcs.results.scores import label_scores, scores_summary, scores_table, write_scores_tsv
 from monai_lcs.results.segmentation import ENDINGS
-from monai_lcs.study.cases import find_cases, find_images, shorten_names
+from monai_lcs.study.cases import find_cases, find_images
 
 __all__ = [
     "align_all",
@@ -176,27 +176,10 @@ def further_atlases(
         atlases_datalist = dataset[1]
     exclude = list(atlas.files.values())
     found = find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
-    read = []
-    for case in tqdm(found, "Reading atlases", unit="atlas"):
-        try:
-            read.append(Atlas.read(case["image"], case["label"], atlas.table))
-        except ValueError as error:
-            if "has no label of" not in str(error):
-                raise
-            message = f"The labels of {case['label']} are none of those of the atlas, {atlas.files['label']}."
-            raise ValueError(message) from error
-    _say_other_labels(read, atlas)
+    read = pipeline.read_further_atlases(found, atlas)
+    if said := pipeline.describe_other_labels(read, atlas):
+        print(said, file=sys.stderr)
     return read
-
-
-def _say_other_labels(further: Sequence[Atlas], atlas: Atlas) -> None:
-    """Say in one line which labels further atlases have that cannot be requested, or lack, so that they vote less."""
-    more = sorted({id for one in further for id in one.unnamed})
-    lack = sorted({id for one in further for id in set(atlas.ids).difference(one.ids)})
-    found = {"have without a name": more, "lack": lack}
-    said = [f"{what}: {shorten_names(list(map(str, ids)), 8)}" for what, ids in found.items() if ids]
-    if said:
-        print(f"Note: labels that some further atlases {'; '.join(said)}.", file=sys.stderr)
 
 
 @_one_sentence
@@ -453,9 +436,7 @@ def check_fused(checkpoint: str | None, settings: Settings, atlases: Sequence[An
         settings: of the weights. Nothing is said of a network that looks at each atlas, however many there are.
         atlases: those that vote now.
     """
-    if checkpoint and settings.fused != bool(atlases) and not settings.sees_each_atlas:
-        trained, now = ("with", "without") if settings.fused else ("without", "with")
-        said = f"Note: {checkpoint} was trained {trained} further atlases and is used {now}; it may be less accurate."
+    if said := pipeline.describe_untrained_fusion(checkpoint, settings, atlases):
         print(said, file=sys.stderr)
 
 

@@ -175,13 +175,20 @@ def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
     more = {"dataset_dir": files, "checkpoint": str(checkpoint), "atlases_datalist": str(tmp_path / "further.json")}
     run_bundle(study, tmp_path / "out", "inference", **more)
 
+    words = ["segment", *files, "-o", str(tmp_path / "command"), "--atlas", *atlas_files(study), "--no-picture"]
+    words += ["--more-atlases", str(study / "further"), "--cache", str(study / "cache"), "--weights", str(checkpoint)]
+    assert cli.main(words) == 0
+    record = json.loads((tmp_path / "command/sub-0_run.json").read_text())
+    assert [Path(each["image"]).name for each in record["further_atlases"]] == [f"{name}.nii.gz" for name in VOTERS]
+
     atlas = lcs.Atlas.read(*atlas_files(study))
     atlases = {"further_atlases": [lcs.Atlas.read(*files, atlas.table) for files in further_files(study)]}
     segmenter = lcs.Segmenter.load(checkpoint, atlas, cache=study / "cache", **atlases)
     for name, path in zip(SCANS, scan_files(study), strict=True):
         found = segmenter(path).label_map[0].numpy()
         assert set(np.unique(found)) == {0, 11, 16, 50}
-        np.testing.assert_array_equal(voxels(tmp_path / f"out/{name}_dseg.nii.gz"), found)
+        for folder in ("out", "command"):
+            np.testing.assert_array_equal(voxels(tmp_path / f"{folder}/{name}_dseg.nii.gz"), found)
     monkeypatch.setattr("monai_lcs.inferers.scan_votes.WEIGHT", 0.0)
     assert (segmenter(scan_files(study)[-1]).label_map[0].numpy() != found).any()
 

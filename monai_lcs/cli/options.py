@@ -17,6 +17,12 @@ def add_segmenting(command: argparse.ArgumentParser) -> None:
     """How scans are segmented."""
     add_atlas(command, DEFAULT_ATLAS)
     command.add_argument(
+        "--more-atlases",
+        metavar="STUDY",
+        help="a folder with images/ and labels/: labeled scans that vote beside the atlas where they are like the scan;"
+        " far more accurate, and each takes an alignment",
+    )
+    command.add_argument(
         "--weights",
         default="permissive",
         metavar="WEIGHTS",
@@ -57,18 +63,38 @@ def add_talk(command: argparse.ArgumentParser) -> None:
 def load_segmenter(options: argparse.Namespace, progress: bool = False) -> Any:
     """The segmenter that the words ask for; which weights and atlas it uses is said."""
     from monai_lcs.atlas import AlignmentCache
-    from monai_lcs.pipeline import Segmenter, describe_weights
+    from monai_lcs.pipeline import Segmenter, describe_untrained_fusion, describe_weights
 
     use_threads(options.threads)
     weights = find_weights(options.weights)
     logger.info(describe_weights(weights))
+    atlas = read_atlas(options)
+    further = read_more_atlases(options, atlas)
     align = "deformable_fine" if options.careful else "affine" if options.fast else options.align
     shown = progress and not options.quiet
     cache = AlignmentCache(options.cache, in_memory=0)  # no scan comes twice
-    more = {"align": align, "cache": cache, "strip": options.strip, "progress": shown}
+    more = {"align": align, "cache": cache, "strip": options.strip, "progress": shown, "further_atlases": further}
     if getattr(options, "label_parallel", False):
         more["label_parallel"] = True
-    return Segmenter.load(weights, read_atlas(options), options.device, **more)
+    segmenter = Segmenter.load(weights, atlas, options.device, **more)
+    if said := describe_untrained_fusion(weights, segmenter.settings, further):
+        logger.warning(said)
+    return segmenter
+
+
+def read_more_atlases(options: argparse.Namespace, atlas: Any) -> list[Any]:
+    """The labeled scans that vote beside the atlas; what is known of them is said."""
+    from monai_lcs.pipeline import describe_other_labels, read_further_atlases
+    from monai_lcs.study.cases import find_cases
+
+    if not options.more_atlases:
+        return []
+    found = find_cases(options.more_atlases, section="testing", exclude=list(atlas.files.values()))
+    further = read_further_atlases(found, atlas, progress=not options.quiet)
+    logger.info(f"{len(further)} further atlases of {options.more_atlases} vote beside it.")
+    if said := describe_other_labels(further, atlas):
+        logger.warning(said)
+    return further
 
 
 def find_weights(words: str) -> Any:

@@ -1,5 +1,10 @@
 """Scan in, segmentation out: settings, preprocessing, the segmenter and the training. Every surface is a door to it."""
 
+from monai_lcs.pipeline.further_atlases import (
+    describe_other_labels,
+    describe_untrained_fusion,
+    read_further_atlases,
+)
 from monai_lcs.pipeline.preprocessing import AlignedAtlas, Preprocessing, Scan, ToNatived, to_native
 from monai_lcs.pipeline.random_atlas import AtlasPool
 from monai_lcs.pipeline.ranks import MeanLoss
@@ -25,10 +30,13 @@ __all__ = [
     "ToNatived",
     "bundle_folder",
     "check_trained_for",
+    "describe_other_labels",
+    "describe_untrained_fusion",
     "describe_weights",
     "load_weights",
     "make_network",
     "on_device",
+    "read_further_atlases",
     "shipped_weights",
     "to_native",
     "train",

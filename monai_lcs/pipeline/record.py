@@ -45,7 +45,7 @@ def make_record(segmenter: Segmenter, result: Segmentation, noted: list[str], gi
         >>> segmenter = Segmenter(atlas, settings=Settings(align="none", spacing=(1, 1, 1)))
         >>> record = make_record(segmenter, segmenter(atlas.image), [], {"threads": 2})
         >>> sorted(record)[:8]
-        ['alignment', 'atlas', 'command', 'device', 'finished', 'labels', 'mask_mm3', 'memory_mb']
+        ['alignment', 'atlas', 'command', 'device', 'finished', 'further_atlases', 'labels', 'mask_mm3']
     """
     quality = dict(result.quality)
     stages = quality.pop("stages", {})
@@ -57,6 +57,7 @@ def make_record(segmenter: Segmenter, result: Segmentation, noted: list[str], gi
         "command": given,
         "weights": weights_card(segmenter.checkpoint),
         "atlas": _atlas(segmenter.atlas),
+        "further_atlases": [_atlas(each) for each in segmenter.preprocessing.further_atlases],
         "labels": len(result.table),
         "settings": {**segmenter.settings.to_dict(), **segmenter.sweep_options, "strip": segmenter.stripper.mode},
         "device": str(segmenter.device),
