@@ -198,9 +198,26 @@ def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("config", ["inference", "train"])
 def test_the_settings_of_the_bundle_are_the_defaults_of_settings(config):
+    """Of a training; without weights they are those to propagate labels with."""
     parser = ConfigParser(json.loads((BUNDLE / f"configs/{config}.json").read_text()))
     parser.update({"checkpoint": None, "atlas": None})
-    assert parser.get_parsed_content("settings") == lcs.Settings()
+    defaults = lcs.Settings() if config == "train" else replace(lcs.Settings(), spacing=(1.0, 1.0, 1.0))
+    assert parser.get_parsed_content("settings") == defaults
+
+
+def test_labels_are_propagated_at_the_voxels_of_the_scan(study, tmp_path):
+    """Without weights no grid of 2 mm lies between: the label map is that of the alignment on the scan's own grid."""
+    scan = scan_files(study)[1]
+    atlas = lcs.Atlas.read(*atlas_files(study))
+    segmenter = lcs.Segmenter.load(None, atlas, align="affine", cache=study / "cache")
+    found = segmenter(scan).label_map[0].numpy()
+    settings = replace(segmenter.settings, propagated=[label.name for label in TABLE])
+    preprocessing = Preprocessing(atlas, settings, cache=study / "cache")
+    directly = preprocessing.align(preprocessing.prepare(scan)).native[0].numpy()
+    coarse = lcs.Segmenter(atlas, None, replace(settings, spacing=(4.0, 4.0, 4.0)), cache=study / "cache")
+    moved = (coarse(scan).label_map[0].numpy() != directly).sum()
+    assert moved > 20
+    assert (found != directly).sum() < moved / 10
 
 
 def items(config):

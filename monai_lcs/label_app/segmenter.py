@@ -56,7 +56,8 @@ class Weights:
             'affine'
         """
         found = next((Path(path) for path in paths if path and Path(path).is_file()), None)
-        return cls(found, Settings.of_weights(found, Settings.from_dict(settings)))
+        defaults = Settings() if found else Settings.of_weights(None)
+        return cls(found, Settings.of_weights(found, Settings.from_dict({**defaults.to_dict(), **settings})))
 
     @property
     def key(self) -> tuple[str, int]:

@@ -40,7 +40,8 @@ class Segmenter:
     Args:
         atlas: the atlas.
         network: a trained network; without one the labels are those of the aligned atlas, propagated.
-        settings: what the network was trained with.
+        settings: what the network was trained with. Without a network and settings, labels are propagated with voxels
+            of 1 mm.
         further_atlases: atlases with the same labels that vote beside it.
         device: where the network runs.
         min_overlap: alignment with a lower overlap of foregrounds has failed.
@@ -86,7 +87,7 @@ class Segmenter:
         strip: str = "no",
         label_parallel: bool = False,
     ) -> None:
-        self.settings = settings or Settings()
+        self.settings = settings or (Settings.of_weights(None) if network is None else Settings())
         self.stripper = SkullStripper(strip, atlas.image)
         merged_at_voxels = network is not None and upsample is None
         self.preprocessing = Preprocessing(

@@ -26,6 +26,8 @@ __all__ = ["Settings", "make_network", "on_device"]
 
 MIN_MM, MAX_MM = 0.1, 20.0  # voxel sizes at which a network could work; beyond them memory or anatomy ends
 
+PROPAGATED_MM = (1.0, 1.0, 1.0)  # without a network: coarser voxels would lose thin labels, and nothing is gained
+
 NORMS = tuple(name.lower() for name in Norm.names)
 NORM_ARGUMENTS = {"affine", "eps", "momentum", "num_groups", "track_running_stats"}
 MOST_LEVELS, MOST_WEIGHTS = 12, 2**28  # 1 GiB: settings of a stranger must not take all memory
@@ -144,11 +146,14 @@ class Settings:
         Args:
             checkpoint: file of the weights; the settings are in it, or in the file of this name that ends in ``.json``,
                 see :func:`monai_lcs.pipeline.weights_file.facts_of_weights`.
-            defaults: for weights that come without settings, and for what their settings do not say.
+            defaults: for weights that come without settings, and for what their settings do not say. Without weights
+                and defaults, the labels are propagated with voxels of 1 mm.
 
         Raises:
             ValueError: when a file cannot be read, or what it holds makes no sense.
         """
+        if not checkpoint and defaults is None:
+            return cls(spacing=PROPAGATED_MM)
         known = (defaults or cls()).to_dict()
         facts = facts_of_weights(checkpoint) if checkpoint else {}
         if not facts:
