@@ -142,6 +142,7 @@ def draw(curves: pd.DataFrame, path: Path) -> None:
     """Validation Dice against label samples and against core-hours; a dot is where the learning rate dropped."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     validated = curves.dropna(subset="validation_dice")
+    validated = validated.groupby(["contender", "seed"]).filter(lambda own: len(own) > 1)  # one point is no curve
     colors = {name: f"C{i}" for i, name in enumerate(sorted(validated.contender.unique()))}
     for (name, seed), own in validated.groupby(["contender", "seed"]):
         dropped = own[own.learning_rate < own.learning_rate.iloc[0]].head(1)
