@@ -251,12 +251,12 @@ def scores(name: str, args: argparse.Namespace, left_out: pd.Series) -> dict[str
 def effort(name: str, args: argparse.Namespace) -> dict[str, float | str]:
     """Steps, minutes and best validation of a row's training; empty texts where it has none."""
     row, folder = ROWS[ROWS[name].of or name], folder_of(ROWS[name].of or name, args.out)
-    split = json.loads((HERE / f"splits/{row.study}.json").read_text())
+    split = json.loads((HERE / f"splits/{row.study}.json").read_text(encoding="utf-8"))
     seconds = folder / "seconds.txt"
-    validations = re.findall(r"val_mean_dice=([0-9.]+)", (folder / "log.txt").read_text())
+    validations = re.findall(r"val_mean_dice=([0-9.]+)", (folder / "log.txt").read_text(encoding="utf-8"))
     return {
         "steps": row.epochs * len(split["training"]) or "",
-        "minutes": sum(map(float, seconds.read_text().split())) / 60 if seconds.is_file() else "",
+        "minutes": sum(map(float, seconds.read_text(encoding="utf-8").split())) / 60 if seconds.is_file() else "",
         "best validation": max(map(float, validations), default=""),
     }
 

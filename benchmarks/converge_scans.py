@@ -57,7 +57,7 @@ def read_labels(data: Path) -> pd.DataFrame:
         Columns id, ascending, name, and ``mirrored``: the channel of the same structure on the other side.
     """
     names = pd.read_csv(data / "labels.csv").rename(columns={"Label Number": "id", "Label Name": "name"})
-    files = [f"labels/{ATLAS}", *(case["label"] for case in json.loads(SPLIT.read_text())["training"])]
+    files = [f"labels/{ATLAS}", *(case["label"] for case in json.loads(SPLIT.read_text(encoding="utf-8"))["training"])]
     common = set.intersection(*(set(np.unique(LoadImage(image_only=True)(data / f)).astype(int)) for f in files))
     table = names[names.id.isin(common - {0})].sort_values("id")[["id", "name"]].reset_index(drop=True)
     table["name"] = table.name.str.split().str.join(" ")
@@ -76,7 +76,7 @@ def load_scans(section: str, data: Path, ids: Sequence[int], cache: Path, align:
     """The scans of a section of the split, with the label ``ids``, prepared once and kept in ``cache``."""
     cache.mkdir(parents=True, exist_ok=True)
     scans = []
-    for case in json.loads(SPLIT.read_text())[section]:
+    for case in json.loads(SPLIT.read_text(encoding="utf-8"))[section]:
         name = Path(case["image"]).name.partition(".")[0]
         path = cache / (f"{name}.pt" if align == "affine" else f"{name}-{align}.pt")
         if not path.is_file():

@@ -78,7 +78,7 @@ def load_slices(section: str, data: Path, cache: Path) -> list[Slices]:
     """The scans of a section of the split, all labels of the study, aligned once and kept in ``cache``."""
     cache.mkdir(parents=True, exist_ok=True)
     loaded = []
-    for case in json.loads(scans.SPLIT.read_text())[section]:
+    for case in json.loads(scans.SPLIT.read_text(encoding="utf-8"))[section]:
         path = cache / f"{Path(case['image']).name.partition('.')[0]}-slices.pt"
         if not path.is_file():
             slices = _prepare(data / case["image"], data / case["label"], data)

@@ -250,7 +250,14 @@ def _high_water() -> int:
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return (
+        int(
+            next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")).split()[
+                1
+            ]
+        )
+        * 1024
+    )
 
 
 def work(args: argparse.Namespace) -> None:
@@ -278,7 +285,7 @@ def work(args: argparse.Namespace) -> None:
 
 def too_large(contender: str, count: int, voxels: int) -> bool:
     """Tell whether one float volume per label does not fit into three quarters of the memory."""
-    pages = Path("/proc/meminfo").read_text().split()[1] if Path("/proc/meminfo").exists() else 2**24
+    pages = Path("/proc/meminfo").read_text(encoding="utf-8").split()[1] if Path("/proc/meminfo").exists() else 2**24
     return contender == "multi-channel" and count * voxels * 4 > 0.75 * 1024 * int(pages)
 
 

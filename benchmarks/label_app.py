@@ -62,7 +62,7 @@ class Server:
                 requests.get(f"{url}/info/").raise_for_status()
                 return MONAILabelClient(url, tmpdir=str(self.folder))
             except requests.ConnectionError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+                assert self.process.poll() is None, (self.folder / "server.log").read_text(encoding="utf-8")[-2000:]
                 time.sleep(0.5)
 
     def __exit__(self, *_: object) -> None:

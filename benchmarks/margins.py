@@ -41,7 +41,7 @@ SPLIT = Path(__file__).parent / "splits" / "malc2012.json"
 
 def default_cases() -> list[str]:
     """Ids of the training and validation scans; those to test are not used to choose a default."""
-    split = json.loads(SPLIT.read_text())
+    split = json.loads(SPLIT.read_text(encoding="utf-8"))
     return [Path(item["image"]).name.split(".")[0] for key in ("training", "validation") for item in split[key]]
 
 

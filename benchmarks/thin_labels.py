@@ -310,7 +310,7 @@ def shares_of(truth: MetaTensor, grid: Grid, labels: list[int]) -> Answer:
 
 def memory(key: str) -> float:
     """Megabytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None
     return int(found[1]) / 1e3
 

@@ -227,7 +227,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(f"{out} is not empty; choose another folder, or add --overwrite (overwrite=True).")
     try:
-        ours = json.loads((out / "dataset.json").read_text())["name"] == NAME
+        ours = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["name"] == NAME
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:

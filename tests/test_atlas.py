@@ -176,10 +176,14 @@ def test_tables_of_results_run_nothing_in_a_spreadsheet(tmp_path):
     write_dice_tsv(dice, tmp_path / "dice.tsv")
     again = read_tsv(tmp_path / "dice.tsv")
     pd.testing.assert_frame_equal(again, dice, check_dtype=False)
-    cells = [cell for line in (tmp_path / "dice.tsv").read_text().splitlines()[1:] for cell in line.split("\t")[:3]]
+    cells = [
+        cell
+        for line in (tmp_path / "dice.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        for cell in line.split("\t")[:3]
+    ]
     assert {"'=cmd()", "'-x", "'@sub", "None"} <= set(cells)
     assert not [cell for cell in cells if cell[0] in "=+-@"]
     volumes = pd.DataFrame({"id": [1], "name": ["+1"], "voxels": [3], "mm3": [-2.5]})
     write_tsv(volumes, tmp_path / "volumes.tsv")
-    assert (tmp_path / "volumes.tsv").read_text().splitlines()[1] == "1\t'+1\t3\t-2.5"
+    assert (tmp_path / "volumes.tsv").read_text(encoding="utf-8").splitlines()[1] == "1\t'+1\t3\t-2.5"
     pd.testing.assert_frame_equal(read_tsv(tmp_path / "volumes.tsv"), volumes, check_dtype=False)

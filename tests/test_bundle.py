@@ -186,7 +186,7 @@ def segmented(study, trained, tmp_path_factory):
 
 def test_settings_go_with_the_weights(study, trained, segmented, tmp_path):
     """Segmentation need not be told how the network was trained; what it is told it takes."""
-    kept = json.loads((trained / "model.json").read_text())
+    kept = json.loads((trained / "model.json").read_text(encoding="utf-8"))
     assert (kept["spacing"], kept["channels"], kept["margin_mm"], kept["align"]) == (
         [MM, MM, MM],
         [4, 8, 16],
@@ -386,7 +386,7 @@ PAPERS_OWN = dict.fromkeys(("margin_mm", "prior_logit"), "not given")
 def test_paper_trains_and_segments(study, tmp_path):
     run(study, "train", "paper", ckpt_dir=tmp_path, output_dir=tmp_path, **SMALL_PAPER, **PAPERS_OWN)
     assert len(scalars(tmp_path, "train_loss")) == 2 * 3
-    kept = json.loads((tmp_path / "model.json").read_text())
+    kept = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     norm = ["batch", {"momentum": 0.01, "eps": 0.001}]
     expected = {"conditioning": "bottleneck", "norm": norm, "margin_mm": None, "prior_logit": 0, "up_activation": True}
     assert {name: kept[name] for name in expected} == expected

@@ -40,7 +40,7 @@ TENSOR = {
 
 @pytest.fixture(scope="module")
 def metadata():
-    return json.loads(FILE.read_text())
+    return json.loads(FILE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -108,4 +108,4 @@ def test_another_number_of_channels_is_noticed():
 
 
 def test_license_is_the_repository_s():
-    assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert (BUNDLE / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")

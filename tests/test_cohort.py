@@ -431,16 +431,16 @@ def test_the_table_of_all_cases(out):
             assert table.loc[record.case, name] == mm3
     assert table["outliers"].sum() == 1
     assert table.loc["sub #5", "remarks"] == "The units are guessed. Left is <guessed>."
-    assert set(json.loads(Path(paths["columns"]).read_text())) == {"case", *table.columns}
+    assert set(json.loads(Path(paths["columns"]).read_text(encoding="utf-8"))) == {"case", *table.columns}
     assert read_tsv(paths["failed"])["error"].tolist() == ["a & b are <not> aligned"]
-    Reader(Path(paths["page"]).read_text())
+    Reader(Path(paths["page"]).read_text(encoding="utf-8"))
 
 
 def test_an_empty_cohort_has_a_page(out):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths = write_report(CohortFolder(out), ["ann"])
-    assert "0 of 1 cases are finished" in Path(paths["page"]).read_text()
+    assert "0 of 1 cases are finished" in Path(paths["page"]).read_text(encoding="utf-8")
     assert read_tsv(paths["table"])["state"].tolist() == ["open"]
 
 
@@ -473,7 +473,7 @@ if how == "no use":
     sys.exit(1)
 deaths = pathlib.Path(status, "deaths")
 for file in sorted(pathlib.Path(status).glob("*.json")):
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     if record["state"] == "done":
         continue
     record.update(state="running", attempts=record["attempts"] + 1, run=run, tries=record["tries"] + 1)

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCKER = (ROOT / "Dockerfile").read_text()
-APPTAINER = (ROOT / "containers/monai-lcs.def").read_text()
-PINS = dict(line.split("==") for line in (ROOT / "containers/constraints.txt").read_text().split("\n") if "==" in line)
+DOCKER = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+APPTAINER = (ROOT / "containers/monai-lcs.def").read_text(encoding="utf-8")
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "containers/constraints.txt").read_text(encoding="utf-8").split("\n")
+    if "==" in line
+)
 
 
 def copied():
@@ -30,7 +34,9 @@ def test_both_copy_the_same_files_and_these_exist():
     by_docker, by_apptainer = copied()
     assert by_docker == by_apptainer
     assert all((ROOT / name).exists() for name in by_docker)
-    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    kept = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")
+    ]
     assert sorted(kept) == sorted(by_docker)
 
 
@@ -40,7 +46,7 @@ def test_both_install_the_same():
 
 def test_pytorch_is_that_of_the_makefile():
     (torch, *_), _ = installed(DOCKER)[1]
-    assert torch == re.search(r"^TORCH \?= (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert torch == re.search(r"^TORCH \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1]
     assert torch == f"torch=={PINS['torch']}"
 
 

@@ -70,7 +70,7 @@ def test_the_pipeline_turned_into_lcs(task, monkeypatch, capsys):
 
 
 def test_the_difference_is_a_few_lines():
-    texts = [(EXAMPLES / f"{name}.py").read_text().splitlines() for name in ("spleen", "spleen_lcs")]
+    texts = [(EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines() for name in ("spleen", "spleen_lcs")]
     changed = [line for line in difflib.ndiff(*texts) if line[0] in "+-"]
     assert len(changed) < 30
     assert len(texts[0]) > 60

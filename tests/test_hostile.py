@@ -349,7 +349,7 @@ def test_a_table_with_formulas_is_written_as_text(tmp_path, mark):
     result = Segmentation(MetaTensor(voxels), MetaTensor(torch.rand(1, *SHAPE)), table, case="a")
     for path in result.save(tmp_path / "out", picture=False).values():
         if path.endswith(".tsv"):
-            cells = [cell for line in Path(path).read_text().splitlines() for cell in line.split("\t")]
+            cells = [cell for line in Path(path).read_text(encoding="utf-8").splitlines() for cell in line.split("\t")]
             assert not [cell for cell in cells if cell[:1] in "=+@" and cell]
 
 
@@ -396,7 +396,7 @@ def test_links_in_the_output_folder_are_not_followed(tmp_path):
     atlas = atlas_of()
     result = Segmentation(atlas.label_map, atlas.image, atlas.table, case="a")
     result.save(tmp_path / "out", overwrite=True, picture=False)
-    assert victim.read_text() == "mine"
+    assert victim.read_text(encoding="utf-8") == "mine"
     assert not any((tmp_path / f"out/a_{ending}").is_symlink() for ending in endings)
 
 
@@ -436,7 +436,7 @@ def test_a_hostile_cache(tmp_path, mark):
     atlas, aligner = atlas_of(), AtlasAligner("none")
     AlignmentCache(tmp_path).align(aligner, atlas.image, atlas)
     report, transform = (next(tmp_path.glob(f"*.{ending}")) for ending in ("json", "h5"))
-    good = report.read_text()
+    good = report.read_text(encoding="utf-8")
     for text in ('{"a": 1}', "[]", '"x"', "[" * 100_000, good.replace('"none"', json.dumps(expression(mark)))):
         report.write_text(text)
         assert AlignmentCache(tmp_path).align(aligner, atlas.image, atlas)[0].overlap == 1.0

@@ -81,9 +81,9 @@ class Server:
                 requests.get(f"{self.url}/info/", timeout=60).raise_for_status()
                 return self
             except requests.ConnectionError:
-                assert self.process.poll() is None, Path(self.log.name).read_text()[-3000:]
+                assert self.process.poll() is None, Path(self.log.name).read_text(encoding="utf-8")[-3000:]
                 time.sleep(0.5)
-        raise TimeoutError(Path(self.log.name).read_text()[-3000:])
+        raise TimeoutError(Path(self.log.name).read_text(encoding="utf-8")[-3000:])
 
     def kill(self):
         if self.process is not None and self.process.poll() is None:
@@ -444,7 +444,9 @@ def test_nothing_saved_is_lost_when_the_server_is_killed(server, data, tmp_path)
     info = client.info()
     assert done[-1].removeprefix("painted ") in info["labels"]
     store = server.studies / "lcs/atlas"
-    changes = [json.loads(path.read_text())["change"] for path in sorted(store.glob("[0-9]*/version.json"))]
+    changes = [
+        json.loads(path.read_text(encoding="utf-8"))["change"] for path in sorted(store.glob("[0-9]*/version.json"))
+    ]
     assert [change for change in changes if change in done] == done
     np.testing.assert_array_equal(voxels(client.download_label("late", "final")), voxels(data / "labels/sub-06.nii.gz"))
     assert client.infer("lcs", "late", {"label_prompt": 83})[1]["label_names"] == {"Brain-Stem": 83}

@@ -299,7 +299,7 @@ def test_the_command(study, tmp_path):
     names = sorted(path.name for path in Path(tmp_path / "one").iterdir())
     assert sorted(path.name for path in Path(tmp_path / "two").iterdir()) == names
     for case in "ac":
-        tables = [(tmp_path / which / f"{case}_volumes.tsv").read_text() for which in ("one", "two")]
+        tables = [(tmp_path / which / f"{case}_volumes.tsv").read_text(encoding="utf-8") for which in ("one", "two")]
         assert tables[0] == tables[1]
         one, two = (voxels(tmp_path / which / f"{case}_dseg.nii.gz") for which in ("one", "two"))
         assert len(np.unique(one)) > 1

@@ -276,7 +276,7 @@ def test_size_by_the_header_alone(tmp_path):
 
 def test_the_command_writes_the_app_and_says_how_to_start_it(tmp_path, capsys):
     main([str(tmp_path / "my app"), "--studies", "scans", "--atlas_image", "a.nii.gz"])
-    assert "import LabelConditionedApp" in (tmp_path / "my app/main.py").read_text()
+    assert "import LabelConditionedApp" in (tmp_path / "my app/main.py").read_text(encoding="utf-8")
     command = shlex.split(capsys.readouterr().out)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--app") + 1] == str(tmp_path / "my app")
@@ -291,7 +291,7 @@ def test_the_command_writes_the_app_and_says_how_to_start_it(tmp_path, capsys):
 
 def test_the_bundle_takes_labels_and_atlas_as_options(study):
     """As MONAI Label's own app gives them to it."""
-    parser = ConfigParser(json.loads((BUNDLE / "configs/inference.json").read_text()))
+    parser = ConfigParser(json.loads((BUNDLE / "configs/inference.json").read_text(encoding="utf-8")))
     atlas = {"atlas_image": str(study / "atlas.nii.gz"), "atlas_labels": str(study / "atlas/dseg.nii.gz")}
     for prompt, ids in (("all", [11, 16, 50]), ("Left-*, Stem", [11, 16]), ([50], [50]), ("Striatum", [11, 50])):
         options = {**atlas, "label_table": str(study / "atlas/dseg.tsv"), "label_prompt": prompt}
@@ -415,9 +415,9 @@ def test_training_keeps_the_best_network_of_all_runs(study, store, tmp_path):
     stats = train_on_corrections(
         segmenter, Weights.find([tmp_path / "random.pt"], settings), cases, model, TrainOptions(**arguments)
     )
-    assert stats == json.loads((model / "train_stats.json").read_text())
+    assert stats == json.loads((model / "train_stats.json").read_text(encoding="utf-8"))
     assert stats["best_metric"] > stats["eval"]["before"]
-    assert json.loads((model / "model.json").read_text())["channels"] == [4, 8]
+    assert json.loads((model / "model.json").read_text(encoding="utf-8"))["channels"] == [4, 8]
 
     kept = (model / "model.pt").read_bytes()
     for pretrained in (True, False):  # both end worse

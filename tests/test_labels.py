@@ -300,7 +300,7 @@ def test_writes_what_other_tools_read(tmp_path):
     texts = {}
     for suffix in ("tsv", "csv", "txt", "lut", "ctbl", "label", "json"):
         HIPPOCAMPI.write(tmp_path / f"a.{suffix}")
-        texts[suffix] = (tmp_path / f"a.{suffix}").read_text().splitlines()
+        texts[suffix] = (tmp_path / f"a.{suffix}").read_text(encoding="utf-8").splitlines()
     assert texts["tsv"][0] == "index\tname\tabbreviation\tcolor\tmapping\tparent\themisphere"
     assert texts["tsv"][1] == "16\tBrain-Stem\tn/a\t#779fb0\tn/a\tn/a\tn/a"
     assert texts["csv"][-1] == "53,Right-Hippocampus,RHip,#dcd814,Hippocampus,R"
@@ -379,7 +379,7 @@ def test_write_replaces_only_when_told(tmp_path):
     path.write_text("mine")
     with pytest.raises(FileExistsError, match=r"a\.tsv exists: .*overwrite=True"):
         HIPPOCAMPI.write(path)
-    assert path.read_text() == "mine"
+    assert path.read_text(encoding="utf-8") == "mine"
     HIPPOCAMPI.write(path, overwrite=True)
     assert LabelTable.read(path) == HIPPOCAMPI
 
@@ -391,7 +391,7 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"Cannot write .*a\.tsv: disk on fire"):
         HIPPOCAMPI.write(path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tsv"]
-    assert path.read_text() == "mine"
+    assert path.read_text(encoding="utf-8") == "mine"
 
 
 def test_write_says_what_is_wrong(tmp_path):

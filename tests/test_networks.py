@@ -108,7 +108,7 @@ def test_equals_reference(conditioning, norm, up_activation):
 def test_the_shipped_weights_answer_as_they_were_trained():
     """Their settings were written before there was an activation after the up-sampling: the reference without it."""
     settings = Settings.of_weights(shipped_weights())
-    assert "up_activation" not in json.loads(shipped_weights().with_suffix(".json").read_text())
+    assert "up_activation" not in json.loads(shipped_weights().with_suffix(".json").read_text(encoding="utf-8"))
     net = make_network(settings)
     load_weights(shipped_weights(), net)
     layer = partial(nn.InstanceNorm3d, affine=True)

@@ -389,7 +389,7 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     settings = lcs.Settings.from_dict(SETTINGS)
     settings.write(tmp_path / "model.json")
     assert lcs.Settings.of_weights(tmp_path / "model.pt") == settings
-    assert lcs.Settings.from_dict(json.loads((tmp_path / "model.json").read_text())) == settings
+    assert lcs.Settings.from_dict(json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))) == settings
     kept = settings.to_dict()
     assert kept.pop("up_activation") is False
     (tmp_path / "model.json").write_text(json.dumps(kept))  # as before it was a setting, whatever the defaults
@@ -656,7 +656,7 @@ def test_weights_that_are_not_finite(study, atlas, tmp_path):
     name = next(iter(state))
     state[name].view(-1)[0] = torch.nan
     torch.save(state, tmp_path / "model.pt")
-    (tmp_path / "model.json").write_text((study / "model/model.json").read_text())
+    (tmp_path / "model.json").write_text((study / "model/model.json").read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match=rf"model\.pt are NaN or infinite, {name} first"):
         lcs.Segmenter.load(tmp_path / "model.pt", atlas)
 
@@ -706,7 +706,7 @@ def test_all_files_are_read_before_the_first_alignment(study, atlas, monkeypatch
 def test_weights_of_one_atlas_warn_with_another(study, atlas, tmp_path):
     for name in ("model.pt", "model.json"):
         shutil.copy(study / "model" / name, tmp_path / name)
-    settings = json.loads((tmp_path / "model.json").read_text())
+    settings = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     card = {"license": "CC BY-NC 4.0", "data": "15 people", "atlas": atlas_card("mine", atlas)}
     (tmp_path / "model.json").write_text(json.dumps({**settings, "card": card}))
     assert describe_weights(tmp_path / "model.pt") == "Weights: model.pt; CC BY-NC 4.0; 15 people"

@@ -26,10 +26,12 @@ from monai_lcs.sample_data import make_sample_data
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_templates" not in path.parts)
-DOCUMENTS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *PAGES)}
-BUNDLE_README = (bundle_folder() / "docs/README.md").read_text()
+DOCUMENTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *PAGES)}
+BUNDLE_README = (bundle_folder() / "docs/README.md").read_text(encoding="utf-8")
 OVERRIDES = DOCUMENTS["docs/bundle.md"]
-CONFIGS = {path.stem: json.loads(path.read_text()) for path in (bundle_folder() / "configs").glob("*.json")}
+CONFIGS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (bundle_folder() / "configs").glob("*.json")
+}
 KEYS = set().union(*(CONFIGS[name] for name in ("train", "inference", "evaluate")))
 
 MM = 4.0
@@ -240,7 +242,7 @@ def test_bash_blocks_are_bash(name):
 
 
 def test_make_targets_and_extras_exist():
-    makefile, config = (ROOT / "Makefile").read_text(), configparser.ConfigParser()
+    makefile, config = (ROOT / "Makefile").read_text(encoding="utf-8"), configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     everything = "\n".join(DOCUMENTS.values()) + BUNDLE_README
     targets = set(re.findall(r"(?:^|`)make ([\w-]+)", everything, re.M))
@@ -377,7 +379,9 @@ def test_files_named_in_the_documents():
 
 def anchors(path):
     """What links to the headings of a page end in."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S), re.M)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
     words = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower() for heading in headings)
     return {re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-") for text in words}
 

@@ -91,12 +91,12 @@ def test_dice_table_and_file(tmp_path):
 
     path = tmp_path / "dice.tsv"
     write_dice_tsv(dice, path)
-    assert path.read_text().splitlines()[3] == "sub-01.v2\t300\tthree hundred\tn/a"
+    assert path.read_text(encoding="utf-8").splitlines()[3] == "sub-01.v2\t300\tthree hundred\tn/a"
     pd.testing.assert_frame_equal(pd.read_csv(path, sep="\t"), dice.round(4))
     with pytest.raises(FileExistsError, match=r"dice.tsv exists: .* overwrite=True"):
         write_dice_tsv(dice, path)
     write_dice_tsv(dice[:1], path, overwrite=True)
-    assert len(path.read_text().splitlines()) == 2
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
     with pytest.raises(OSError, match=r"Cannot write .*/none/dice.tsv: "):
         write_dice_tsv(dice, tmp_path / "none/dice.tsv")
     with pytest.raises(ValueError, match=r"\(1 cases, 3 labels\), got \(2, 3\)"):
@@ -243,7 +243,7 @@ def test_segmentation_and_transform_write_the_same_files(tmp_path, case):
     for kind, path in ours.items():
         assert Path(path).name == Path(theirs[kind]).name
         if kind in ("labels", "volumes"):
-            assert Path(path).read_text() == Path(theirs[kind]).read_text()
+            assert Path(path).read_text(encoding="utf-8") == Path(theirs[kind]).read_text(encoding="utf-8")
     np.testing.assert_array_equal(imread(ours["qc"]), imread(theirs["qc"]))
     one, other = (nib.load(paths["dseg"]) for paths in (ours, theirs))
     assert one.header == other.header
@@ -326,7 +326,7 @@ def test_results_are_kept(tmp_path, case, existing):
     with pytest.raises(FileExistsError, match=rf"{path} exists: .* overwrite=True"):
         SaveSegmentation(path.parent, TABLE)(*case)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert path.read_text() == "precious"
+    assert path.read_text(encoding="utf-8") == "precious"
     SaveSegmentation(path.parent, TABLE, overwrite=True)(*case)
     assert path.read_bytes() != b"precious"
     assert len(list(path.parent.iterdir())) == 4
@@ -448,7 +448,7 @@ def test_agreement_is_saved(tmp_path):
     pred, agreement = ((image > 0.5) * 4).int(), MetaTensor(torch.full((1, 6, 6, 6), 0.75))
     voted = pred.clone()
     save({"image": image, "pred": pred, "atlas_label": voted, "agreement": agreement})
-    assert (tmp_path / "ann_volumes.tsv").read_text().split("\n")[1].endswith("\t0.75")
+    assert (tmp_path / "ann_volumes.tsv").read_text(encoding="utf-8").split("\n")[1].endswith("\t0.75")
 
 
 def test_agreement_on_another_label_is_none(tmp_path):
@@ -459,4 +459,4 @@ def test_agreement_on_another_label_is_none(tmp_path):
     voted = pred.clone()
     voted[:, :3] = 7
     save({"image": image, "pred": pred, "atlas_label": voted, "agreement": torch.full((1, 6, 6, 6), 0.8)})
-    assert (tmp_path / "ann_volumes.tsv").read_text().split("\n")[1].endswith("\t0.4")
+    assert (tmp_path / "ann_volumes.tsv").read_text(encoding="utf-8").split("\n")[1].endswith("\t0.4")

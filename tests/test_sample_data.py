@@ -69,7 +69,7 @@ def least_jacobian(transform, grid):
 
 
 def test_datalist_names_existing_pairs_in_disjoint_splits(data):
-    datalist = json.loads((data / "dataset.json").read_text())
+    datalist = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
     items = [item for part in ("training", "validation", "testing") for item in datalist[part]]
     assert [len(datalist[part]) for part in ("training", "validation", "testing")] == [1, 1, 1]
     assert sorted(item["image"] for item in items) == [f"images/sub-0{i}.nii.gz" for i in (1, 2, 3)]
@@ -140,12 +140,12 @@ def test_same_seed_same_voxels_whatever_the_number_of_subjects(data, tmp_path, c
     main([str(again), "--subjects", "3", "--seed", "1", "--spacing", str(SPACING), "--overwrite"])
     assert f"Wrote {again / 'dataset.json'}: 3 synthetic subjects" in capsys.readouterr().out
     assert len(list((again / "images").iterdir())) == 3
-    assert (again / "notes.txt").read_text() == "mine"
+    assert (again / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert np.any(voxels(data / "labels/sub-01.nii.gz") != voxels(again / "labels/sub-01.nii.gz"))
 
 
 def test_readme_says_that_subjects_are_synthetic_and_how_they_were_made(data):
-    readme = (data / "README.txt").read_text()
+    readme = (data / "README.txt").read_text(encoding="utf-8")
     assert "SYNTHETIC" in readme
     assert "sub-03 once more" in readme
     assert "--subjects 3 --seed 0 --spacing 4.0" in readme
@@ -164,7 +164,7 @@ def test_scan_is_the_test_subject_on_another_grid(data):
     scan = nib.load(data / "scan/scan.nii.gz")
     assert nib.aff2axcodes(scan.affine) == ("P", "S", "L")
     np.testing.assert_allclose(scan.header.get_zooms(), (1.2, 0.9, 1.5))
-    subject = json.loads((data / "dataset.json").read_text())["testing"][0]["label"]
+    subject = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["testing"][0]["label"]
     assert mean_dice(on_grid_of(data / "scan/scan_labels.nii.gz", data / subject), voxels(data / subject)) > 0.75
     assert (
         mean_dice(on_grid_of(data / "scan/scan_labels.nii.gz", data / subject), voxels(data / "labels/sub-01.nii.gz"))

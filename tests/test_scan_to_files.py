@@ -171,7 +171,7 @@ def test_a_brain_stays_as_it_is(folder, words, tmp_path, capsys):
     assert cli.main(["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words]) == 0
     assert "T1w.nii.gz: no skull seen." in capsys.readouterr().err
     assert not (tmp_path / "T1w_desc-brain_mask.nii.gz").exists()
-    assert "intracranial" not in (tmp_path / "T1w_volumes.tsv").read_text()
+    assert "intracranial" not in (tmp_path / "T1w_volumes.tsv").read_text(encoding="utf-8")
 
 
 def test_an_atlas_with_a_skull_keeps_that_of_the_scan(folder, words, tmp_path, capsys):
@@ -294,7 +294,7 @@ def test_the_record_says_how_it_came_about(folder, words, tmp_path, recwarn):
     save_nifti(np.where(image > 0, image * 10, -1000).astype(np.float32), tmp_path / "ct.nii.gz", AFFINE)
     run = ["segment", str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path), *words, "--strip", "no", "--threads", "1"]
     assert cli.main(run) == 0
-    record = json.loads((tmp_path / "ct_run.json").read_text())
+    record = json.loads((tmp_path / "ct_run.json").read_text(encoding="utf-8"))
     assert any("ct.nii.gz looks like CT (values from -1000 to" in text for text in record["warnings"])
     assert any("looks like CT" in str(each.message) for each in recwarn)  # shown as well
     assert record["versions"]["torch"] == torch.__version__
@@ -645,7 +645,7 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     (bids / "dataset_description.json").write_text(own)
     assert cli.main([*run[:2], str(bids), *run[3:]]) == 2
     assert_said(capsys, "bids is another dataset: its dataset_description.json does not name monai-lcs")
-    assert (bids / "dataset_description.json").read_text() == own
+    assert (bids / "dataset_description.json").read_text(encoding="utf-8") == own
     assert cli.main([*run, "--participant-label", "03"]) == 2
     assert_said(capsys, "bids has no participant sub-03; it has sub-01, sub-02")
     assert cli.main([*run, "--participant-label", "01", "--session-label", "b"]) == 0
@@ -656,11 +656,11 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
         file.write("*_mine.txt\n")
     assert cli.main([*run, "--participant-label", "sub-02"]) == 0
     assert (out / "sub-02/anat/sub-02_dseg.tsv").is_file()
-    description = json.loads((out / "dataset_description.json").read_text())
+    description = json.loads((out / "dataset_description.json").read_text(encoding="utf-8"))
     assert description["DatasetType"] == "derivative"
     assert description["GeneratedBy"][0]["Version"] == lcs.__version__
-    assert (out / "README.md").read_text().startswith("# Label conditioned segmentation of three\n")
-    ignored = (out / ".bidsignore").read_text().split()
+    assert (out / "README.md").read_text(encoding="utf-8").startswith("# Label conditioned segmentation of three\n")
+    ignored = (out / ".bidsignore").read_text(encoding="utf-8").split()
     assert ignored[-1] == "*_mine.txt"
     written = [path for path in out.rglob("sub-*") if path.is_file()]
     kept = [path.name for path in written if not any(path.match(pattern) for pattern in ignored)]

@@ -178,7 +178,7 @@ def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
     words = ["segment", *files, "-o", str(tmp_path / "command"), "--atlas", *atlas_files(study), "--no-picture"]
     words += ["--more-atlases", str(study / "further"), "--cache", str(study / "cache"), "--weights", str(checkpoint)]
     assert cli.main(words) == 0
-    record = json.loads((tmp_path / "command/sub-0_run.json").read_text())
+    record = json.loads((tmp_path / "command/sub-0_run.json").read_text(encoding="utf-8"))
     assert [Path(each["image"]).name for each in record["further_atlases"]] == [f"{name}.nii.gz" for name in VOTERS]
 
     atlas = lcs.Atlas.read(*atlas_files(study))
@@ -199,7 +199,7 @@ def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
 @pytest.mark.parametrize("config", ["inference", "train"])
 def test_the_settings_of_the_bundle_are_the_defaults_of_settings(config):
     """Of a training; without weights they are those to propagate labels with."""
-    parser = ConfigParser(json.loads((BUNDLE / f"configs/{config}.json").read_text()))
+    parser = ConfigParser(json.loads((BUNDLE / f"configs/{config}.json").read_text(encoding="utf-8")))
     parser.update({"checkpoint": None, "atlas": None})
     defaults = lcs.Settings() if config == "train" else replace(lcs.Settings(), spacing=(1.0, 1.0, 1.0))
     assert parser.get_parsed_content("settings") == defaults
@@ -232,7 +232,7 @@ def items(config):
 def test_no_config_holds_a_value_of_a_setting(path):
     """But ``paper.json``, whose purpose is to give other values."""
     settings = lcs.Settings().to_dict()
-    for key, value in items(json.loads(path.read_text())):
+    for key, value in items(json.loads(path.read_text(encoding="utf-8"))):
         if str(key).rpartition("#")[2] in settings:
             assert isinstance(value, str), f"{key} has the value {value}"
             assert value[0] in "@$", f"{key} has the value {value}"

@@ -113,7 +113,7 @@ class AlignmentCache:
         if self.folder is None or not (self.folder / f"{key}.json").is_file():
             return None
         try:
-            report = json.loads((self.folder / f"{key}.json").read_text())
+            report = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
             if not isinstance(report, dict) or set(report) != REPORT:
                 return None
             with _HDF5:

@@ -259,7 +259,7 @@ class CohortFolder:
 
     def _read_token(self) -> str:
         try:
-            return self._token_file.read_text()
+            return self._token_file.read_text(encoding="utf-8")
         except OSError:
             return ""
 
@@ -282,7 +282,7 @@ def scan_state(path: PathLike) -> list[int]:
 def _read(path: Path) -> Record:
     """A record by its file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         record = Record(path.stem, **{name: content[name] for name in _NAMES})
     except FileNotFoundError:
         return Record(path.stem)

@@ -77,7 +77,7 @@ class AtlasVersion:
         for the first), and ``image`` is the atlas image's path, relative to the folder of all versions. ``note`` is
         there where label map and table did not share all ids, see :attr:`monai_lcs.atlas.Atlas.mismatch`.
         """
-        return json.loads((self.folder / "version.json").read_text())
+        return json.loads((self.folder / "version.json").read_text(encoding="utf-8"))
 
 
 class AtlasStore:

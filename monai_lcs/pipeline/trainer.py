@@ -499,7 +499,7 @@ def _recipe(study: PathLike | None, out: PathLike, settings: Settings) -> dict[s
 
 def _run_bundle(config: Path, given: Mapping[str, Any], handlers: Iterable[Callable[..., Any]]) -> None:
     """Run a config with other values for some of its keys."""
-    content = json.loads(config.read_text())
+    content = json.loads(config.read_text(encoding="utf-8"))
     unknown = sorted(name for name in given if not _has(content, name))
     if unknown:
         raise ValueError(f"There are no training options {unknown}: see the keys of {config}.")

@@ -153,7 +153,7 @@ def _facts_text(path: str, version: tuple[int, ...]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except RecursionError:
         raise ValueError(f"{path} cannot be read: its lists or objects are nested too deeply.") from None
     except (ValueError, TypeError) as error:

@@ -103,7 +103,7 @@ def describe_derivatives(bids: PathLike) -> dict[str, Any]:
     """
     source = Path(bids) / "dataset_description.json"
     try:
-        name = json.loads(source.read_text()).get("Name", "")
+        name = json.loads(source.read_text(encoding="utf-8")).get("Name", "")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{source} must hold a JSON object: {error}.") from error
     return {

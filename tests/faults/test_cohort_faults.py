@@ -52,7 +52,7 @@ def start(out, scans, seconds=0.0, **options):
 def end(process):
     """What a process says, and its status."""
     process.join(300)
-    return process.log.read_text() if process.log.exists() else "", process.exitcode
+    return process.log.read_text(encoding="utf-8") if process.log.exists() else "", process.exitcode
 
 
 def kill(process):
@@ -72,7 +72,7 @@ def wait_for(condition, seconds=300.0):
 
 def begun(out):
     log = out / "begun.log"
-    return Counter(log.read_text().split()) if log.exists() else Counter()
+    return Counter(log.read_text(encoding="utf-8").split()) if log.exists() else Counter()
 
 
 def assert_whole(out, scans):

@@ -68,7 +68,9 @@ def assert_same(out, expected):
     for case in CASES:
         check_label_map(out, expected, case)
         for ending in ("dseg.tsv", "volumes.tsv"):
-            assert (out / f"{case}_{ending}").read_text() == (expected / f"{case}_{ending}").read_text()
+            assert (out / f"{case}_{ending}").read_text(encoding="utf-8") == (expected / f"{case}_{ending}").read_text(
+                encoding="utf-8"
+            )
 
 
 def check_label_map(out, expected, case):

@@ -91,7 +91,7 @@ def finish(study, out):
     if epochs_saved(out)[-1:] == [EPOCHS]:
         return
     status = in_child(lambda: train(study, out, resume=bool(epochs_saved(out))), log=log)
-    assert status == 0, log.read_text()[-2000:]
+    assert status == 0, log.read_text(encoding="utf-8")[-2000:]
 
 
 def check_files(out):
@@ -153,7 +153,7 @@ def test_killed_at_every_hooked_write(study, expected, tmp_path):
 
     (tmp_path / "whole").mkdir()
     assert in_child(lambda: work(tmp_path / "whole")) == 0
-    points = int((tmp_path / "count").read_text())
+    points = int((tmp_path / "count").read_text(encoding="utf-8"))
     assert points > 50
     for n in range(1, points + 1):
         out = tmp_path / "out"
@@ -247,7 +247,7 @@ def test_full_disk(study, expected, tmp_path):
             check_files(out)
             if status:
                 injected += 1
-                assert "No space left" in log.read_text(), log.read_text()[-2000:]
+                assert "No space left" in log.read_text(encoding="utf-8"), log.read_text(encoding="utf-8")[-2000:]
             kept = tmp_path / f"kept{kilobytes}"
             shutil.copytree(out, kept)
         finally:
@@ -310,8 +310,8 @@ def test_two_at_once(study, expected, tmp_path, count):
         time.sleep(0 if n % 2 else rng.uniform(0, 0.8) * expected[1])
         second = start_child(lambda out=out, log=logs[1]: train(study, out), logs[1])
         ends = [end_of(first), end_of(second)]
-        assert sorted(ends) == [0, 1], [log.read_text()[-1000:] for log in logs]
-        assert "trains in" in logs[ends.index(1)].read_text()
+        assert sorted(ends) == [0, 1], [log.read_text(encoding="utf-8")[-1000:] for log in logs]
+        assert "trains in" in logs[ends.index(1)].read_text(encoding="utf-8")
         assert same(outcome(out), expected[0]), n
         shutil.rmtree(out)
     print(f"\ntwo trainings at once: {count} injected, {count} survived")

@@ -48,7 +48,7 @@ class LCSTrainTask(TrainTask):
     def stats(self) -> dict[str, Any]:
         """Give the statistics of the last training; empty before the first."""
         path = self.model_dir / "train_stats.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def __call__(self, request: Mapping[str, Any], datastore: LCSDatastore) -> dict[str, Any]:
         """Train on the labeled scans of the study, and return the statistics."""
