@@ -234,3 +234,15 @@ def test_the_part_of_a_thick_scan_that_its_border_cuts(order):
     ends = affine @ np.array([[*start, 1], [*(start + part.shape[1:] - 1), 1]]).T
     assert ends[:3, 0].tolist() == [6, 10, 0]  # 10 mm before the first labels' middles, or the border
     assert ends[:3, 1].tolist() == [32, 38, 16]  # 10 mm after the last ones, the next slice
+
+
+def test_ids_that_mean_other_structures_are_said():
+    """An atlas with the two labels exchanged votes, with a warning; the others vote without one."""
+    image, found = atlases(3)
+    labels = found[2].label_map.as_tensor()
+    exchanged = torch.where(labels == 7, 9, torch.where(labels == 9, 7, 0)).int()
+    other = Atlas(found[2].image, MetaTensor(exchanged), LabelTable.from_ids([7, 9]))
+    preprocessing = Preprocessing(found[0], SHARED, [found[1], other])
+    with pytest.warns(UserWarning, match="seem to mean other structures") as said:
+        preprocessing.align(preprocessing.prepare(image))
+    assert len([each for each in said if "other structures" in str(each.message)]) == 1

@@ -64,9 +64,12 @@ class ScanVotes:
         """The weighted mean of a network's probability and the votes.
 
         Args:
-            probability: of the network, ``(*size)``.
+            probability: of the network, ``(*size)``, 0 to 1.
             ids: of the label or union.
             box: where in the scan.
+
+        Returns:
+            ``(*size)``, 0 to 1; beyond the box of the votes, the probability.
         """
         mean = probability.clone()
         both = intersect(self.box, box)

@@ -48,6 +48,8 @@ REGISTERED_MM = 1.0
 """Scans with finer voxels are registered at this voxel size, unless the network works at a finer one."""
 
 EVERYWHERE = 10_000  # voxels of margin: more than any image has
+LEAST_AGREEMENT = 0.2
+"""Of the voxels that two aligned atlases label, this share has the same id where ids mean the same: by far more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +238,7 @@ class Preprocessing(Transform):
         quality = {**first.quality, "aligned": "cached" if known else "new"}
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
         atlases = [first, *self.align_each(scan, self.further_atlases, to_register, part=first.in_part)]
+        _warn_of_other_ids(*atlases)
         if len(atlases) == 1 and not self.settings.soft_masks:
             return AlignedAtlas(first.image, first.label_map, quality, native=first.native)
         voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
@@ -415,6 +418,22 @@ class Preprocessing(Transform):
                 stacklevel=3,
             )
         return said
+
+
+def _warn_of_other_ids(first: AlignedAtlas, *others: AlignedAtlas) -> None:
+    """Warn of atlases whose ids seem to mean other structures than those of the first one."""
+    own = first.label_map.as_tensor()
+    for other in others:
+        ids = other.label_map.as_tensor()
+        both = (own != 0) & (ids != 0)
+        agreement = float((own == ids)[both].float().mean()) if both.any() else 0.0
+        if agreement < LEAST_AGREEMENT:
+            warnings.warn(
+                f"The ids of the further atlas {other.image.meta.get('filename_or_obj') or ''} seem to mean other"
+                f" structures: of the voxels that it and the atlas label, only {agreement:.0%} have the same id."
+                " It votes all the same; leave it out if that is so.",
+                stacklevel=3,
+            )
 
 
 def _channels(volumes: Sequence[MetaTensor]) -> MetaTensor:
