@@ -26,7 +26,8 @@ from tqdm import tqdm
 from monai_lcs import files, pipeline
 from monai_lcs.atlas import Atlas
 from monai_lcs.cohort import Cohort, CohortFolder, Outcome, digests, saved_outcome, write_report
-from monai_lcs.inferers import follow, join_ranks, leading
+from monai_lcs.inferers import follow, leading
+from monai_lcs.inferers.ranks import join_ranks, leave_ranks
 from monai_lcs.labels import LabelTable, RequestedLabel, group_coarse_labels, parse_request, requested_table
 from monai_lcs.pipeline import Settings, checkpoints, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
@@ -500,8 +501,7 @@ def scored_once(cases: int) -> Callable[[Any], Any]:
 
 def stop_processes() -> None:
     """Leave the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_ranks()
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------

@@ -26,14 +26,18 @@ from monai_lcs.pipeline import make_network
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 SCRIPT = """
+import atexit
 import contextlib
 import sys
 import torch
+from pathlib import Path
 from monai_lcs.inferers import HelpedInferer, LabelSweepInferer, follow, join_ranks, leading
 from monai_lcs.networks import LabelConditionedUNet
 
 torch.set_num_threads(1)
-rank, folder = join_ranks(), sys.argv[1]
+folder = sys.argv[1]
+atexit.register(lambda: Path(f"{folder}/left{rank}").write_text(str(not torch.distributed.is_initialized())))
+rank = join_ranks()
 cases = torch.load(f"{folder}/cases.pt", weights_only=False)
 found = {}
 for name, (options, network, arguments, inputs) in cases.items():
@@ -134,6 +138,7 @@ def found(tmp_path_factory):
     ranks = [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(2)]
     for rank in range(2):
         ranks[rank]["outlived"] = torch.load(folder / f"outlived{rank}.pt", weights_only=True)
+        ranks[rank]["left"] = (folder / f"left{rank}").read_text(encoding="utf-8")
     return ranks, [torch.load(folder / f"errors{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -168,6 +173,11 @@ def test_a_rank_that_fails_or_differs_stops_all(found):
     assert "works on another volume" in second[0]
     assert "takes volumes up to float32, got torch.float64" in first[1]
     assert "ValueError: The last channel, the atlas label map, must hold integers" in second[2]
+
+
+def test_a_script_that_ends_leaves_the_others(found):
+    """Otherwise threads of the group outlive the interpreter, and now and then abort a process that had succeeded."""
+    assert [rank["left"] for rank in found[0]] == ["True", "True"]
 
 
 def test_helpers_outlive_a_sweep_that_fails(found):

@@ -28,7 +28,7 @@ def run_together(options: argparse.Namespace, run: Callable[[argparse.Namespace]
     options.label_parallel = dist.is_available() and dist.is_torchelastic_launched()
     if not options.label_parallel:
         return run(options)
-    from monai_lcs.inferers import join_ranks
+    from monai_lcs.inferers.ranks import join_ranks, leave_ranks
 
     _check(options)
     if options.device == "cuda":
@@ -37,7 +37,7 @@ def run_together(options: argparse.Namespace, run: Callable[[argparse.Namespace]
     try:
         return _follow(options) if rank else run(options)
     finally:
-        dist.destroy_process_group()
+        leave_ranks()
 
 
 def leading_others(options: argparse.Namespace) -> Any:

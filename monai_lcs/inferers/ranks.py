@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ from torch import Tensor
 from monai_lcs.boxes import CALL_COST
 from monai_lcs.inferers.merger import BestLabelMerger, FineLabelMerger
 
-__all__ = ["Ranks", "digest", "join_ranks", "share_out"]
+__all__ = ["Ranks", "digest", "join_ranks", "leave_ranks", "share_out"]
 
 
 def join_ranks(device: torch.device | str = "cpu", timeout: timedelta | None = None) -> int:
-    """Join the other processes that ``torchrun`` has started.
+    """Join the other processes that ``torchrun`` has started, and leave them when this one ends.
 
     Args:
         device: where this one computes; a GPU of its own.
@@ -33,9 +34,16 @@ def join_ranks(device: torch.device | str = "cpu", timeout: timedelta | None = N
     on_gpu = torch.device(device).type == "cuda"
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+        atexit.register(leave_ranks)  # the threads of a group still alive at the very end can abort the process
     if on_gpu:
         torch.cuda.set_device(torch.device(device))
     return dist.get_rank()
+
+
+def leave_ranks() -> None:
+    """Leave the other processes, where this one has joined any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Ranks:
