@@ -94,6 +94,16 @@ def test_label_mask_equals_loop_over_voxels(dtype, group):
         assert np.array_equal(mask.numpy(), reference_mask(label_map, group))
 
 
+def test_label_mask_of_a_turned_map_warns_of_nothing():
+    """PyTorch complains of strides, once in a process unless told otherwise."""
+    label_map = torch.arange(60).reshape(3, 4, 5).permute(2, 0, 1)
+    torch.set_warn_always(True)
+    try:
+        assert torch.equal(label_mask(label_map, range(1, 40)), (label_map > 0) & (label_map < 40))
+    finally:
+        torch.set_warn_always(False)
+
+
 def test_label_mask_of_bool_map():
     assert label_mask(torch.tensor([True, False]), (1, 2)).tolist() == [True, False]
 

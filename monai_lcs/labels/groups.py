@@ -79,7 +79,7 @@ def label_mask(label_map: NdarrayOrTensor, group: LabelGroup) -> torch.Tensor:
     ids = [i for i in _as_group(group) if holds_exactly(labels.dtype, [i])]  # torch takes `uint8 == 300` for `== 44`
     if len(ids) > _FEW:
         known = torch.tensor(sorted(ids), device=labels.device).to(labels.dtype)
-        return known[torch.bucketize(labels, known).clamp_(max=len(known) - 1)] == labels
+        return known[torch.bucketize(labels.contiguous(), known).clamp_(max=len(known) - 1)] == labels
     mask = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
     for i in ids:
         mask |= labels == i  # several times faster than torch.isin
