@@ -1,13 +1,12 @@
-"""Draws pictures of the accuracy benchmark, and measures how well the atlases' agreement ranks labels by their Dice.
+"""Draws pictures of the accuracy benchmark.
 
     python benchmarks/pictures.py OUT --data DATA
 
 OUT is the folder of a run of accuracy.py that holds the rows below. Writes OUT/pictures/subject.png, unseen.png and
-dice.svg, and prints the rank correlation.
+dice.svg.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import accuracy
@@ -15,8 +14,8 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from confidence import dice_of, segmented
 from matplotlib.colors import ListedColormap
-from scipy.stats import spearmanr
 
 BASELINE, BEST, UNSEEN = "multi-channel U-Net", "best LCS", "a fifth left out"
 ONE_ATLAS, NINE_ATLASES = "deformable registration", "deformable registration, 9 atlases"
@@ -25,18 +24,6 @@ ONE_ATLAS, NINE_ATLASES = "deformable registration", "deformable registration, 9
 def canonical(path: Path) -> np.ndarray:
     """The voxels of a file, right-anterior-superior."""
     return np.asanyarray(nib.as_closest_canonical(nib.load(path)).dataobj).squeeze()
-
-
-def label_maps(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
-    """The folder of a row's label maps and volumes of some test scans; those that are missing are made."""
-    folder = accuracy.folder_of(name, args.out) / "segmented"
-    missing = [case for case in cases if not (folder / f"{case}_dseg.nii.gz").is_file()]
-    if missing:
-        folder.mkdir(exist_ok=True)
-        split = folder / "datalist.json"
-        split.write_text(json.dumps({"testing": [{"image": f"images/{case}.nii.gz"} for case in missing]}))
-        accuracy.segment(name, args, folder, split)  # over what an interrupted run left
-    return folder
 
 
 def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: ListedColormap) -> None:
@@ -52,7 +39,7 @@ def subject(args: argparse.Namespace, data: Path, case: str) -> None:
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz")
     maps = {"manual labels": truth}
     maps |= {
-        name: canonical(label_maps(name, args, [case]) / f"{case}_dseg.nii.gz")
+        name: canonical(segmented(name, args, [case]) / f"{case}_dseg.nii.gz")
         for name in (BASELINE, NINE_ATLASES, BEST)
     }
     center = np.argwhere(truth).mean(axis=0).astype(int)
@@ -74,7 +61,7 @@ def unseen(args: argparse.Namespace, data: Path, case: str, label: int, name: st
     colors = ListedColormap([(0, 0, 0), (1.0, 0.55, 0.1)])
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
     for axis, row in zip(axes, (ONE_ATLAS, UNSEEN, BEST), strict=True):
-        found = canonical(label_maps(row, args, [case]) / f"{case}_dseg.nii.gz") == label
+        found = canonical(segmented(row, args, [case]) / f"{case}_dseg.nii.gz") == label
         dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
         row = {UNSEEN: "LCS, label never trained", BEST: "LCS, label trained"}.get(row, row)
         show(axis, image[near][:, middle], found[near][:, middle].astype(int), f"{row}: {dice:.2f}", colors)
@@ -93,25 +80,6 @@ def sorted_dice(out: Path) -> None:
     axis.figure.savefig(out / "pictures/dice.svg", bbox_inches="tight")
 
 
-def dice_of(name: str, out: Path) -> pd.DataFrame:
-    """The Dice of each label in each test scan."""
-    return pd.read_csv(accuracy.folder_of(name, out) / "eval/dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
-
-
-def agreement(args: argparse.Namespace) -> pd.DataFrame:
-    """Spearman's rank correlation over labels of the agreement in ``volumes.tsv`` and the true Dice, for each scan."""
-    dice, lines = dice_of(BEST, args.out), []
-    folder = label_maps(BEST, args, sorted(dice.case.unique()))
-    for case, part in dice.groupby("case"):
-        volumes = pd.read_csv(folder / f"{case}_volumes.tsv", sep="\t", na_values="n/a")
-        both = part.merge(volumes, on="id").dropna(subset=["dice", "agreement"])
-        rank = spearmanr(both.agreement, both.dice).statistic
-        lowest = both.nsmallest(len(both) // 5, "agreement").dice.mean()
-        lines.append({"case": case, "labels": len(both), "rank correlation": rank, "Dice": both.dice.mean()})
-        lines[-1]["Dice, fifth of the lowest agreement"] = lowest
-    return pd.DataFrame(lines)
-
-
 def main() -> None:
     """Draw all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,7 +96,6 @@ def main() -> None:
     subject(args, data, args.case)
     unseen(args, data, args.case, args.label, names[args.label])
     sorted_dice(args.out)
-    print(agreement(args).to_markdown(index=False, floatfmt=".3f"))
 
 
 if __name__ == "__main__":

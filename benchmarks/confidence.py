@@ -1,0 +1,74 @@
+"""Measures how well the confidence of each label, or the atlases' agreement on it, ranks the labels by their Dice.
+
+    python benchmarks/confidence.py OUT "MNI atlas, research weights" --data DATA
+
+OUT is the folder of a run of accuracy.py that holds the row. The test scans are segmented where they were not yet.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import accuracy
+import pandas as pd
+from scipy.stats import spearmanr
+
+
+def segmented(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
+    """The folder of a row's label maps and volumes of some test scans; those that are missing are made."""
+    folder = accuracy.folder_of(name, args.out) / "segmented"
+    missing = [case for case in cases if not (folder / f"{case}_volumes.tsv").is_file()]
+    if missing:
+        folder.mkdir(exist_ok=True)
+        split = folder / "datalist.json"
+        split.write_text(json.dumps({"testing": [{"image": f"images/{case}.nii.gz"} for case in missing]}))
+        accuracy.segment(name, args, folder, split)  # over what an interrupted run left
+    return folder
+
+
+def dice_of(name: str, out: Path) -> pd.DataFrame:
+    """The Dice of each label in each test scan."""
+    return pd.read_csv(accuracy.folder_of(name, out) / "eval/dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
+
+
+def ranked(dice: pd.DataFrame, volumes: pd.DataFrame) -> dict[str, float]:
+    """Spearman's rank correlation over the labels of a scan that have both a Dice and a measure.
+
+    Args:
+        dice: columns ``id`` and ``dice``.
+        volumes: columns ``id`` and ``agreement``, of several atlases, or ``confidence``, of one.
+    """
+    measure = "agreement" if "agreement" in volumes else "confidence"
+    both = dice.merge(volumes, on="id").dropna(subset=["dice", measure])
+    return {
+        "labels": len(both),
+        "rank correlation": spearmanr(both[measure], both.dice).statistic,
+        "Dice": both.dice.mean(),
+        f"mean {measure}": both[measure].mean(),
+        f"Dice, fifth of the lowest {measure}": both.nsmallest(len(both) // 5, measure).dice.mean(),
+    }
+
+
+def table(name: str, args: argparse.Namespace) -> pd.DataFrame:
+    """A line for each test scan."""
+    dice, lines = dice_of(name, args.out), []
+    folder = segmented(name, args, sorted(dice.case.unique()))
+    for case, part in dice.groupby("case"):
+        volumes = pd.read_csv(folder / f"{case}_volumes.tsv", sep="\t", na_values="n/a")
+        lines.append({"case": case, **ranked(part, volumes)})
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the results of accuracy.py")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
+    parser.add_argument("row", choices=list(accuracy.ROWS), metavar="ROW", help="one that is done")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    args = parser.parse_args()
+    print(table(args.row, args).to_markdown(index=False, floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
