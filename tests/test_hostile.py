@@ -24,11 +24,10 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-import monai_lcs.bundle
 from monai_lcs.atlas import AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.cli import main
 from monai_lcs.labels import LabelTable
-from monai_lcs.pipeline import Segmenter, Settings, make_network
+from monai_lcs.pipeline import Segmenter, Settings, bundle_folder, make_network
 from monai_lcs.results import Segmentation
 from monai_lcs.study.cases import find_cases, find_images
 from monai_lcs.study.checks import read_scan
@@ -183,7 +182,7 @@ def test_settings_of_weights(tmp_path, mark, name):
     assert one_sentence(error)
 
     parser = ConfigParser()
-    parser.read_config(str(Path(monai_lcs.bundle.pipeline.bundle_folder()) / "configs/inference.json"))
+    parser.read_config(str(Path(bundle_folder()) / "configs/inference.json"))
     parser["checkpoint"] = str(tmp_path / "model.pt")
     with pytest.raises((SystemExit, RuntimeError)):
         parser.get_parsed_content("network_def")

@@ -1,0 +1,47 @@
+"""What the config parser makes of the words of the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "check_words",
+]
+
+
+def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None) -> None:
+    """Make sure that the config parser left the paths of the command line as they were typed.
+
+    It reads values as Python: ``2024_01_15`` is the number 20240115, and in ``scan#2.nii.gz`` a comment begins.
+
+    Args:
+        arguments: values by the name of their option, as the parser gave them.
+        words: the command line; that of the process by default.
+
+    Raises:
+        ValueError: when a value is another than what was typed, with how to quote it.
+
+    Example:
+        >>> check_words({"dataset_dir": "scan"}, ["--dataset_dir", "scan#2.nii.gz"])
+        Traceback (most recent call last):
+        ValueError: The config parser reads --dataset_dir scan#2.nii.gz as 'scan': quote it twice, "'scan#2.nii.gz'".
+    """
+    typed = _options(sys.argv[1:] if words is None else words)
+    for name, value in arguments.items():
+        word = typed.get(name)
+        if word is not None and word[:1] not in "'\"[($" and value is not None and str(value) != word:
+            raise ValueError(f"The config parser reads --{name} {word} as {value!r}: quote it twice, \"'{word}'\".")
+        if value is not None and not isinstance(value, str | list | tuple):
+            raise ValueError(f"--{name} must be a path, got {value!r}, {type(value).__name__}: quote it twice.")
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """``--name value`` and ``--name=value`` of a command line."""
+    found = {}
+    for i, word in enumerate(words):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            found[name] = value if equals else "".join(words[i + 1 : i + 2])
+    return found
