@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 import monai_lcs as lcs
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.pipeline import bundle_folder
-from monai_lcs.pipeline.trainer import Events, _recipe
+from monai_lcs.pipeline.best_model import Events
+from monai_lcs.pipeline.trainer import _recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 

@@ -21,8 +21,8 @@ from tiny_training import OPTIONS, epochs_saved, make_study, outcome, same, trai
 
 import monai_lcs as lcs
 from monai_lcs.pipeline import BestModel, RunDefinition, SeedEpochs, load_weights, make_network
+from monai_lcs.pipeline.best_model import Events
 from monai_lcs.pipeline.checkpoints import KeepNewest, begin_training, last_saved
-from monai_lcs.pipeline.trainer import Events
 from monai_lcs.pipeline.training_lock import lock_folder, unlock_folder
 from monai_lcs.pipeline.weights_file import read_state, read_torch, write_torch, write_weights
 
@@ -314,7 +314,7 @@ def test_the_draws_of_an_epoch_do_not_depend_on_those_before(monkeypatch):
     first, second = draw(1), draw(2)
     assert not torch.equal(first, second)
     assert torch.equal(second, draw(2))
-    monkeypatch.setattr("monai_lcs.pipeline.trainer.rank", lambda: 1)
+    monkeypatch.setattr("monai_lcs.pipeline.handlers.rank", lambda: 1)
     assert not torch.equal(second, draw(2))
 
 

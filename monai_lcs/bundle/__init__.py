@@ -39,7 +39,7 @@ from monai_lcs.bundle.words import check_words
 from monai_lcs.pipeline import on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
 from monai_lcs.pipeline.guard import propagated_requests
-from monai_lcs.pipeline.trainer import polynomial_decay, show_epochs, validate_last
+from monai_lcs.pipeline.handlers import polynomial_decay, show_epochs, validate_last
 
 __all__ = [
     "align_all",

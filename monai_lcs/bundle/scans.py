@@ -13,7 +13,7 @@ from monai_lcs import pipeline
 from monai_lcs.atlas import Atlas
 from monai_lcs.bundle.sentence import one_sentence
 from monai_lcs.bundle.words import check_words
-from monai_lcs.pipeline.trainer import say_missing_labels
+from monai_lcs.pipeline.prepared_dataset import say_missing_labels
 from monai_lcs.study.cases import find_cases, find_images
 
 __all__ = [
