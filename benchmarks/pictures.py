@@ -1,9 +1,10 @@
 """Draws pictures of the accuracy benchmark.
 
     python benchmarks/pictures.py OUT --data DATA
+    python benchmarks/pictures.py OUT --data DATA --rows "MNI atlas, research weights"
 
-OUT is the folder of a run of accuracy.py that holds the rows below. Writes OUT/pictures/subject.png, unseen.png and
-dice.svg.
+OUT is the folder of a run of accuracy.py that holds the rows. Writes OUT/pictures/subject.png, a test scan with its
+manual labels and those of each row; without rows, also unseen.png and dice.svg, of the first table of the docs.
 """
 
 import argparse
@@ -18,6 +19,11 @@ from confidence import dice_of, segmented
 from matplotlib.colors import ListedColormap
 
 BASELINE, BEST, UNSEEN = "multi-channel U-Net", "best LCS", "a fifth left out"
+TITLES = {
+    "MNI atlas, deformable registration": "registration",
+    "MNI atlas, research weights": "research weights",
+    "shared decoder, atlas 1000, 9 atlases": "network and nine atlases",
+}
 ONE_ATLAS, NINE_ATLASES = "deformable registration", "deformable registration, 9 atlases"
 
 
@@ -35,13 +41,13 @@ def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: Listed
 
 
 def subject(args: argparse.Namespace, data: Path, case: str) -> None:
-    """Draw two planes of a test scan: true labels, baseline, multi-atlas fusion and LCS."""
+    """Draw two planes of a test scan: true labels, and those of each row with their mean Dice."""
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz")
     maps = {"manual labels": truth}
-    maps |= {
-        name: canonical(segmented(name, args, [case]) / f"{case}_dseg.nii.gz")
-        for name in (BASELINE, NINE_ATLASES, BEST)
-    }
+    for name in args.rows:
+        dice = dice_of(name, args.out)
+        title = f"{TITLES.get(name, name)}: {dice[dice.case == case].dice.mean():.2f}"
+        maps[title] = canonical(segmented(name, args, [case]) / f"{case}_dseg.nii.gz")
     center = np.argwhere(truth).mean(axis=0).astype(int)
     colors = ListedColormap(np.random.default_rng(0).uniform(0.2, 1.0, (int(truth.max()) + 1, 3)))
     figure, axes = plt.subplots(2, len(maps), figsize=(3 * len(maps), 6.4), layout="constrained")
@@ -87,15 +93,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
     parser.add_argument("--case", default="1014", help="test scan to draw (default: %(default)s)")
     parser.add_argument("--label", type=int, default=47, help="one of those left out (default: %(default)s)")
+    parser.add_argument("--rows", nargs="+", choices=list(accuracy.ROWS), metavar="ROW", help="to draw this scan of")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args()
     data = args.data / "malc2012"
     plt.switch_backend("Agg")
     (args.out / "pictures").mkdir(exist_ok=True)
-    names = accuracy.label_names(data).set_index("id").name
+    drawn, args.rows = args.rows, args.rows or [BASELINE, NINE_ATLASES, BEST]
     subject(args, data, args.case)
-    unseen(args, data, args.case, args.label, names[args.label])
-    sorted_dice(args.out)
+    if not drawn:
+        names = accuracy.label_names(data).set_index("id").name
+        unseen(args, data, args.case, args.label, names[args.label])
+        sorted_dice(args.out)
 
 
 if __name__ == "__main__":
