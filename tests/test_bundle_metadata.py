@@ -1,12 +1,14 @@
 """The bundle's metadata: MONAI's schema, the labels of the sample atlas, and a network that keeps its word."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from monai.bundle import verify_net_in_out
 
 import monai_lcs
+import monai_lcs.bundle
 from monai_lcs.labels import LabelTable
 from monai_lcs.sample_data import _load_sources
 
@@ -94,6 +96,12 @@ VERIFY = {
     "device": "cpu",
     "channels": [4, 8, 8, 8],
 }
+
+
+def test_configs_call_what_the_package_exports_for_them_and_nothing_is_exported_in_vain():
+    texts = [path.read_text(encoding="utf-8") for path in (BUNDLE / "configs").glob("*.json")]
+    called = {name for text in texts for name in re.findall(r"\b(?:lcs|monai_lcs\.bundle)\.(\w+)", text)}
+    assert called == set(monai_lcs.bundle.__all__)
 
 
 @pytest.mark.parametrize("size", [16, 19])

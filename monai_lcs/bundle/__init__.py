@@ -35,13 +35,13 @@ from monai_lcs.bundle.processes import (
 from monai_lcs.bundle.results import check_new, check_new_cases, check_writable
 from monai_lcs.bundle.runs import made_with, run_each, run_each_together, score_each
 from monai_lcs.bundle.scans import align_all, cases, images, prepared, with_random_atlas
-from monai_lcs.bundle.words import check_words
-from monai_lcs.pipeline import on_device
+from monai_lcs.pipeline import Settings, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
 from monai_lcs.pipeline.guard import propagated_requests
 from monai_lcs.pipeline.handlers import polynomial_decay, show_epochs, validate_last
 
 __all__ = [
+    "Settings",
     "align_all",
     "begin_training",
     "best_model",
@@ -50,7 +50,6 @@ __all__ = [
     "check_new",
     "check_new_cases",
     "check_resumed",
-    "check_words",
     "check_writable",
     "default_device",
     "default_workers",
