@@ -62,7 +62,7 @@ class Row:
     weights: Path | None = None  # used instead of a training
     of: str = ""  # the row whose training is used
     begins: str = ""  # the row whose weights the training begins with
-    averages: bool = False  # random atlases are averages of the training scans, and two of these
+    averages: bool = False  # random atlases are three averages of training scans, and one of these
     study: str = "malc2012"  # or "hippocampus"
 
 
@@ -86,8 +86,8 @@ ROWS = {
     "shared decoder, random atlases, 9 atlases": Row(of="shared decoder, random atlases", evaluate=CAREFUL, fused=True),
     "shared decoder, random atlases, MNI atlas": Row(of="shared decoder, random atlases", evaluate=FINER, mni=True),
     "generalist": Row(
-        epochs=60,
-        train=(*GENERALIST, "--learning_rate", "0.0015"),
+        epochs=17,
+        train=(*GENERALIST, "--learning_rate", "0.0015", "--val_interval", "9"),
         evaluate=CAREFUL,
         begins="shared decoder, random atlases",
         averages=True,
@@ -180,7 +180,8 @@ def train(name: str, args: argparse.Namespace) -> None:
         train(row.begins, args)
         overrides += ["--pretrained", str(folder_of(row.begins, args.out) / "model/model.pt")]
     if row.averages:
-        overrides += ["--atlases_dir", str(average_atlases(args.data.resolve() / row.study, args.out / "averages"))]
+        datalist = average_atlases(args.data.resolve() / row.study, args.out.resolve() / "averages")
+        overrides += ["--atlases_dir", str(datalist.parent), "--atlases_datalist", str(datalist)]
     if row.coarse:
         overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]

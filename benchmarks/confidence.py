@@ -2,7 +2,8 @@
 
     python benchmarks/confidence.py OUT "MNI atlas, research weights" --data DATA
 
-OUT is the folder of a run of accuracy.py that holds the row. The test scans are segmented where they were not yet.
+OUT is the folder of a run of accuracy.py that holds the row. The test scans are segmented where they were not since.
+The means are those of the labels that were found, by a network or by several atlases; the others are counted.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from scipy.stats import spearmanr
 def segmented(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
     """The folder of a row's label maps and volumes of some test scans; those that are missing are made."""
     folder = accuracy.folder_of(name, args.out) / "segmented"
-    missing = [case for case in cases if not (folder / f"{case}_volumes.tsv").is_file()]
+    scored = (folder.parent / "eval/dice.tsv").stat().st_mtime  # what is older may be of other weights
+    label_maps = {case: folder / f"{case}_dseg.nii.gz" for case in cases}  # the last file of a case
+    missing = [case for case, path in label_maps.items() if not path.is_file() or path.stat().st_mtime < scored]
     if missing:
         folder.mkdir(exist_ok=True)
         split = folder / "datalist.json"
@@ -37,15 +40,22 @@ def ranked(dice: pd.DataFrame, volumes: pd.DataFrame) -> dict[str, float]:
     Args:
         dice: columns ``id`` and ``dice``.
         volumes: columns ``id`` and ``agreement``, of several atlases, or ``confidence``, of one.
+
+    Raises:
+        ValueError: when neither is known.
     """
-    measure = "agreement" if "agreement" in volumes else "confidence"
-    both = dice.merge(volumes, on="id").dropna(subset=["dice", measure])
+    measure = next((name for name in ("agreement", "confidence") if name in volumes), None)
+    if measure is None:
+        raise ValueError("Neither an agreement nor a confidence is known: it takes several atlases, or a network.")
+    found = dice.merge(volumes, on="id").dropna(subset=["dice"])
+    both = found.dropna(subset=[measure])
     return {
         "labels": len(both),
+        "not ranked": len(found) - len(both),
         "rank correlation": spearmanr(both[measure], both.dice).statistic,
         "Dice": both.dice.mean(),
         f"mean {measure}": both[measure].mean(),
-        f"Dice, fifth of the lowest {measure}": both.nsmallest(len(both) // 5, measure).dice.mean(),
+        f"Dice, fifth of the lowest {measure}": both.nsmallest(max(len(both) // 5, 1), measure).dice.mean(),
     }
 
 
@@ -64,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the results of accuracy.py")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
-    parser.add_argument("row", choices=list(accuracy.ROWS), metavar="ROW", help="one that is done")
+    parser.add_argument("row", choices=list(accuracy.ROWS), metavar="ROW", help="a row that accuracy.py has finished")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args()
     print(table(args.row, args).to_markdown(index=False, floatfmt=".3f"))

@@ -3,8 +3,9 @@
     python benchmarks/pictures.py OUT --data DATA
     python benchmarks/pictures.py OUT --data DATA --rows "MNI atlas, research weights"
 
-OUT is the folder of a run of accuracy.py that holds the rows. Writes OUT/pictures/subject.png, a test scan with its
-manual labels and those of each row; without rows, also unseen.png and dice.svg, of the first table of the docs.
+OUT is the folder of a run of accuracy.py that holds the rows. With rows it writes OUT/pictures/rows.png, a test scan
+with its manual labels and those of each row. Without, it writes subject.png, the same of the rows of the first table of
+the docs, and their unseen.png and dice.svg.
 """
 
 import argparse
@@ -40,11 +41,11 @@ def show(axis, image: np.ndarray, labels: np.ndarray, title: str, colors: Listed
     axis.axis("off")
 
 
-def subject(args: argparse.Namespace, data: Path, case: str) -> None:
+def subject(args: argparse.Namespace, data: Path, case: str, rows: list[str], file: str) -> None:
     """Draw two planes of a test scan: true labels, and those of each row with their mean Dice."""
     image, truth = canonical(data / f"images/{case}.nii.gz"), canonical(data / f"labels/{case}.nii.gz")
     maps = {"manual labels": truth}
-    for name in args.rows:
+    for name in rows:
         dice = dice_of(name, args.out)
         title = f"{TITLES.get(name, name)}: {dice[dice.case == case].dice.mean():.2f}"
         maps[title] = canonical(segmented(name, args, [case]) / f"{case}_dseg.nii.gz")
@@ -55,7 +56,7 @@ def subject(args: argparse.Namespace, data: Path, case: str) -> None:
         labels = np.where(np.isin(labels, np.unique(truth)), labels, 0)
         show(column[0], image[:, center[1]], labels[:, center[1]], title, colors)
         show(column[1], image[:, :, center[2]], labels[:, :, center[2]], "", colors)
-    figure.savefig(args.out / "pictures/subject.png", dpi=80)
+    figure.savefig(args.out / "pictures" / file, dpi=80)
 
 
 def unseen(args: argparse.Namespace, data: Path, case: str, label: int, name: str) -> None:
@@ -93,15 +94,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
     parser.add_argument("--case", default="1014", help="test scan to draw (default: %(default)s)")
     parser.add_argument("--label", type=int, default=47, help="one of those left out (default: %(default)s)")
-    parser.add_argument("--rows", nargs="+", choices=list(accuracy.ROWS), metavar="ROW", help="to draw this scan of")
+    parser.add_argument("--rows", nargs="+", choices=list(accuracy.ROWS), metavar="ROW", help="rows to draw")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args()
     data = args.data / "malc2012"
     plt.switch_backend("Agg")
     (args.out / "pictures").mkdir(exist_ok=True)
-    drawn, args.rows = args.rows, args.rows or [BASELINE, NINE_ATLASES, BEST]
-    subject(args, data, args.case)
-    if not drawn:
+    if args.rows:
+        subject(args, data, args.case, args.rows, "rows.png")
+    else:
+        subject(args, data, args.case, [BASELINE, NINE_ATLASES, BEST], "subject.png")
         names = accuracy.label_names(data).set_index("id").name
         unseen(args, data, args.case, args.label, names[args.label])
         sorted_dice(args.out)

@@ -180,6 +180,15 @@ def test_a_script_that_ends_leaves_the_others(found):
     assert [rank["left"] for rank in found[0]] == ["True", "True"]
 
 
+def test_a_rank_that_ends_with_an_error_ends_all(tmp_path):
+    """The others wait for nobody, and torchrun says that the run failed."""
+    lines = ["import torch", "from monai_lcs.inferers import join_ranks", "assert join_ranks() == 0, 'rank 1 fails'"]
+    (tmp_path / "script.py").write_text("\n".join([*lines, "torch.distributed.all_reduce(torch.ones(2))"]))
+    status, _, errors = run([tmp_path / "script.py"], tmp_path)
+    assert status == 1
+    assert "AssertionError: rank 1 fails" in errors
+
+
 def test_helpers_outlive_a_sweep_that_fails(found):
     """A process that follows the first knows no scan; after a sweep that has failed, it helps with the next.
 

@@ -8,6 +8,7 @@ import traceback
 import pytest
 import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 from tiny_training import OPTIONS, SETTINGS, epochs_saved, make_study
@@ -16,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 import monai_lcs as lcs
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.pipeline import bundle_folder
-from monai_lcs.pipeline.best_model import Events
 from monai_lcs.pipeline.trainer import _recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")

@@ -15,13 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import Dataset
 from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd
 from tiny_training import OPTIONS, epochs_saved, make_study, outcome, same, train
 
 import monai_lcs as lcs
 from monai_lcs.pipeline import BestModel, RunDefinition, SeedEpochs, load_weights, make_network
-from monai_lcs.pipeline.best_model import Events
 from monai_lcs.pipeline.checkpoints import KeepNewest, begin_training, last_saved
 from monai_lcs.pipeline.training_lock import lock_folder, unlock_folder
 from monai_lcs.pipeline.weights_file import read_state, read_torch, write_torch, write_weights

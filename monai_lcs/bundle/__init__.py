@@ -13,16 +13,6 @@ from monai_lcs.bundle.labels import (
     truth_ids,
     union_ids,
 )
-from monai_lcs.bundle.network import (
-    begin_training,
-    best_model,
-    check_fused,
-    check_resumed,
-    load_weights,
-    run_training,
-    say_propagated,
-    settings_of,
-)
 from monai_lcs.bundle.processes import (
     default_device,
     default_workers,
@@ -35,6 +25,16 @@ from monai_lcs.bundle.processes import (
 from monai_lcs.bundle.results import check_new, check_new_cases, check_writable
 from monai_lcs.bundle.runs import made_with, run_each, run_each_together, score_each
 from monai_lcs.bundle.scans import align_all, cases, images, prepared, with_random_atlas
+from monai_lcs.bundle.weights import (
+    begin_training,
+    best_model,
+    check_fused,
+    check_resumed,
+    load_weights,
+    run_training,
+    say_propagated,
+    settings_of,
+)
 from monai_lcs.pipeline import Settings, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
 from monai_lcs.pipeline.guard import propagated_requests

@@ -10,7 +10,7 @@ import torch
 from monai.handlers import from_engine
 from monai.utils import set_determinism
 
-from monai_lcs.inferers.ranks import join_ranks, leave_ranks
+from monai_lcs.inferers import join_ranks, leave_ranks
 from monai_lcs.pipeline.ranks import rank
 
 __all__ = [

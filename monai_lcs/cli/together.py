@@ -28,16 +28,15 @@ def run_together(options: argparse.Namespace, run: Callable[[argparse.Namespace]
     options.label_parallel = dist.is_available() and dist.is_torchelastic_launched()
     if not options.label_parallel:
         return run(options)
-    from monai_lcs.inferers.ranks import join_ranks, leave_ranks
+    from monai_lcs.inferers import join_ranks, leave_ranks
 
     _check(options)
     if options.device == "cuda":
         options.device = f"cuda:{os.environ['LOCAL_RANK']}"
     rank = join_ranks(options.device, PATIENCE)
-    try:
-        return _follow(options) if rank else run(options)
-    finally:
-        leave_ranks()
+    status = _follow(options) if rank else run(options)
+    leave_ranks()  # not after an error: NCCL would wait there for the others
+    return status
 
 
 def leading_others(options: argparse.Namespace) -> Any:

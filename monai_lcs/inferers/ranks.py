@@ -21,7 +21,7 @@ __all__ = ["Ranks", "digest", "join_ranks", "leave_ranks", "share_out"]
 
 
 def join_ranks(device: torch.device | str = "cpu", timeout: timedelta | None = None) -> int:
-    """Join the other processes that ``torchrun`` has started, and leave them when this one ends.
+    """Join the other processes that ``torchrun`` has started; on CPUs this one leaves them when it ends.
 
     Args:
         device: where this one computes; a GPU of its own.
@@ -34,7 +34,8 @@ def join_ranks(device: torch.device | str = "cpu", timeout: timedelta | None = N
     on_gpu = torch.device(device).type == "cuda"
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
-        atexit.register(leave_ranks)  # the threads of a group still alive at the very end can abort the process
+        if not on_gpu:  # NCCL would wait for the others there, also where this one has failed
+            atexit.register(leave_ranks)  # threads of gloo still alive at the very end can abort the process
     if on_gpu:
         torch.cuda.set_device(torch.device(device))
     return dist.get_rank()
