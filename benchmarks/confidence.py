@@ -2,17 +2,21 @@
 
     python benchmarks/confidence.py OUT "MNI atlas, research weights" --data DATA
 
-OUT is the folder of a run of accuracy.py that holds the row. The test scans are segmented where they were not since.
+OUT is the folder of a run of accuracy.py that holds the row. A row of several atlases is segmented where
+it was not since; one of weights that ship is segmented anew.
 The means are those of the labels that were found, by a network or by several atlases; the others are counted.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import accuracy
 import pandas as pd
 from scipy.stats import spearmanr
+
+from monai_lcs import Atlas, Segmenter
 
 
 def segmented(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
@@ -59,14 +63,26 @@ def ranked(dice: pd.DataFrame, volumes: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def volumes_of(name: str, args: argparse.Namespace, cases: list[str]) -> Iterator[pd.DataFrame]:
+    """The volumes of each test scan: of a row with several atlases as segmented, else by the weights of the row."""
+    row = accuracy.ROWS[name]
+    if row.fused:
+        folder = segmented(name, args, cases)
+        yield from (pd.read_csv(folder / f"{case}_volumes.tsv", sep="\t", na_values="n/a") for case in cases)
+        return
+    if row.weights is None or not row.mni:
+        raise SystemExit(f"{name} has neither several atlases nor weights that ship.")
+    atlas = Atlas.read(*accuracy.mni_atlas(args.out / "mni"))
+    segmenter = Segmenter.load(row.weights, atlas, args.device, cache=args.out / "cache", progress=False)
+    yield from (segmenter(args.data / row.study / f"images/{case}.nii.gz").volumes for case in cases)
+
+
 def table(name: str, args: argparse.Namespace) -> pd.DataFrame:
     """A line for each test scan."""
-    dice, lines = dice_of(name, args.out), []
-    folder = segmented(name, args, sorted(dice.case.unique()))
-    for case, part in dice.groupby("case"):
-        volumes = pd.read_csv(folder / f"{case}_volumes.tsv", sep="\t", na_values="n/a")
-        lines.append({"case": case, **ranked(part, volumes)})
-    return pd.DataFrame(lines)
+    dice = dice_of(name, args.out)
+    cases = sorted(dice.case.unique())
+    volumes = zip(cases, volumes_of(name, args, cases), strict=True)
+    return pd.DataFrame({"case": case, **ranked(dice[dice.case == case], each)} for case, each in volumes)
 
 
 def main() -> None:
