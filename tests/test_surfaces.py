@@ -138,6 +138,11 @@ def test_every_surface_gives_the_same_label_map(study, tmp_path, trained, scans,
     for name, label_maps in answers.items():
         for scan, found, same in zip(scans, label_maps, expected, strict=True):
             np.testing.assert_array_equal(found, same, err_msg=f"{scan} {name}")
+    for scan in scans:
+        tables = [tmp_path / door / f"{scan}_volumes.tsv" for door in ("by_bundle", "by_command")]
+        of_bundle, of_command = (path.read_text(encoding="utf-8") for path in tables)
+        assert of_bundle == of_command
+        assert ("confidence" in of_bundle) == trained
     assert [label_map.shape for label_map in expected] == [nib.load(path).shape for path in scan_files(study, scans)]
     assert [set(np.unique(label_map)) for label_map in expected] == [ids] * len(scans)
 

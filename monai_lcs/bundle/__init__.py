@@ -23,7 +23,7 @@ from monai_lcs.bundle.processes import (
     stop_processes,
 )
 from monai_lcs.bundle.results import check_new, check_new_cases, check_writable
-from monai_lcs.bundle.runs import made_with, run_each, run_each_together, score_each
+from monai_lcs.bundle.runs import Confidence, made_with, run_each, run_each_together, score_each
 from monai_lcs.bundle.scans import align_all, cases, images, prepared, with_random_atlas
 from monai_lcs.bundle.weights import (
     begin_training,
@@ -41,6 +41,7 @@ from monai_lcs.pipeline.guard import propagated_requests
 from monai_lcs.pipeline.handlers import polynomial_decay, show_epochs, validate_last
 
 __all__ = [
+    "Confidence",
     "Settings",
     "align_all",
     "begin_training",

@@ -26,11 +26,31 @@ from monai_lcs.results import dice as dice_tables
 from monai_lcs.results.scores import label_scores, scores_summary, scores_table, write_scores_tsv
 
 __all__ = [
+    "Confidence",
     "made_with",
     "run_each",
     "run_each_together",
     "score_each",
 ]
+
+
+class Confidence(dict[int, float]):
+    """The Dice to expect of each label of a scan, by its id, as the sweep tells it; scans follow one another.
+
+    The sweep's ``on_confidence``. Whoever writes the volumes of the scan reads it.
+
+    Example:
+        >>> confidence = Confidence()
+        >>> confidence(0, {17: 0.9, 53: 0.8})
+        >>> confidence(0, {17: 0.7})
+        >>> confidence
+        {17: 0.7}
+    """
+
+    def __call__(self, item: int, found: Mapping[int, float]) -> None:
+        """Forget the scan before."""
+        self.clear()
+        self.update(found)
 
 
 @contextmanager

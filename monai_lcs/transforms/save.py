@@ -52,7 +52,12 @@ class SaveSegmentation(Transform):
             require_matplotlib()  # rather now than after the first segmentation
 
     def __call__(  # type: ignore[override]
-        self, label_map: MetaTensor, image: MetaTensor, case: str | None = None, agreement: MetaTensor | None = None
+        self,
+        label_map: MetaTensor,
+        image: MetaTensor,
+        case: str | None = None,
+        agreement: MetaTensor | None = None,
+        confidence: Mapping[int, float] | None = None,
     ) -> dict[str, str]:
         """Writes the files of one case.
 
@@ -61,7 +66,9 @@ class SaveSegmentation(Transform):
         Returns:
             The paths written, by ``"labels"``, ``"volumes"``, ``"qc"`` (with ``picture``) and ``"dseg"``.
         """
-        segmentation = Segmentation(label_map, image, self.label_table, agreement=agreement, case=case)
+        segmentation = Segmentation(
+            label_map, image, self.label_table, agreement=agreement, case=case, confidence=confidence
+        )
         return segmentation.save(self.output_dir, self.overwrite, self.picture)
 
 
@@ -84,6 +91,8 @@ class SaveSegmentationd(SaveImaged):
         label_table: see :class:`SaveSegmentation`.
         overwrite: see :class:`SaveSegmentation`.
         picture: see :class:`SaveSegmentation`.
+        confidence: the Dice to expect of each label of the case, by its id, as the sweep has told it by then, such as
+            :class:`monai_lcs.bundle.Confidence`; empty or ``None`` where it is not known.
         allow_missing_keys: whether a sample without the key is passed on as it is.
 
     Raises:
@@ -110,12 +119,13 @@ class SaveSegmentationd(SaveImaged):
         label_table: LabelTable | PathLike,
         overwrite: bool = False,
         picture: bool = True,
+        confidence: Mapping[int, float] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"`keys` must be one key, since files are named after the image, got {self.keys}.")
-        self.image_key = image_key
+        self.image_key, self.confidence = image_key, confidence
         self.save = SaveSegmentation(output_dir, label_table, overwrite, picture)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -125,7 +135,8 @@ class SaveSegmentationd(SaveImaged):
             agreement = d.get("agreement")
             if agreement is not None:
                 agreement = agreement * (d["atlas_label"] == d[key])
-            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"), agreement)
+            confidence = dict(self.confidence) if self.confidence else None
+            d["saved"] = self.save(d[key], d[self.image_key], d.get("case"), agreement, confidence)
         return d
 
 
