@@ -21,7 +21,6 @@ from pathlib import Path
 
 import nibabel as nib
 import pandas as pd
-from average_atlases import average_atlases
 from coarse_labels import LEFT_OUT, coarse_labels
 
 from monai_lcs import Atlas, named_atlas, shipped_weights
@@ -62,7 +61,6 @@ class Row:
     weights: Path | None = None  # used instead of a training
     of: str = ""  # the row whose training is used
     begins: str = ""  # the row whose weights the training begins with
-    averages: bool = False  # random atlases are three averages of training scans, and one of these
     study: str = "malc2012"  # or "hippocampus"
 
 
@@ -85,15 +83,6 @@ ROWS = {
     "shared decoder, random atlases": Row(epochs=40, train=GENERALIST, evaluate=CAREFUL),
     "shared decoder, random atlases, 9 atlases": Row(of="shared decoder, random atlases", evaluate=CAREFUL, fused=True),
     "shared decoder, random atlases, MNI atlas": Row(of="shared decoder, random atlases", evaluate=FINER, mni=True),
-    "generalist": Row(
-        epochs=17,
-        train=(*GENERALIST, "--learning_rate", "0.0015", "--val_interval", "9"),
-        evaluate=CAREFUL,
-        begins="shared decoder, random atlases",
-        averages=True,
-    ),
-    "generalist, 9 atlases": Row(of="generalist", evaluate=CAREFUL, fused=True),
-    "generalist, MNI atlas": Row(of="generalist", evaluate=FINER, mni=True),
     "shared decoder, atlas 1000": Row(epochs=12, train=CLOSE, evaluate=FINEST, begins="shared decoder, random atlases"),
     "shared decoder, atlas 1000, 9 atlases": Row(of="shared decoder, atlas 1000", evaluate=FINEST, fused=True),
     "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
@@ -179,9 +168,6 @@ def train(name: str, args: argparse.Namespace) -> None:
     if row.begins:
         train(row.begins, args)
         overrides += ["--pretrained", str(folder_of(row.begins, args.out) / "model/model.pt")]
-    if row.averages:
-        datalist = average_atlases(args.data.resolve() / row.study, args.out.resolve() / "averages")
-        overrides += ["--atlases_dir", str(datalist.parent), "--atlases_datalist", str(datalist)]
     if row.coarse:
         overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
