@@ -870,7 +870,9 @@ def test_further_atlases_vote(study, trained, tmp_path, capsys):
     volumes = pd.read_csv(tmp_path / "sub-0_volumes.tsv", sep="\t", na_values="n/a")
     assert volumes.agreement.dropna().between(0, 1).all()
     assert (volumes.agreement < 0.999).any()
-    assert "was trained without further atlases and is used with" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was trained without further atlases and is used with" in said
+    assert f"4 of the 6 cases of {study} are further atlases; the others are its validation fold" in said
     items = [{"image": f"images/sub-{i}.nii.gz", "label": f"labels/sub-{i}.nii.gz"} for i in range(4)]
     datalist = tmp_path / "datalist.json"
     datalist.write_text(json.dumps({"training": items[1:3], "validation": items[3:], "testing": items[:1]}))

@@ -57,6 +57,10 @@ def further_atlases(
         atlases_datalist = dataset[1]
     exclude = list(atlas.files.values())
     found = find_cases(atlases_dir or None, atlases_datalist or None, "training", fold, exclude=exclude)
+    there = len(found if atlases_datalist else find_cases(atlases_dir, None, "testing", exclude=exclude))
+    if len(found) < there:
+        said = f"Note: {len(found)} of the {there} cases of {atlases_dir} are further atlases; the others are its"
+        print(said, "validation fold (--fold). An --atlases_datalist names which are.", file=sys.stderr)
     read = pipeline.read_further_atlases(found, atlas)
     if said := pipeline.describe_other_labels(read, atlas):
         print(said, file=sys.stderr)
