@@ -2,9 +2,9 @@
 
     python benchmarks/confidence.py OUT "MNI atlas, research weights" --data DATA
 
-OUT is the folder of a run of accuracy.py that holds the row. A row of several atlases is segmented where
-it was not since; one of weights that ship is segmented anew.
-The means are those of the labels that were found, by a network or by several atlases; the others are counted.
+OUT is the folder of a run of accuracy.py that holds the row. A row of several atlases is segmented if that was not done
+since it was scored. A row of weights that ship is segmented each time. The means are those of the labels that have a
+confidence or an agreement; the others are counted.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from monai_lcs import Atlas, Segmenter
 def segmented(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
     """The folder of a row's label maps and volumes of some test scans; those that are missing are made."""
     folder = accuracy.folder_of(name, args.out) / "segmented"
-    scored = (folder.parent / "eval/dice.tsv").stat().st_mtime  # what is older may be of other weights
+    scored = scores_of(name, args.out).stat().st_mtime  # what is older may be of other weights
     label_maps = {case: folder / f"{case}_dseg.nii.gz" for case in cases}  # the last file of a case
     missing = [case for case, path in label_maps.items() if not path.is_file() or path.stat().st_mtime < scored]
     if missing:
@@ -33,9 +33,17 @@ def segmented(name: str, args: argparse.Namespace, cases: list[str]) -> Path:
     return folder
 
 
+def scores_of(name: str, out: Path) -> Path:
+    """The file of a row's scores."""
+    path = accuracy.folder_of(name, out) / "eval/dice.tsv"
+    if not path.is_file():
+        raise SystemExit(f'There is no {path}: run accuracy.py with --rows "{name}" first.')
+    return path
+
+
 def dice_of(name: str, out: Path) -> pd.DataFrame:
     """The Dice of each label in each test scan."""
-    return pd.read_csv(accuracy.folder_of(name, out) / "eval/dice.tsv", sep="\t", na_values="n/a", dtype={"case": str})
+    return pd.read_csv(scores_of(name, out), sep="\t", na_values="n/a", dtype={"case": str})
 
 
 def ranked(dice: pd.DataFrame, volumes: pd.DataFrame) -> dict[str, float]:

@@ -168,6 +168,22 @@ def test_the_mask_of_a_lost_label_answers_at_every_surface(study, tmp_path, caps
     assert set(np.unique(answers[0])) == {0, 11, 16, 50}
 
 
+def test_the_mask_alone_answers_where_no_other_label_is_requested(study, tmp_path):
+    """Neither voxels of the network nor its confidence are added to the mask."""
+    scans, checkpoint, lost = SCANS[:1], tmp_path / "model.pt", TABLE[11].name
+    shutil.copy2(study / "model.pt", checkpoint)
+    replace(lcs.Settings(**SETTINGS), propagated=[lost]).write(tmp_path / "model.json")
+    doors = (by_api, by_bundle, by_command, by_label_app)
+    expected, *others = (door(study, scans, tmp_path / door.__name__, checkpoint, [lost])[0] for door in doors)
+    for found in others:
+        np.testing.assert_array_equal(found, expected)
+    assert set(np.unique(expected)) == {0, 11}
+    tables = [tmp_path / door / f"{scans[0]}_volumes.tsv" for door in ("by_bundle", "by_command")]
+    of_bundle, of_command = (path.read_text(encoding="utf-8") for path in tables)
+    assert of_bundle == of_command
+    assert "confidence" not in of_bundle
+
+
 def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
     """For a network that looks at each atlas, at the scan's voxels as well; in the scan of another orientation, too."""
     settings, checkpoint = replace(lcs.Settings(**SETTINGS), conditioning="shared"), tmp_path / "model.pt"

@@ -60,7 +60,7 @@ def further_atlases(
     there = len(found if atlases_datalist else find_cases(atlases_dir, None, "testing", exclude=exclude))
     if len(found) < there:
         said = f"Note: {len(found)} of the {there} cases of {atlases_dir} are further atlases; the others are its"
-        print(said, "validation fold (--fold). An --atlases_datalist names which are.", file=sys.stderr)
+        print(said, "validation fold (--fold). To choose them, give --atlases_datalist.", file=sys.stderr)
     read = pipeline.read_further_atlases(found, atlas)
     if said := pipeline.describe_other_labels(read, atlas):
         print(said, file=sys.stderr)

@@ -35,22 +35,34 @@ __all__ = [
 
 
 class Confidence(dict[int, float]):
-    """The Dice to expect of each label of a scan, by its id, as the sweep tells it; scans follow one another.
+    """The Dice to expect of each label of a scan, 0 to 1, by its id. It holds what a sweep has told of the last scan.
 
-    The sweep's ``on_confidence``. Whoever writes the volumes of the scan reads it.
+    It is the sweep's ``on_confidence``. Whoever writes the volumes of the scan reads it. Scans follow one another.
+
+    Args:
+        masked: the requested labels that the propagated mask answers for; the network knows nothing of the mask.
 
     Example:
-        >>> confidence = Confidence()
+        >>> confidence = Confidence([RequestedLabel(4, "ventricle", (4,))])
         >>> confidence(0, {17: 0.9, 53: 0.8})
-        >>> confidence(0, {17: 0.7})
+        >>> confidence(0, {17: 0.7, 4: 0.9})
         >>> confidence
         {17: 0.7}
     """
 
+    def __init__(self, masked: Sequence[RequestedLabel] = ()) -> None:
+        super().__init__()
+        self.masked = {request.id for request in masked}
+
     def __call__(self, item: int, found: Mapping[int, float]) -> None:
-        """Forget the scan before."""
+        """Hold what is told of a scan, and forget the scan before.
+
+        Args:
+            item: of the batch, which holds one scan.
+            found: the Dice to expect of each label that was found, by its id.
+        """
         self.clear()
-        self.update(found)
+        self.update({id: dice for id, dice in found.items() if id not in self.masked})
 
 
 @contextmanager

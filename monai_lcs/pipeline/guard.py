@@ -90,17 +90,18 @@ def answer_with_masks(label_map: MetaTensor, masks: MetaTensor, requests: Sequen
     """Write the propagated masks of labels over what a network has found for the others.
 
     Args:
-        label_map: the answer without these labels, ``(1, *spatial)`` on the scan's grid.
+        label_map: the answer, ``(1, *spatial)`` on the scan's grid; what it has of these labels is taken away.
         masks: the propagated labels on the same grid.
         requests: from :func:`propagated_requests`; where two overlap, the smaller id wins.
 
     Example:
         >>> import torch
-        >>> found, masks = MetaTensor(torch.tensor([[17, 17, 0]])), MetaTensor(torch.tensor([[17, 4, 4]]))
+        >>> found, masks = MetaTensor(torch.tensor([[4, 17, 17, 0]])), MetaTensor(torch.tensor([[17, 17, 4, 4]]))
         >>> answer_with_masks(found, masks, [RequestedLabel(4, "ventricle", (4,))]).tolist()
-        [[17, 4, 4]]
+        [[0, 17, 4, 4]]
     """
     answer = label_map.clone()
+    answer[label_mask(answer, [request.id for request in requests])] = 0
     for request in sorted(requests, key=lambda each: each.id, reverse=True):
         answer[label_mask(masks, request.ids)] = request.id
     return answer

@@ -21,7 +21,6 @@ from monai_lcs.study.checks import list_failures
 
 __all__ = ["PreparedDataset", "say_missing_labels"]
 
-
 ALIGNMENTS_AT_A_TIME = 2
 
 
