@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pandas as pd
+import torch
 from coarse_labels import LEFT_OUT, coarse_labels
 
 from monai_lcs import Atlas, named_atlas, shipped_weights
@@ -41,7 +42,7 @@ SHARED = ("--conditioning", "shared", "--channels", "[16,32,64,128]", "--labels_
 GENERALIST = (*SHARED, "--align", "deformable", "--random_atlas", "True")  # each training scan may be the atlas
 CAREFUL = ("--align", "deformable_fine", *FINER)
 FINEST = ("--spacing", "[1.25,1.25,1.25]")  # likewise: 0.686 there, at 1.5 mm 0.682, at 1 mm 0.681
-CLOSE = (*SHARED, *CAREFUL, "--learning_rate", "0.001", "--val_interval", "3")  # trained where it segments
+CLOSE = (*SHARED, *CAREFUL, "--learning_rate", "0.001", "--val_interval", "4")  # trained where it segments
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
@@ -60,7 +61,7 @@ class Row:
     mni: bool = False  # the atlas is the average brain that comes with pip packages, not a scan of the study
     weights: Path | None = None  # used instead of a training
     of: str = ""  # the row whose training is used
-    begins: str = ""  # the row whose weights the training begins with
+    begins: str = ""  # the row whose weights the training begins with, or the training of converge.py
     study: str = "malc2012"  # or "hippocampus"
 
 
@@ -83,7 +84,7 @@ ROWS = {
     "shared decoder, random atlases": Row(epochs=40, train=GENERALIST, evaluate=CAREFUL),
     "shared decoder, random atlases, 9 atlases": Row(of="shared decoder, random atlases", evaluate=CAREFUL, fused=True),
     "shared decoder, random atlases, MNI atlas": Row(of="shared decoder, random atlases", evaluate=FINER, mni=True),
-    "shared decoder, atlas 1000": Row(epochs=12, train=CLOSE, evaluate=FINEST, begins="shared decoder, random atlases"),
+    "shared decoder, atlas 1000": Row(epochs=16, train=CLOSE, evaluate=FINEST, begins="lcs-shared-seed0"),
     "shared decoder, atlas 1000, 9 atlases": Row(of="shared decoder, atlas 1000", evaluate=FINEST, fused=True),
     "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
     "gyri merged into lobes": Row(epochs=40, train=BEST, evaluate=FINER, coarse="lobes", fused=True),
@@ -166,8 +167,7 @@ def train(name: str, args: argparse.Namespace) -> None:
         return
     overrides = last_of_each([*NARROW, "--learning_rate", "0.002", "--val_interval", "10", *row.train])
     if row.begins:
-        train(row.begins, args)
-        overrides += ["--pretrained", str(folder_of(row.begins, args.out) / "model/model.pt")]
+        overrides += ["--pretrained", str(first_weights(row.begins, args))]
     if row.coarse:
         overrides += ["--coarse_labels", str(coarse_labels(row.coarse, label_names(args.data / row.study)))]
     overrides += ["--resume", str(last > 0), "--epochs", str(row.epochs), "--seed", str(args.seed)]
@@ -178,6 +178,20 @@ def train(name: str, args: argparse.Namespace) -> None:
     finally:
         with (folder / "seconds.txt").open("a") as file:
             file.write(f"{time.time() - start:.0f}\n")
+
+
+def first_weights(begins: str, args: argparse.Namespace) -> Path:
+    """The file of the weights of a row, or of a training of converge.py, as the bundle's network has them."""
+    if begins in ROWS:
+        train(begins, args)
+        return folder_of(begins, args.out) / "model/model.pt"
+    best = args.converged / begins / "best.pt"
+    if not best.is_file():
+        raise SystemExit(f"There is no {best}: train it by benchmarks/converge.py, and name its OUT by --converged.")
+    weights = args.out / f"{begins}.pt"
+    state = torch.load(best, weights_only=True)
+    torch.save({name.removeprefix("network."): weight for name, weight in state.items()}, weights)
+    return weights
 
 
 def last_of_each(overrides: Sequence[str]) -> list[str]:
@@ -267,6 +281,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/ and hippocampus/")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="default: all")
+    parser.add_argument("--converged", type=Path, default=Path(), help="OUT of converge.py, where a row begins with it")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of new trainings (default: %(default)s)")
     args = parser.parse_args()
