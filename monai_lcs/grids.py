@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import AFFINE_TOL, to_affine_nd
+from monai.data.utils import to_affine_nd
 from monai.utils import look_up_option
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from torch import Tensor
@@ -37,6 +37,9 @@ __all__ = [
 
 GRID_TOLERANCE = 0.1
 """How far apart the corners of two equal grids may lie, in voxels: file headers round their affines."""
+
+ROUNDING = 1e-3
+"""Voxels of grids whose corners lie this far apart, in voxels, are copied: it is rounding, not resampling."""
 
 TIE_MM = 1e-3
 """A voxel halfway between two others takes the one on the right, in front, above, whatever the axes of its file."""
@@ -238,7 +241,8 @@ def resample(
     source, source_affine = upright(volume.as_tensor()[0].detach().cpu().numpy(), affine_of(volume))
     result = np.full(tuple(shape), outside or 0, dtype=source.dtype)
     target, target_affine = upright(result, np.asarray(affine, dtype=float))
-    if source.shape == target.shape and np.allclose(source_affine, target_affine, atol=AFFINE_TOL):
+    edge = np.linalg.norm(target_affine[:-1, :-1], axis=0).min()
+    if source.shape == target.shape and grid_distance(source_affine, target_affine, target.shape) <= ROUNDING * edge:
         target[...] = source
         return torch.from_numpy(result)[None]
     if mode == "nearest":

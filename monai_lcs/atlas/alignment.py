@@ -15,22 +15,19 @@ from monai.data import MetaTensor
 from monai.utils import look_up_option
 
 from monai_lcs.atlas import orientation, registration
-from monai_lcs.grids import affine_of, from_sitk, grid_distance, on_grid_of, to_sitk
+from monai_lcs.grids import affine_of, from_sitk, on_grid_of, same_grid, to_sitk
 
 __all__ = ["ALIGNMENTS", "Alignment", "AtlasAligner", "check_alignable"]
 
 ALIGNMENTS = ("none", "rigid", "affine", "deformable", "deformable_fine")
 """The kinds of alignment, each with more freedom than the one before."""
 
-GRID_TOLERANCE_MM = 0.1
-"""Corners of two equal grids may lie this far apart: rounding in file headers, far below a voxel."""
-
 NOT_CHECKED = "not checked"
 UNSUSPICIOUS = (NOT_CHECKED, orientation.AS_IN_HEADER, orientation.CANNOT_BE_TOLD)
 
 NEXT_STEPS = (
     "check that both show the same body part and have the right orientation in their headers, "
-    "or pass another `mode`, a lower `min_overlap`, or on_failure='warn'."
+    "or try another alignment (`mode`; --align), or a lower `min_overlap`."
 )
 
 
@@ -161,7 +158,8 @@ class AtlasAligner:
     def key(self) -> tuple[Any, ...]:
         """What an alignment depends on besides the two images. Different here, different there."""
         oriented = self.check_orientation and orientation.constants()
-        return self.mode, self.min_overlap, self.spacing_mm, self.seed, registration.constants(), oriented
+        failed = self.min_overlap, self.on_failure  # what one warns of is an error to another
+        return self.mode, *failed, self.spacing_mm, self.seed, registration.constants(), oriented
 
     def align(self, image: torch.Tensor, atlas_image: torch.Tensor) -> Alignment:
         """Register the atlas image to a scan.
@@ -327,7 +325,7 @@ def check_integers(label_map: MetaTensor) -> None:
 def _check_same_grid(image: MetaTensor, atlas: MetaTensor) -> None:
     shape, atlas_shape = tuple(image.shape[1:]), tuple(atlas.shape[1:])
     affine, atlas_affine = affine_of(image), affine_of(atlas)
-    if shape != atlas_shape or grid_distance(affine, atlas_affine, shape) > GRID_TOLERANCE_MM:
+    if not same_grid(shape, affine, atlas_shape, atlas_affine):
         raise ValueError(
             f"With mode='none' the atlas must be on the image's grid: {name_of(image, 'the image')} has shape {shape} "
             f"and affine {affine.tolist()}, {name_of(atlas, 'the atlas')} has shape {atlas_shape} and affine "

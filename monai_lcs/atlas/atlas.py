@@ -20,6 +20,7 @@ from monai.utils import convert_to_numpy
 from monai_lcs.grids import affine_of, from_sitk, to_sitk
 from monai_lcs.labels import LabelTable
 from monai_lcs.labels.groups import present_labels
+from monai_lcs.labels.label_map import as_plain_tensor, check_label_map
 from monai_lcs.labels.rows import cut
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_same_grid, read_label_map, read_scan
@@ -155,13 +156,16 @@ class Atlas:
             table: names of the labels.
 
         Raises:
-            ValueError: when the shape is another.
+            ValueError: when the shape is another, a MetaTensor has another affine, or a voxel is no id.
         """
         if tuple(label_map.shape) != tuple(self.image.shape):
             raise ValueError(
                 f"`label_map` must have the image's shape {tuple(self.image.shape)}, got {tuple(label_map.shape)}."
             )
-        ids: Any = MetaTensor(torch.as_tensor(convert_to_numpy(label_map)).int(), affine=self.image.affine)
+        check_label_map(label_map)
+        if isinstance(label_map, MetaTensor):
+            check_same_grid(self.image, label_map, "the atlas image", "the label map")
+        ids: Any = MetaTensor(as_plain_tensor(label_map).cpu().int(), affine=self.image.affine)
         return replace(self, label_map=ids, table=table)
 
     def check_present(self, ids: Sequence[int]) -> None:

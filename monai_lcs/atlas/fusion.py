@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -28,12 +29,12 @@ def fuse_atlases(
     Args:
         image: the scan, ``(1, *spatial)``, 2D or 3D; its affine holds for all.
         atlas_images: ``(1, *spatial)`` each, aligned to the scan.
-        atlas_labels: ``(1, *spatial)`` each, integers in one dtype, aligned to the scan.
+        atlas_labels: ``(1, *spatial)`` each, integers, aligned to the scan.
 
     Returns:
         All ``(1, *spatial)``: the mean of the atlas images, each divided by the mean of its absolute values first; the
-        label map, in the dtype of the first; and the agreement, float32, 0 to 1: the share of the votes that the
-        winning label got.
+        label map, in a dtype that holds all of theirs; and the agreement, float32, 0 to 1: the share of the votes that
+        the winning label got.
 
     Raises:
         ValueError: when there is no atlas, or the shapes differ.
@@ -49,7 +50,8 @@ def fuse_atlases(
     if not atlas_images or set(shapes) != {tuple(image.shape)}:
         raise ValueError(f"The atlases must have the image's shape {tuple(image.shape)}, got {shapes}.")
     mean, ballot = fuse_votes(image, atlas_images, [LabelMapVoter(x) for x in atlas_labels])
-    return mean, ballot.ids[:1].to(atlas_labels[0].dtype), ballot.shares[:1]
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in atlas_labels])
+    return mean, ballot.ids[:1].to(dtype), ballot.shares[:1]
 
 
 def fuse_votes(

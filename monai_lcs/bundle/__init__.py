@@ -35,6 +35,7 @@ from monai_lcs.bundle.weights import (
     say_propagated,
     settings_of,
 )
+from monai_lcs.bundle.words import check_flags, check_paths
 from monai_lcs.pipeline import Settings, on_device
 from monai_lcs.pipeline.checkpoints import keep_resumable
 from monai_lcs.pipeline.guard import propagated_requests
@@ -47,9 +48,11 @@ __all__ = [
     "begin_training",
     "best_model",
     "cases",
+    "check_flags",
     "check_fused",
     "check_new",
     "check_new_cases",
+    "check_paths",
     "check_resumed",
     "check_writable",
     "default_device",

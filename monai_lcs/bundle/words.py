@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from monai_lcs.bundle.sentence import one_sentence
+
 __all__ = [
+    "check_flags",
+    "check_paths",
     "check_words",
 ]
+
+
+@one_sentence
+def check_flags(**flags: Any) -> None:
+    """Make sure that flags are true or false: the word ``false`` is a text, which Python takes for true.
+
+    Example:
+        >>> check_flags(overwrite=True, skip_existing=0)
+        >>> check_flags(overwrite="false")
+        Traceback (most recent call last):
+        SystemExit: Error: --overwrite takes True or False, written so, got 'false'.
+    """
+    for name, value in flags.items():
+        if value not in (True, False):
+            raise ValueError(f"--{name} takes True or False, written so, got {value!r}.")
+
+
+@one_sentence
+def check_paths(**paths: Any) -> None:
+    """:func:`check_words` of paths that are not those of scans or of the atlas."""
+    check_words(paths)
 
 
 def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None) -> None:
@@ -33,7 +59,7 @@ def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None
         word = typed.get(name)
         if word is not None and word[:1] not in "'\"[($" and value is not None and str(value) != word:
             raise ValueError(f"The config parser reads --{name} {word} as {value!r}: quote it twice, \"'{word}'\".")
-        if value is not None and not isinstance(value, str | list | tuple):
+        if value is not None and not isinstance(value, str | os.PathLike | list | tuple):
             raise ValueError(f"--{name} must be a path, got {value!r}, {type(value).__name__}: quote it twice.")
 
 

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
+import json
 from typing import Any
 
 from monai_lcs.cli.words import add_atlas, read_atlas
+
+_ARGUMENTS = ("study", "atlas", "out", "settings", "cases", "handlers")  # of :func:`monai_lcs.pipeline.train`
+_WORDS = {
+    "epochs": "--epochs",
+    "device": "--device",
+    "labels": "--labels",
+    "resume": "--resume",
+    "restart": "--restart",
+    "dataset_dir": "STUDY",
+    "ckpt_dir": "--out",
+    "output_dir": "--out",
+    "atlas_image": "--atlas",
+    "atlas_labels": "--atlas",
+    "label_table": "--atlas",
+}
+"""Keys of ``train.json`` that the command has words for."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -25,12 +41,16 @@ def run(options: argparse.Namespace) -> int:
     """Train a network on the labeled scans of a study."""
     from monai_lcs.pipeline import train as train_network
 
-    names = ("epochs", "device", "labels", "resume", "restart")
-    given = {name: getattr(options, name) for name in names if getattr(options, name)}
-    given.update(_override(text) for text in options.set or [])
-    own = sorted(given.keys() & inspect.signature(train_network).parameters.keys())
-    if own:
-        raise ValueError(f"--set takes keys of the bundle's train.json, not {', '.join(own)}.")
+    if options.epochs is not None and options.epochs < 1:
+        raise ValueError(f"--epochs takes a number from 1 on, got {options.epochs}.")
+    overrides = dict(_override(text) for text in options.set or [])
+    for key in overrides:
+        if key in _ARGUMENTS:
+            raise ValueError(f"--set takes keys of the bundle's train.json, not {key}.")
+        if key in _WORDS:
+            raise ValueError(f"--set {key}=... would contradict the command's own words: give {_WORDS[key]} instead.")
+    given = {name: value for name in ("epochs", "device", "labels") if (value := getattr(options, name))}
+    given |= {"resume": options.resume, "restart": options.restart, **overrides}
     weights = train_network(options.study, read_atlas(options), options.out, **given)
     if weights.is_file():
         print(f"The best network is {weights}; use it with: monai-lcs segment SCAN --weights {weights} --atlas ...")
@@ -40,11 +60,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _override(text: str) -> tuple[str, Any]:
-    """``key=value``; the value is a number, a list, True, None ... as Python writes it, or else a text."""
+    """``key=value``; the value is a number, a list, True, None ... as Python or JSON writes it, or else a text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, got {text!r}.")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return name, read(value)
+        except (ValueError, SyntaxError):
+            pass
+    return name, value

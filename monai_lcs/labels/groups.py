@@ -78,6 +78,8 @@ def label_mask(label_map: NdarrayOrTensor, group: LabelGroup) -> torch.Tensor:
     labels = as_plain_tensor(label_map)
     ids = [i for i in _as_group(group) if holds_exactly(labels.dtype, [i])]  # torch takes `uint8 == 300` for `== 44`
     if len(ids) > _FEW:
+        if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            labels = labels.long()  # PyTorch cannot search the others
         known = torch.tensor(sorted(ids), device=labels.device).to(labels.dtype)
         return known[torch.bucketize(labels.contiguous(), known).clamp_(max=len(known) - 1)] == labels
     mask = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)

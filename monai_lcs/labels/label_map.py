@@ -61,10 +61,10 @@ def check_label_map(label_map: NdarrayOrTensor, what: str | None = None, any_int
     name = what or (f"The label map {file}" if file else "A label map")
     if float(wrong).is_integer() and wrong > 0:
         raise ValueError(f"{name} must hold ids up to {MAX_ID}, got {int(wrong)}; renumber its labels.")
-    raise ValueError(
-        f"{name} must hold integers{'' if any_integer else ' >= 0'}, got {wrong!s}; resample label maps with "
-        "nearest-neighbor interpolation, or take the argmax of probabilities."
-    )
+    advice = "resample label maps with nearest-neighbor interpolation, or take the argmax of probabilities."
+    if float(wrong).is_integer():
+        advice = "set what is no label to 0."
+    raise ValueError(f"{name} must hold integers{'' if any_integer else ' >= 0'}, got {wrong!s}; {advice}")
 
 
 def _comparable(label_map: NdarrayOrTensor) -> NdarrayOrTensor:
@@ -173,7 +173,8 @@ def as_plain_tensor(label_map: NdarrayOrTensor) -> torch.Tensor:
         return label_map.as_tensor()
     if isinstance(label_map, torch.Tensor):
         return label_map
-    return torch.from_numpy(np.ascontiguousarray(label_map))  # torch refuses the strides of a flipped view
+    voxels = np.ascontiguousarray(label_map)  # torch refuses the strides of a flipped view, and foreign byte orders
+    return torch.from_numpy(voxels.astype(voxels.dtype.newbyteorder("="), copy=False))
 
 
 def as_label_array(label_map: NdarrayOrTensor) -> np.ndarray:

@@ -91,7 +91,8 @@ def group_votes(votes: Tensor, group: Sequence[int]) -> Tensor:
     """
     if len(votes) == 1:
         return label_mask(votes[0], group)
-    return (votes[:CANDIDATES] * label_mask(votes[CANDIDATES:], group)).sum(0)
+    shares = (votes[:CANDIDATES] * label_mask(votes[CANDIDATES:], group)).sum(0)
+    return shares.clamp_(max=1)  # rounded shares add up to a little more
 
 
 def vote_boxes(votes: Tensor) -> dict[int, Box]:

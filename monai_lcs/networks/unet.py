@@ -495,7 +495,7 @@ class LabelConditionedUNet(nn.Module):
         logits = self.head(x)
         if not self.prior_logit:
             return logits
-        shares = self._pooled_masks(masks, boxes, 0, logits.dtype)
+        shares = self._pooled_masks(masks, boxes, 0, logits.dtype).clamp(0, 1)  # beyond them the logit is NaN
         votes = (shares / (1 - shares)).log()  # torch.logit takes six times as long
         return logits + self.prior_logit * (votes / abs(self.prior_logit)).clamp(-1, 1)
 

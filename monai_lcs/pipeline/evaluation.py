@@ -10,9 +10,8 @@ from monai.config import PathLike
 
 from monai_lcs.labels import LabelTable
 from monai_lcs.results.scores import label_scores, scores_table
-from monai_lcs.study.cases import case_name, shorten_names
+from monai_lcs.study.cases import case_name, image_files, shorten_names
 from monai_lcs.study.checks import check_same_grid, read_label_map
-from monai_lcs.study.images import IMAGE_EXTENSIONS
 
 __all__ = ["pair_label_maps", "score_case", "score_label_maps", "score_table"]
 
@@ -53,8 +52,10 @@ def pair_label_maps(predictions: PathLike, truths: PathLike) -> dict[str, tuple[
 
 def _by_case(folder: Path) -> dict[str, Path]:
     """Label maps of a folder; of results that are saved beside each other only these."""
-    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(IMAGE_EXTENSIONS)]
+    files = image_files(folder)
     results = [path for path in files if case_name(path).endswith("_dseg")]
+    nifti = {case_name(path) for path in results if path.name.endswith(".nii.gz")}
+    results = [path for path in results if path.name.endswith(".nii.gz") or case_name(path) not in nifti]  # no copies
     named: dict[str, Path] = {}
     for path in results or files:
         case = case_name(path).removesuffix("_dseg")

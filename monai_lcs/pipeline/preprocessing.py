@@ -245,6 +245,11 @@ class Preprocessing(Transform):
         images = [atlas.image for atlas in atlases]
         weights: Any = vote_weights(scan.image, images) if len(atlases) > 1 else None
         image, ballot = fuse_votes(scan.image, images, voters, weights)
+        if not ballot.ids[0].any():
+            raise ValueError(
+                f"No label of the {len(atlases)} atlases has more votes than the background anywhere in "
+                f"{scan.source.meta.get('filename_or_obj') or 'the scan'}: they are too small to meet; give one atlas."
+            )
 
         def like_atlas(voxels: torch.Tensor) -> MetaTensor:
             return on_grid_of(first.image, voxels, first.image.meta)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,9 @@ def peak_memory_mb() -> int | None:
 
 @contextmanager
 def noted_warnings() -> Iterator[list[str]]:
-    """Keep the texts of the warnings that are shown meanwhile; they are shown as ever.
+    """Keep the texts of the warnings that this thread shows meanwhile; they are shown as ever.
 
-    Warnings belong to the process: those of other threads are noted as well.
+    Those of this package are shown each time: the next scan may deserve the same words.
 
     Example:
         >>> with noted_warnings() as noted, warnings.catch_warnings():
@@ -117,15 +119,43 @@ def noted_warnings() -> Iterator[list[str]]:
         >>> noted
         ['left is guessed']
     """
+    warnings.filterwarnings("always", module=r"monai_lcs(\.|$)", append=True)  # unless others want it otherwise
     noted: list[str] = []
-    show = warnings.showwarning
-
-    def note(message: Any, *rest: Any, **more: Any) -> None:
-        noted.append(str(message))
-        show(message, *rest, **more)
-
-    warnings.showwarning = note
+    token = _noted.set(noted)
+    _hook.hang(1)
     try:
         yield noted
     finally:
-        warnings.showwarning = show
+        _hook.hang(-1)
+        _noted.reset(token)
+
+
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
+
+
+class _Hook:
+    """What shows warnings while somebody notes them. There is one for the process, however many threads note."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.show: Any = None
+
+    def hang(self, users: int) -> None:
+        """So many more or less note."""
+        with self.lock:
+            if not self.users:
+                self.show, warnings.showwarning = warnings.showwarning, self.note
+            self.users += users
+            if not self.users and warnings.showwarning == self.note:
+                warnings.showwarning = self.show
+
+    def note(self, message: Any, *rest: Any, **more: Any) -> None:
+        """Show a warning, and note it for the thread that it is of."""
+        noted = _noted.get()
+        if noted is not None:
+            noted.append(str(message))
+        self.show(message, *rest, **more)
+
+
+_hook = _Hook()

@@ -18,7 +18,7 @@ from monai_lcs.pipeline.record import make_record, noted_warnings
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.results import Segmentation
 from monai_lcs.results.dicom_seg import read_slices, write_dicom_seg
-from monai_lcs.results.segmentation import label_words
+from monai_lcs.results.segmentation import ENDINGS, label_words
 from monai_lcs.results.volume_files import ending_like, write_volume
 from monai_lcs.study.checks import check_t1
 from monai_lcs.study.images import read_image
@@ -92,6 +92,8 @@ def segment_to_files(
         ['ann_dseg.nii.gz', 'ann_dseg.tsv', 'ann_run.json', 'ann_volumes.tsv']
     """
     ending = ending_like(case["image"])
+    paths = {kind: Path(output.folder) / f"{case['case']}_{name}" for kind, name in ENDINGS.items()}
+    check_absent([path for kind, path in paths.items() if kind != "qc" or output.picture], output.overwrite)
     with noted_warnings() as noted:
         series = case.get("series")
         slices = read_slices(case["image"], series) if output.dicom_seg else []

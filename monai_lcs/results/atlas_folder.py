@@ -11,9 +11,9 @@ from monai.config import PathLike
 from monai.utils import convert_to_numpy
 
 from monai_lcs.atlas import Atlas
-from monai_lcs.files import IMAGE_EXTENSIONS, check_absent, check_writable, write_atomically
+from monai_lcs.files import check_absent, check_writable, write_atomically
 from monai_lcs.results.volume_files import image_on_grid, label_map_image
-from monai_lcs.study.cases import case_name, shorten_names
+from monai_lcs.study.cases import case_name, image_files, shorten_names
 
 __all__ = ["read_atlas_folder", "write_atlas"]
 
@@ -30,10 +30,10 @@ def read_atlas_folder(folder: PathLike) -> Atlas:
         ValueError: if it has none or several images, or see :meth:`monai_lcs.atlas.Atlas.read`.
         FileNotFoundError: if there is no label table.
     """
-    files = sorted(path for path in Path(folder).iterdir() if path.name.lower().endswith(IMAGE_EXTENSIONS))
+    files = image_files(Path(folder))
     images = [path for path in files if path.name != LABELS]
     if len(images) != 1 or len(files) != 2:
-        what = shorten_names([path.name for path in files], most=5)
+        what = shorten_names([path.name for path in files], most=5) if files else "none"
         raise ValueError(f"The folder of an atlas, {folder}, must hold {LABELS}, {TABLE} and one image, got: {what}.")
     return Atlas.read(images[0], Path(folder) / LABELS, Path(folder) / TABLE)
 
@@ -67,20 +67,15 @@ def write_atlas(atlas: Atlas, folder: PathLike, overwrite: bool = False) -> None
     if not here:
         voxels = convert_to_numpy(atlas.image, dtype=np.float32)[0]
         write_atomically(image, lambda temporary: nib.save(image_on_grid(voxels, atlas.image), temporary))
-    labels = label_map_image(atlas.label_map, atlas.image, atlas.table.dtype)
+    largest = np.min_scalar_type(int(atlas.label_map.max()))  # the table may lack ids
+    labels = label_map_image(atlas.label_map, atlas.image, np.promote_types(atlas.table.dtype, largest))
     write_atomically(folder / TABLE, atlas.table.write)
     write_atomically(folder / LABELS, lambda temporary: nib.save(labels, temporary))
 
 
 def _check_alone(folder: Path, image: Path) -> None:
     """The image must be the only one beside the label map."""
-    if not folder.is_dir():
-        return
-    others = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.name.lower().endswith(IMAGE_EXTENSIONS) and path.name not in (LABELS, image.name)
-    ]
+    others = [path.name for path in image_files(folder) if path.name not in (LABELS, image.name)]
     if others:
         raise ValueError(
             f"{folder} has other images, {shorten_names(others)}: choose an empty folder, or one that has this atlas."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from monai_lcs.results.picture import qc_picture, require_matplotlib
 from monai_lcs.results.tsv import write_tsv
 from monai_lcs.results.volume_files import write_volume
 from monai_lcs.results.volumes import volume_table, voxel_mm3
-from monai_lcs.study.cases import MAX_NAME_BYTES, case_names
+from monai_lcs.study.cases import MAX_NAME_BYTES, case_names, shorten_names
 from monai_lcs.study.images import notes_of
 
 __all__ = ["ENDINGS", "Segmentation", "label_words"]
@@ -137,7 +138,8 @@ class Segmentation:
 
         Args:
             output_dir: folder for the files; it is created if it does not exist.
-            overwrite: whether to replace existing files.
+            overwrite: whether to replace existing files. A warning names those of an earlier result that this one
+                does not have: they stay.
             picture: whether to draw the picture, which needs matplotlib.
             masks: whether to write a mask of each label.
             tables: endings of further files ``CASE_dseg`` with the label table: ``".ctbl"`` for 3D Slicer, ``".label"``
@@ -168,9 +170,19 @@ class Segmentation:
             raise ValueError(f"Cannot save the segmentation of {self._source}: {error}") from error
 
         check_writable(Path(output_dir))
+        self._warn_of_old(Path(output_dir), paths.values())
         for kind, write in writers.items():
             write_atomically(paths[kind], write)
         return {kind: str(path) for kind, path in paths.items()}
+
+    def _warn_of_old(self, folder: Path, paths: Iterable[Path]) -> None:
+        """Files of the case that stay, and would pass for this result's; somebody may have worked on them."""
+        case, new = glob.escape(str(self.case)), set(paths)
+        endings = (ENDINGS["qc"], "run.json", "desc-brain_mask.*", "label-*_mask.*")
+        old = [path.name for ending in endings for path in sorted(folder.glob(f"{case}_{ending}")) if path not in new]
+        if old:
+            which = shorten_names(old, most=5)
+            warnings.warn(f"{folder} has files of an earlier result that stay as they are: {which}.", stacklevel=3)
 
     def _writers(
         self, picture: bool, masks: bool, tables: Sequence[str], ending: str
@@ -262,6 +274,6 @@ def label_words(table: LabelTable) -> dict[int, str]:
     words = {
         id: "".join([first, *(part[0].upper() + part[1:] for part in rest)]) for id, (first, *rest) in parts.items()
     }
-    # Some file systems do not tell cases apart
-    counts = Counter(word.lower() for word in words.values())
-    return {id: word if counts[word.lower()] == 1 else f"{word}{id}" for id, word in words.items()}
+    while len(taken := Counter(word.lower() for word in words.values())) < len(words):  # some file systems ignore case
+        words = {id: word if taken[word.lower()] == 1 else f"{word}{id}" for id, word in words.items()}
+    return words

@@ -51,7 +51,7 @@ def write_volume(path: Path, volume: NdarrayOrTensor, image: MetaTensor, dtype: 
         path: the file.
         volume: ``(1, *spatial)``.
         image: the scan ``(1, *spatial)``.
-        dtype: type of the voxels. FreeSurfer's formats have no unsigned type but uint8: there the next larger one.
+        dtype: type of the voxels. FreeSurfer's formats have fewer: there the smallest that holds the voxels.
 
     Raises:
         ValueError: for another ending than those of :func:`ending_like`.
@@ -69,8 +69,8 @@ def write_volume(path: Path, volume: NdarrayOrTensor, image: MetaTensor, dtype: 
     if name.endswith(_NIFTI):
         nib.save(image_on_grid(convert_to_numpy(volume)[0].astype(dtype), image), path)
     elif name.endswith(_MGH):
-        kept = next(t for t in (np.uint8, np.int16, np.int32, np.float32) if np.can_cast(dtype, t, "safe"))
-        nib.save(nib.MGHImage(convert_to_numpy(volume)[0].astype(kept), affine_of(image)), path)
+        voxels = convert_to_numpy(volume)[0]
+        nib.save(nib.MGHImage(voxels.astype(_mgh_type(voxels, dtype)), affine_of(image)), path)
     elif name.endswith(_ITK):
         import SimpleITK as sitk
 
@@ -78,6 +78,15 @@ def write_volume(path: Path, volume: NdarrayOrTensor, image: MetaTensor, dtype: 
         sitk.WriteImage(to_sitk(voxels, affine_of(image)), str(path), useCompression=True)
     else:
         raise ValueError(f"{path} must end in {', '.join((*_NIFTI, *_MGH, *_ITK))}.")
+
+
+def _mgh_type(voxels: np.ndarray, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """FreeSurfer's type for voxels that ``dtype`` holds."""
+    if not np.issubdtype(dtype, np.integer):
+        return np.dtype(np.float32)
+    types = (np.dtype(kind) for kind in (np.uint8, np.int16, np.int32))
+    low, high = (int(end) for end in (voxels.min(), voxels.max()))
+    return next(kind for kind in types if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
 
 
 def label_map_image(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,10 +27,21 @@ from monai_lcs.study.splits import (
     select_fold,
 )
 
-__all__ = ["MAX_NAME_BYTES", "case_name", "case_names", "find_cases", "find_images", "shorten_names", "split_by_name"]
+__all__ = [
+    "MAX_NAME_BYTES",
+    "case_name",
+    "case_names",
+    "find_cases",
+    "find_images",
+    "image_files",
+    "shorten_names",
+    "split_by_name",
+]
 
 MAX_NAME_BYTES = 200
 """The longest name of a case: file systems allow 255 bytes, of which results and temporary files need some."""
+
+_RESULT = re.compile(r"_(dseg|desc-brain_mask|label-[A-Za-z0-9]+_(mask|probseg))$")  # ends of the names of results
 
 _SECTIONS = ("training", "validation", "testing", "test")
 
@@ -189,9 +201,9 @@ def _cases_of_folders(folder: Path, section: str, fold: int | None, with_labels:
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder.absolute()}.")
     image_dir, label_dir = folder.absolute() / "images", folder.absolute() / "labels"
-    images = _by_name(_image_files(image_dir))
+    images = _by_name(image_files(image_dir))
     if with_labels:
-        cases = _pairs(images, _by_name(_image_files(label_dir)), folder)
+        cases = _pairs(images, _by_name(image_files(label_dir)), folder)
     else:
         cases = [{"image": str(path)} for path in images.values()]
         _check_any(cases, image_dir)
@@ -231,7 +243,7 @@ def _check_any(found: Sequence[Any], folder: Path) -> None:
         raise ValueError(f"{folder} holds no images: no file there ends in {', '.join(IMAGE_EXTENSIONS)}.")
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Returns the image files of a folder but not of its subfolders, sorted by name; none if it does not exist.
 
     A link whose content is not there counts, so that it is not passed over in silence.
@@ -264,9 +276,9 @@ def find_images(paths: PathLike | Sequence[PathLike]) -> list[Case]:
 
     A folder with a DICOM series and no image file is an image itself.
 
-    Files of a folder whose names end in ``_dseg`` are left out: they are label maps by BIDS, and results of an earlier
-    run. Files need not exist, nor the content of links: :func:`monai_lcs.study.checks.check_case` tells the bad ones
-    from the good ones.
+    Files of a folder whose names end in ``_dseg``, ``_desc-brain_mask``, ``_label-*_mask`` or ``_label-*_probseg`` are
+    left out: they are results of an earlier run. Files need not exist, nor the content of links:
+    :func:`monai_lcs.study.checks.check_case` tells the bad ones from the good ones.
 
     Returns:
         Dictionaries with the keys ``"image"``, the absolute path, and ``"case"``, a name that no other has, see
@@ -287,10 +299,10 @@ def _images_at(path: Path) -> list[Path]:
     """Returns the images of a folder that are no label maps, or the file itself; or the folder, of a DICOM series."""
     if not path.is_dir():
         return [path.absolute()]
-    found = _image_files(path)
+    found = image_files(path)
     if not found and find_series(path):
         return [path.absolute()]
-    files = [file for file in found if not case_name(file).endswith("_dseg")]
+    files = [file for file in found if not _RESULT.search(case_name(file))]
     if found and not files:
         raise ValueError(f"{path} holds no images but label maps ({found[0].name}): give their files by name.")
     _check_any(files, path)

@@ -136,7 +136,7 @@ def _check_values(volume: torch.Tensor, name: str) -> None:
     low, high = (float(extreme) for extreme in torch.aminmax(values))
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{name} has {bad} NaN or Inf voxels of {volume.numel()}.")
+        raise ValueError(f"{name} has {bad} NaN or Inf voxels of {volume.numel()}: set them to 0 if nothing is there.")
     largest = max(-low, high)
     if largest > MOST_VALUE or 0 < largest < 1 / MOST_VALUE:
         size = "large" if largest > 1 else "small"

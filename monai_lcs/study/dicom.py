@@ -35,6 +35,10 @@ def find_series(folder: PathLike) -> dict[str, list[str]]:
     return {uid: list(reader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in reader.GetGDCMSeriesIDs(str(folder))}
 
 
+_PLACES = {"position": "0020|0032", "orientation": "0020|0037", "pixel spacing": "0028|0030"}
+"""What says where a slice lies, and its tags."""
+
+
 def read_series(folder: PathLike, series: str | None = None) -> FileImage:
     """Read a DICOM series as a volume in Hounsfield units or what its rescaling says.
 
@@ -47,11 +51,14 @@ def read_series(folder: PathLike, series: str | None = None) -> FileImage:
             shifted sideways.
     """
     files = series_files(folder, series)
-    _check_slices(Path(folder), files)
+    places = {what: _numbers(files, tag) for what, tag in _PLACES.items()}
+    _check_slices(Path(folder), files, *places.values())
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     volume, affine = from_sitk(reader.Execute())
-    return FileImage(volume[0].numpy(), affine)
+    unknown = [what for what, numbers in places.items() if numbers is None]
+    said = f"its slices do not say their {', '.join(unknown)}: where they lie, and which side is left, is guessed"
+    return FileImage(volume[0].numpy(), affine, notes=(said,) if unknown else ())
 
 
 def series_files(folder: PathLike, series: str | None = None) -> list[str]:
@@ -97,9 +104,14 @@ def _describe(uid: str, files: Sequence[str]) -> str:
     return f"{uid} ({_description(files) or 'no description'}, {len(files)} files)"
 
 
-def _check_slices(folder: Path, files: Sequence[str]) -> None:
+def _check_slices(
+    folder: Path,
+    files: Sequence[str],
+    points: np.ndarray | None,
+    turns: np.ndarray | None,
+    sizes: np.ndarray | None,
+) -> None:
     """Slices must be parallel, behind one another, and as far from one another as their neighbors are."""
-    points, turns, sizes = (_numbers(files, tag) for tag in ("0020|0032", "0020|0037", "0028|0030"))
     if len(files) < 2 or points is None:
         return
     if turns is not None and np.abs(turns - turns[0]).max() > UNPARALLEL:

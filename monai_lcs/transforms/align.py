@@ -41,7 +41,7 @@ class AlignAtlas(Transform):
     clearly better, a warning says which. Rotations up to about 40 degrees beyond what the affines say are recovered.
 
     Args:
-        mode: ``"none"`` only checks that all grids agree within 0.1 mm; ``"rigid"`` rotates and translates;
+        mode: ``"none"`` only checks that all grids are the same; ``"rigid"`` rotates and translates;
             ``"affine"`` also scales and shears; ``"deformable"`` and ``"deformable_fine"`` then move every voxel by
             itself.
         min_overlap: alignment with a lower overlap, 0 to 1, has failed; 0 accepts any.
