@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ FOLD_FREE = 0.4  # cubic B-splines in 3D with coefficients below this part of th
 SCAN_ORIENTATION, SCAN_SPACING = "PSL", (1.2, 0.9, 1.5)
 NAME = "monai_lcs sample data"
 DESCRIPTION = "Synthetic deformations of one real average brain (ICBM152) with Desikan-Killiany labels; see README.txt."
+FOLDERS = ("atlas", "images", "labels", "scan")
+OURS = re.compile(r"atlas_(T1w\.nii\.gz|dseg\.(nii\.gz|tsv))|sub-\d+\.nii\.gz|scan(_labels)?\.nii\.gz")
 PARTIAL = ".partial-"  # prefix of the folder that holds all until it is complete
 
 README = """\
@@ -230,6 +233,9 @@ def _check_target(out: Path, overwrite: bool) -> None:
         ours = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["name"] == NAME
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
+    others = [path for name in FOLDERS for path in sorted((out / name).rglob("*")) if not OURS.fullmatch(path.name)]
+    if ours and others:
+        raise FileExistsError(f"{others[0]} is not of the sample data, whose folder would be replaced; move it.")
     if not ours:
         raise FileExistsError(
             f"{out} holds something else than sample data, not overwriting it; choose another folder."
@@ -327,7 +333,7 @@ def _write_datalist(path: Path, split: Mapping[str, range]) -> None:
 
 def _replace_files(out: Path, new: Path) -> None:
     """Moves the new files to ``out``, in place of sample data written before."""
-    for name in ("atlas", "images", "labels", "scan", "README.txt", "dataset.json"):
+    for name in (*FOLDERS, "README.txt", "dataset.json"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
         (new / name).replace(out / name)

@@ -80,6 +80,10 @@ def _split(options: argparse.Namespace) -> tuple[Any, Any]:
 
     from monai_lcs.atlas.editing import Plane, hemisphere_plane, split_into_parts, split_into_sides
 
+    ignored = "--count" if options.by == "sides" and options.count is not None else ""
+    ignored = "--plane" if options.by == "parts" and options.plane is not None else ignored
+    if ignored:
+        raise ValueError(f"{ignored} does not go with --by {options.by}.")
     before = after = read_atlas(options)
     plane = hemisphere_plane(before)
     if options.plane is not None:
@@ -107,7 +111,11 @@ def _paint(options: argparse.Namespace) -> tuple[Any, Any]:
         raise ValueError(f"{options.mask} has the values {values}: say by --value which of them is the label.")
     mask = mask if options.value is None else mask == options.value
     old = next((label for label in atlas.table if label.name == options.name), None)
-    if options.replace and old:
+    if options.replace:
+        if old is None:
+            raise ValueError(f"--replace paints a label anew, and the atlas has no {options.name!r}: check the name.")
+        if given := [word for word in ("id", "parent", "hemisphere") if getattr(options, word) is not None]:
+            raise ValueError(f"--replace keeps what the label is: --{given[0]} does not go with it.")
         label = old
     else:
         label = Label(

@@ -17,12 +17,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("bids", metavar="BIDS", help="the dataset")
     command.add_argument("out", metavar="OUT", help="folder for the derivatives, such as BIDS/derivatives/monai-lcs")
     command.add_argument("level", choices=["participant"], help="each scan by itself")
-    command.add_argument("--participant-label", nargs="+", metavar="LABEL", help="of these only, with or without sub-")
-    command.add_argument("--session-label", nargs="+", metavar="LABEL", help="of these only, with or without ses-")
+    for word, prefix in (("participant", "sub-"), ("session", "ses-")):  # with a dash, and as BIDS Apps spell it
+        spellings = f"--{word}-label", f"--{word}_label"
+        command.add_argument(*spellings, nargs="+", metavar="LABEL", help=f"of these only, with or without {prefix}")
     add_segmenting(command)
     add_files(command)
     command.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    command.add_argument("--skip-bids-validation", action="store_true", help="nothing is validated here in any case")
+    spellings = "--skip-bids-validation", "--skip_bids_validation"
+    command.add_argument(*spellings, action="store_true", help="nothing is validated here in any case")
     add_talk(command)
 
 

@@ -80,7 +80,8 @@ def run_cohort(
     if options.worker:
         return 0
     failed = [_line(record) for record in records if record.state == "failed"]
-    print(f"{len(mine) - len(failed)} of {len(mine)} scans are in {options.out}: label maps, volumes, pictures.")
+    if not are_quiet() or failed:
+        print(f"{len(mine) - len(failed)} of {len(mine)} scans are in {options.out}.")
     if len(cases) > 1:
         paths = write_report(folder, [case["case"] for case in cases])
         print("All scans of this folder:", *paths.values(), sep="\n  ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,34 @@ def run(options: argparse.Namespace) -> int:
     """Score label maps against true ones: for each label the Dice, how far surfaces lie apart, and the volumes."""
     from monai_lcs.files import check_absent, check_writable
     from monai_lcs.labels import LabelTable
-    from monai_lcs.pipeline.evaluation import pair_label_maps, score_case, score_table
+    from monai_lcs.pipeline.evaluation import other_names, pair_label_maps, score_case, score_table
     from monai_lcs.results.picture import require_matplotlib
     from monai_lcs.results.scores import scores_summary
+    from monai_lcs.study.cases import shorten_names
 
     table = LabelTable.read(options.table) if options.table else None
     results = [Path(file) for file in (options.out, options.by_label, options.plot) if file]
+    if len({file.absolute() for file in results}) < len(results):
+        raise ValueError("-o, --by-label and --plot write three files: give each another name.")
+    if not options.tolerance >= 0:
+        raise ValueError(f"--tolerance takes mm, 0 or more, got {options.tolerance:g}.")
     check_absent(results, options.overwrite)
     for file in results:
         check_writable(file.parent)
     if options.plot:
         require_matplotlib()
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = FigureCanvasBase.get_supported_filetypes()
+        if Path(options.plot).suffix.lower().removeprefix(".") not in known:
+            raise ValueError(f"--plot {options.plot} must end in one of .{', .'.join(known)}.")
     pairs = pair_label_maps(options.predictions, options.truths)
     cases = [{"case": case, "image": str(predicted), "label": true} for case, (predicted, true) in pairs.items()]
     scores: dict[str, Any] = {}
 
     def score(case: dict[str, Any]) -> None:
+        if table and (other := other_names(case["image"], table)):
+            print(f"Note: {case['image']}: {shorten_names(other, most=3)}.", file=sys.stderr)
         scores[case["case"]] = score_case(case["image"], case["label"], options.tolerance)
 
     failed = for_each(cases, score)

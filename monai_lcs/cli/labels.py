@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Show, check, compare or convert labels of tables and label maps: ids, names, coarse names, sides, volumes."""
     labels = _read(options.file)
     other = _read(options.other) if options.other else None
-    if labels.sizes and other and not other.sizes:
+    if labels.sizes is not None and other and other.sizes is None:
         labels.name_by(other)
     if options.to:
         labels.table.write(options.to, overwrite=options.overwrite)
@@ -46,11 +46,11 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class _Labels:
-    """The labels of a file; of a label map also voxels, mm3 and how far to the right their centers are."""
+    """The labels of a file; of a label map also voxels, ``None`` for a table, mm3 and how far right the centers are."""
 
     file: str
     table: LabelTable
-    sizes: dict[int, int] = field(default_factory=dict)
+    sizes: dict[int, int] | None = None
     mm3: float = 0.0
     right_mm: dict[int, float] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def _show(labels: _Labels) -> None:
     """A line for each label."""
     for label in labels.table:
         cells = [label.id, label.name, label.parent or "", label.hemisphere or ""]
-        if labels.sizes:
+        if labels.sizes is not None:
             cells += [labels.sizes[label.id], f"{labels.sizes[label.id] * labels.mm3:.7g}"]
         print(*cells, sep="\t")
 
@@ -98,9 +98,12 @@ def _check(labels: _Labels, other: _Labels | None) -> int:
 
     problems = []
     both = [labels, *([other] if other else [])]
-    tables = [one for one in both if not one.sizes]
+    tables = [one for one in both if one.sizes is None]
     for one in both:
-        found = map_problems(one.sizes, tables[0].table if tables else None, one.right_mm) if one.sizes else []
-        problems += [f"{one.file}: {text}" for text in (found if one.sizes else table_problems(one.table))]
+        if one.sizes is None:
+            found = table_problems(one.table)
+        else:
+            found = map_problems(one.sizes, tables[0].table if tables else None, one.right_mm)
+        problems += [f"{one.file}: {text}" for text in found]
     print(*problems or ["Nothing is wrong."], sep="\n")
     return 1 if problems else 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from monai_lcs.cli.words import DEFAULT_ATLAS, add_atlas, read_atlas
 
+ALIGNMENTS = ("none", "rigid", "affine", "deformable", "deformable_fine")  # the pipeline's, which is slow to import
 TABLES = {"slicer": ".ctbl", "itksnap": ".label", "freesurfer": ".txt"}
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def add_segmenting(command: argparse.ArgumentParser) -> None:
         help="remove the skull: where one is seen, always, never (default: %(default)s)",
     )
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--align", metavar="MODE", help="how, e.g. deformable_fine; default: as in training")
+    how.add_argument("--align", choices=ALIGNMENTS, help="how, from no freedom to the most; default: as in training")
     how.add_argument("--careful", action="store_true", help="align at 1 mm: more accurate, takes longer")
     how.add_argument("--fast", action="store_true", help="align by an affine transform alone: less accurate, quicker")
     command.add_argument("--cache", metavar="DIR", help="keep alignments in this folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def _segment(options: argparse.Namespace) -> int:
         return outcome(*segment_to_files(segmenter, case, requests, output))
 
     files = [options.masks, options.probabilities, sorted(options.tables), options.dicom_seg]
-    skull = [options.strip, options.mask]
+    skull = [options.strip, options.mask and hashlib.sha256(Path(options.mask).read_bytes()).hexdigest()]
     made = made_with(segmenter, requests, skull=skull, series=options.series, files=files)
     with leading_others(options):
         return run_cohort(options, folder, cases, segment_and_save, made)
@@ -66,8 +67,12 @@ def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:
     from monai_lcs.study.cases import find_images
 
     if not options.scans:
-        raise ValueError("Give a scan: a file or a folder of files.")
+        raise ValueError("Give a scan: a file or a folder of files. Scans stand before --labels, --atlas and --tables.")
     cases = find_images(options.scans)
+    if options.mask and not Path(options.mask).is_file():
+        raise ValueError(f"There is no mask {options.mask}.")
+    if options.probabilities and options.weights == "none":
+        raise ValueError("--probabilities are those of a network: --weights none has none.")
     if options.mask and len(cases) > 1:
         raise ValueError(f"--mask {options.mask} is the mask of one scan, got {len(cases)} scans: give one.")
     if options.dicom_seg:

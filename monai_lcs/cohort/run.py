@@ -173,7 +173,7 @@ class Cohort:
             self.folder.check_place()
         except Exception as error:
             self.folder.check()  # is it the case, or the folder?
-            transient = not isinstance(_root(error), ValueError)
+            transient = not isinstance(_root(error), ValueError | ImportError)
             ended: dict[str, Any] = {"state": "failed", "error": _sentence(error), "transient": transient}
         else:
             ended = {

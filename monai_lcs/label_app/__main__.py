@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m monai_lcs.label_app", description="Write the MONAI Label app.")
     parser.add_argument("folder", metavar="DIR", help="folder for the app; it must be writable")
-    parser.add_argument("--studies", default="STUDY", help="folder of the scans")
+    parser.add_argument("--studies", required=True, help="folder of the scans")
     parser.add_argument("--atlas_image", help="image of the atlas, needed for a new study only")
     parser.add_argument("--atlas_labels", help="label map of the atlas")
     parser.add_argument("--label_table", help="label table of the atlas")
@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", default=8000, type=int)
     options = parser.parse_args(arguments)
     folder = Path(options.folder).absolute()
+    for word in ("atlas_image", "atlas_labels", "label_table", "checkpoint"):
+        file = getattr(options, word)
+        if file and not Path(file).is_file():
+            parser.error(f"--{word} {file}: there is no such file")
     try:
         check_writable(folder)
         write_atomically(folder / "main.py", lambda temporary: temporary.write_text(MAIN))

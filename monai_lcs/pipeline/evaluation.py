@@ -13,7 +13,7 @@ from monai_lcs.results.scores import label_scores, scores_table
 from monai_lcs.study.cases import case_name, image_files, shorten_names
 from monai_lcs.study.checks import check_same_grid, read_label_map
 
-__all__ = ["pair_label_maps", "score_case", "score_label_maps", "score_table"]
+__all__ = ["other_names", "pair_label_maps", "score_case", "score_label_maps", "score_table"]
 
 
 def pair_label_maps(predictions: PathLike, truths: PathLike) -> dict[str, tuple[Path, Path]]:
@@ -88,6 +88,31 @@ def score_case(predicted: PathLike, true: PathLike, tolerance_mm: float = 1.0) -
     maps = read_label_map(predicted), read_label_map(true)
     check_same_grid(*maps, str(predicted), str(true))
     return label_scores(*maps, tolerance_mm)
+
+
+def other_names(predicted: PathLike, table: LabelTable) -> list[str]:
+    """Labels that the table beside a result names otherwise: a union has the id of its smallest member.
+
+    Args:
+        predicted: the file of the label map, ``CASE_dseg.nii.gz``, beside which ``CASE_dseg.tsv`` may be.
+        table: the labels to score.
+
+    Example:
+        >>> from monai_lcs.labels import Label
+        >>> folder = getfixture("tmp_path")
+        >>> LabelTable.from_ids([17, 18]).write(folder / "ann_dseg.tsv")
+        >>> other_names(folder / "ann_dseg.nii.gz", LabelTable([Label(17, "Hippocampus"), Label(18, "label-18")]))
+        ['17 is label-17 there and Hippocampus in the table']
+    """
+    beside = Path(predicted).parent / f"{case_name(predicted)}.tsv"
+    if not beside.name.endswith("_dseg.tsv") or not beside.is_file():
+        return []
+    names = {label.id: label.name for label in table}
+    return [
+        f"{label.id} is {label.name} there and {names[label.id]} in the table"
+        for label in LabelTable.read(beside)
+        if names.get(label.id, label.name) != label.name
+    ]
 
 
 def score_table(scores: Mapping[str, pd.DataFrame], table: LabelTable | None = None) -> pd.DataFrame:

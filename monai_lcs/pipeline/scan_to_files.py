@@ -92,8 +92,8 @@ def segment_to_files(
         ['ann_dseg.nii.gz', 'ann_dseg.tsv', 'ann_run.json', 'ann_volumes.tsv']
     """
     ending = ending_like(case["image"])
-    paths = {kind: Path(output.folder) / f"{case['case']}_{name}" for kind, name in ENDINGS.items()}
-    check_absent([path for kind, path in paths.items() if kind != "qc" or output.picture], output.overwrite)
+    names = [name for kind, name in ENDINGS.items() if kind != "qc" or output.picture]
+    check_absent([Path(output.folder) / f"{case['case']}_{name}" for name in names], output.overwrite)
     with noted_warnings() as noted:
         series = case.get("series")
         slices = read_slices(case["image"], series) if output.dicom_seg else []

@@ -50,6 +50,9 @@ def bundle_folder() -> Path:
 def shipped_weights(name: str = "permissive") -> Path:
     """Weights that ship with the bundle.
 
+    A training may have put its own in their place, as the bundle's is the folder where it writes by default: a warning
+    says so then.
+
     Args:
         name: ``"permissive"``, for any use and any atlas of T1-weighted brains; or ``"research"``, not for commercial
             use, for the atlas ``named_atlas("neuromorphometrics")``.
@@ -63,7 +66,14 @@ def shipped_weights(name: str = "permissive") -> Path:
     """
     if name not in SHIPPED_WEIGHTS:
         raise ValueError(f"The weights that ship are {' and '.join(SHIPPED_WEIGHTS)}, got {name!r}.")
-    return bundle_folder() / "models" / SHIPPED_WEIGHTS[name]
+    path = bundle_folder() / "models" / SHIPPED_WEIGHTS[name]
+    if path.is_file() and not _card(path):
+        warnings.warn(
+            f"{path} is not the {name} weights that shipped, since it says no license: a training in the folder of the"
+            " bundle may have replaced them. It kept them there, under another name.",
+            stacklevel=2,
+        )
+    return path
 
 
 def describe_weights(checkpoint: PathLike | None) -> str:

@@ -33,7 +33,7 @@ def read_atlas_folder(folder: PathLike) -> Atlas:
     files = image_files(Path(folder))
     images = [path for path in files if path.name != LABELS]
     if len(images) != 1 or len(files) != 2:
-        what = shorten_names([path.name for path in files], most=5) if files else "none"
+        what = shorten_names([path.name for path in files], most=5)
         raise ValueError(f"The folder of an atlas, {folder}, must hold {LABELS}, {TABLE} and one image, got: {what}.")
     return Atlas.read(images[0], Path(folder) / LABELS, Path(folder) / TABLE)
 

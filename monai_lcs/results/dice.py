@@ -123,8 +123,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Prints the comparison of methods: ``python -m monai_lcs.results.dice NAME=dice.tsv NAME=dice.tsv``."""
     parser = argparse.ArgumentParser(prog="python -m monai_lcs.results.dice", description="Methods side by side.")
     parser.add_argument("tables", nargs="+", metavar="NAME=dice.tsv")
-    named = dict(text.split("=", 1) for text in parser.parse_args(args).tables)
-    print(compare_dice({name: read_tsv(path) for name, path in named.items()}).round(4))
+    words = parser.parse_args(args).tables
+    if plain := [word for word in words if "=" not in word]:
+        parser.error(f"give each table a name, NAME={plain[0]}")
+    try:
+        print(compare_dice({name: read_tsv(path) for name, path in (word.split("=", 1) for word in words)}).round(4))
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":

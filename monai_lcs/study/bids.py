@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def find_t1w(bids: PathLike, participants: Sequence[str] = (), sessions: Sequenc
         Dictionaries with ``"image"``, and ``"case"``, the entities of its name without the suffix.
 
     Raises:
-        ValueError: when this is no dataset, a participant is not in it, or there is no scan.
+        ValueError: when this is no dataset, a participant or a session is not in it, or there is no scan.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -73,7 +74,13 @@ def find_t1w(bids: PathLike, participants: Sequence[str] = (), sessions: Sequenc
     ]
     if sessions:
         kept = {_with("ses-", label) for label in sessions}
+        known = {path.parent.parent.name for path in found if path.parent.parent.name.startswith("ses-")}
+        if missing := sorted(kept - known):
+            there = shorten_names(sorted(known), most=5)
+            raise ValueError(f"{folder} has no T1w scan of the session {', '.join(missing)}; it has {there}.")
         found = [path for path in found if path.parent.parent.name in kept]
+    if without := sorted(wanted - {path.relative_to(folder).parts[0] for path in found}):
+        warnings.warn(f"{folder} has no T1w scan, of these sessions, of {', '.join(without)}.", stacklevel=2)
     if not found:
         raise ValueError(f"{folder} has no scan sub-*/[ses-*/]anat/*_T1w.nii.gz of these participants and sessions.")
     return [{"image": str(path.absolute()), "case": re.sub(r"_T1w\.nii(\.gz)?$", "", path.name)} for path in found]

@@ -150,7 +150,11 @@ def _open_atlas(studies: Path, conf: dict[str, str]) -> AtlasStore:
     folder = atlas_folder(studies)
     given = [conf.get(name) for name in ("atlas_image", "atlas_labels")]
     try:
-        return AtlasStore(folder)
+        known = AtlasStore(folder)
+        if any(given):
+            said = f"Note: {studies} has its atlas, in {folder}: {', '.join(filter(None, given))} is not used."
+            print(said, file=sys.stderr)
+        return known
     except FileNotFoundError:
         if not all(given):
             raise
