@@ -569,7 +569,6 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
         (["segment", "no.nii.gz"], r"1 of 1 scans failed:\n  .*no.nii.gz does not exist"),
         (["segment", "no.nii.gz", "--weights", "no.pt"], "no weights in no.pt: train first, or name another file"),
         (["segment", "no.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
-        (["segment", "no.nii.gz", "--align", "deformable-fine"], "did you mean 'deformable_fine'"),
         (["train", "nowhere"], "There is no folder .*nowhere"),
         (["train", "nowhere", "--device", "cpu", "--set", "device=cpu"], "There is no folder .*nowhere"),
         (

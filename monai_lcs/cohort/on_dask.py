@@ -110,5 +110,5 @@ def _distributed() -> Any:
     """
     module, there = optional_import("distributed")
     if not there:
-        raise ImportError("--dask needs dask.distributed: pip install monai-lcs[cohort].")
+        raise ImportError("--dask needs dask.distributed: pip install 'monai-lcs[cohort]'.")
     return module
