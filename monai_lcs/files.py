@@ -25,11 +25,11 @@ def check_absent(paths: Sequence[Path], overwrite: bool) -> None:
     Example:
         >>> check_absent([Path("/")], overwrite=False)
         Traceback (most recent call last):
-        FileExistsError: / exists: write elsewhere, or add --overwrite (overwrite=True).
+        FileExistsError: / exists: write elsewhere, or set overwrite=True (--overwrite).
     """
     for path in paths:
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: write elsewhere, or add --overwrite (overwrite=True).")
+            raise FileExistsError(f"{path} exists: write elsewhere, or set overwrite=True (--overwrite).")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -316,3 +316,49 @@ def test_make_refuses_other_grids_and_says_what_has_no_name(files, capsys):
     assert cli.main([*words, "-o", str(files / "other")]) == 2
     assert "must have the same grid" in capsys.readouterr().err
     assert not (files / "other").exists()
+
+
+def test_ids_beyond_the_table_stay_what_they_are(tmp_path):
+    """An aparc+aseg map with the names of an aseg: the table alone would fit into a byte."""
+    ids = np.zeros((6, 6, 6), np.int32)
+    ids[1:3], ids[4:] = 17, 300
+    write_atlas(atlas_of(ids, LabelTable.from_ids([17])), tmp_path / "copy")
+    np.testing.assert_array_equal(voxels(tmp_path / "copy/dseg.nii.gz"), ids)
+
+
+def test_other_labels_lie_on_the_grid_of_the_image(atlas):
+    labels, other = atlas.label_map, AFFINE.copy()
+    other[0] *= -1
+    with pytest.raises(ValueError, match="the atlas image and the label map must have the same grid"):
+        atlas.with_labels(MetaTensor(labels.as_tensor(), affine=torch.as_tensor(other)), TABLE)
+    with pytest.raises(ValueError, match="must hold integers"):
+        atlas.with_labels(labels.as_tensor() + 0.9, TABLE)
+    np.testing.assert_array_equal(ids_of(atlas.with_labels(ids_of(atlas)[None].astype(">i2"), TABLE)), ids_of(atlas))
+
+
+def test_hidden_files_are_no_images_of_an_atlas(atlas, tmp_path):
+    """What macOS leaves on other file systems, and what a killed run leaves."""
+    write_atlas(atlas, tmp_path / "atlas")
+    for name in ("._image.nii.gz", ".0123456789abcdef_dseg.nii.gz"):
+        (tmp_path / "atlas" / name).touch()
+    assert read_atlas_folder(tmp_path / "atlas").ids == atlas.ids
+    with pytest.raises(ValueError, match="and one image, got: none"):
+        read_atlas_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["split", "Left-Caudate", "--by", "sides", "--count", "3"], "--count does not go with --by sides"),
+        (["split", "Left-Caudate", "--by", "parts", "--plane", "3"], "--plane does not go with --by parts"),
+        (["paint", "mask.nii.gz", "--name", "Left-Caudat", "--replace"], "the atlas has no 'Left-Caudat'"),
+        (["paint", "mask.nii.gz", "--name", "Left-Caudate", "--replace", "--id", "99"], "--id does not go with it"),
+    ],
+)
+def test_words_that_do_not_go_together(atlas, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    write_atlas(atlas, tmp_path / "atlas")
+    save_nifti((ids_of(atlas) == 16).astype(np.uint8), tmp_path / "mask.nii.gz", AFFINE)
+    assert cli.main(["atlas", *words, "--atlas", "atlas", "-o", "new"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

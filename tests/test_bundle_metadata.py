@@ -117,3 +117,19 @@ def test_another_number_of_channels_is_noticed():
 
 def test_license_is_the_repository_s():
     assert (BUNDLE / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_flags_and_paths_are_what_was_typed(config, monkeypatch):
+    """All that a config checks of the command line is there; the word ``false`` is true, and ``#`` begins a comment."""
+    content = json.loads((BUNDLE / f"configs/{config}.json").read_text(encoding="utf-8"))
+    said = "".join(content["initialize"])
+    flags = {name for name, value in content.items() if isinstance(value, bool)} - {"up_activation", "soft_masks"}
+    paths = {name for name in content if name.endswith("_dir") or name in ("checkpoint", "pretrained", "present")}
+    for name in flags | (paths - {"dataset_dir"}):
+        assert f"{name}=@{name}" in said, name
+    with pytest.raises(SystemExit, match="--overwrite takes True or False, written so, got 'false'"):
+        monai_lcs.bundle.check_flags(overwrite="false")
+    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--output_dir", "run#2"])
+    with pytest.raises(SystemExit, match="quote it twice"):
+        monai_lcs.bundle.check_paths(output_dir="run", checkpoint="")

@@ -521,5 +521,5 @@ def test_dask(out, cases):
 
 def test_dask_names_what_to_install(out, cases, monkeypatch):
     monkeypatch.setattr("monai_lcs.cohort.on_dask.optional_import", lambda _: (None, False))
-    with pytest.raises(ImportError, match=r"pip install monai-lcs\[cohort\]"):
+    with pytest.raises(ImportError, match=r"pip install 'monai-lcs\[cohort\]'"):
         run_on_dask(Cohort(CohortFolder(out), Work(out)), cases, "local")

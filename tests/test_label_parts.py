@@ -275,15 +275,20 @@ def test_size_by_the_header_alone(tmp_path):
 
 
 def test_the_command_writes_the_app_and_says_how_to_start_it(tmp_path, capsys):
-    main([str(tmp_path / "my app"), "--studies", "scans", "--atlas_image", "a.nii.gz"])
+    words = [str(tmp_path / "my app"), "--studies", "scans", "--atlas_image", str(tmp_path / "a.nii.gz")]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "there is no such file" in capsys.readouterr().err
+    (tmp_path / "a.nii.gz").touch()
+    main(words)
     assert "import LabelConditionedApp" in (tmp_path / "my app/main.py").read_text(encoding="utf-8")
     command = shlex.split(capsys.readouterr().out)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--app") + 1] == str(tmp_path / "my app")
-    assert command[-3:] == ["--conf", "atlas_image", str(Path("a.nii.gz").absolute())]
+    assert command[-3:] == ["--conf", "atlas_image", str(tmp_path / "a.nii.gz")]
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="Cannot write to"):
-        main([str(tmp_path / "file")])
+        main([str(tmp_path / "file"), "--studies", "scans"])
 
 
 # ---- segmentation ---------------------------------------------------------------------------------------------------

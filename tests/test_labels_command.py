@@ -106,3 +106,9 @@ def test_light_commands_import_nothing_heavy(words, files):
         "sys.exit(', '.join({'torch', 'monai', 'SimpleITK', 'pandas', 'scipy'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code, *words], cwd=files, check=True)
+
+
+def test_an_empty_label_map_is_no_table(files, capsys):
+    save_nifti(np.zeros((4, 4, 4), np.uint8), files / "empty.nii.gz")
+    for words in ([], [files / "table.tsv"]):
+        assert "Nothing is wrong" not in run(capsys, files / "empty.nii.gz", *words, "--check", status=1)

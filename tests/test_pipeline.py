@@ -570,7 +570,10 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
         (["segment", "no.nii.gz", "--weights", "no.pt"], "no weights in no.pt: train first, or name another file"),
         (["segment", "no.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
         (["train", "nowhere"], "There is no folder .*nowhere"),
-        (["train", "nowhere", "--device", "cpu", "--set", "device=cpu"], "There is no folder .*nowhere"),
+        (["train", "nowhere", "--device", "cpu", "--set", "seed=3"], "There is no folder .*nowhere"),
+        (["train", "nowhere", "--set", "ckpt_dir=there"], "--set ckpt_dir=... would contradict .*: give --out instead"),
+        (["train", "nowhere", "--set", "epochs=3"], "give --epochs instead"),
+        (["train", "nowhere", "--epochs", "0"], "--epochs takes a number from 1 on, got 0"),
         (
             ["train", "nowhere", "--set", "out=there", "settings=3"],
             "keys of the bundle's train.json, not out",

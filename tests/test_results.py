@@ -16,6 +16,7 @@ from monai_lcs.labels import Label, LabelTable
 from monai_lcs.results import Segmentation
 from monai_lcs.results.dice import compare_dice, dice_summary, dice_table, main, write_dice_tsv
 from monai_lcs.results.picture import qc_picture
+from monai_lcs.results.segmentation import label_words
 from monai_lcs.results.volumes import volume_table
 from monai_lcs.transforms import SaveSegmentation, SaveSegmentationd, SaveSegmentationDict
 
@@ -460,3 +461,39 @@ def test_agreement_on_another_label_is_none(tmp_path):
     voted[:, :3] = 7
     save({"image": image, "pred": pred, "atlas_label": voted, "agreement": torch.full((1, 6, 6, 6), 0.8)})
     assert (tmp_path / "ann_volumes.tsv").read_text(encoding="utf-8").split("\n")[1].endswith("\t0.4")
+
+
+def test_words_of_labels_are_told_apart():
+    """A name with its id may be another label's name, also where cases are not told apart."""
+    for names in (["area", "area", "area 1"], ["Insula", "insula", "insula 1"], ["a1", "a11", "a1", "a11", "a1 1"]):
+        words = label_words(LabelTable(Label(i, name) for i, name in enumerate(names, start=1)))
+        assert len({word.lower() for word in words.values()}) == len(names), words
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(200, np.uint8), (3000, np.int16), (70_000, np.int32)])
+def test_label_maps_of_freesurfer_hold_all_ids(case, tmp_path, largest, dtype):
+    labels = torch.where(case[0] == 300, largest, 0)
+    labels = MetaTensor(labels.as_tensor(), affine=case[1].affine)
+    result = Segmentation(labels, case[1], LabelTable.from_ids([largest]), {}, case="ann")
+    result.save(tmp_path / "out", picture=False, ending=".mgz")
+    written = nib.load(tmp_path / "out/ann_dseg.mgz")
+    assert written.get_data_dtype() == np.dtype(dtype).newbyteorder(">")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), labels[0].numpy())
+
+
+def test_files_that_stay_of_an_earlier_result_are_named(case, tmp_path):
+    result = Segmentation(case[0], case[1], TABLE, {}, case="ann")
+    result.save(tmp_path, masks=True)
+    (tmp_path / "ann_dseg.seg.nrrd").touch()  # somebody's
+    with pytest.warns(UserWarning, match="stay as they are: ann_qc.*, ann_label-four_mask"):
+        result.save(tmp_path, overwrite=True, picture=False)
+    assert (tmp_path / "ann_label-four_mask.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["a.tsv"], "give each table a name, NAME=a.tsv"), (["a=nowhere.tsv"], "nowhere.tsv")]
+)
+def test_mistakes_in_a_comparison_are_one_sentence(words, message, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert message in capsys.readouterr().err

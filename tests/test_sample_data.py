@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -274,3 +275,12 @@ def test_sources_are_found_without_importing_their_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_files_of_others_are_not_replaced(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    mine = tmp_path / "data/images/sub-01_corrected.nii.gz"
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"sub-01_corrected.nii.gz is not of the sample data"):
+        make_sample_data(tmp_path / "data", subjects=3, seed=0, spacing=SPACING, overwrite=True)
+    assert mine.read_text() == "mine"

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+import threading
 import warnings
 from types import SimpleNamespace
 
@@ -20,11 +21,16 @@ from scipy import ndimage
 
 import monai_lcs as lcs
 from monai_lcs import cli
+from monai_lcs.atlas import ALIGNMENTS
 from monai_lcs.atlas.named import T1, packaged
+from monai_lcs.cli import options
 from monai_lcs.labels import Label, LabelTable
 from monai_lcs.pipeline import make_network
+from monai_lcs.pipeline.record import noted_warnings
+from monai_lcs.pipeline.scan_to_files import Output, segment_to_files
 from monai_lcs.pipeline.skull import has_skull
 from monai_lcs.results.dicom_seg import read_slices, write_dicom_seg
+from monai_lcs.study.bids import find_t1w
 from monai_lcs.study.checks import check_t1, read_label_map, read_scan
 
 MM = 4.0
@@ -356,9 +362,10 @@ def bad_scans(folder):
         ),
         (
             ["T1w.nii.gz", "--weights", "none", "--probabilities"],
-            1,
-            "Probabilities are those of a network: give weights",
+            2,
+            "--probabilities are those of a network: --weights none has none",
         ),
+        (["T1w.nii.gz", "--mask", "nowhere.nii.gz"], 2, "There is no mask nowhere.nii.gz"),
     ],
 )
 def test_each_mistake_is_one_sentence(folder, words, tmp_path, monkeypatch, capsys, arguments, status, message):
@@ -648,7 +655,11 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     assert (bids / "dataset_description.json").read_text(encoding="utf-8") == own
     assert cli.main([*run, "--participant-label", "03"]) == 2
     assert_said(capsys, "bids has no participant sub-03; it has sub-01, sub-02")
-    assert cli.main([*run, "--participant-label", "01", "--session-label", "b"]) == 0
+    assert cli.main([*run, "--session_label", "b", "9"]) == 2
+    assert_said(capsys, "bids has no T1w scan of the session ses-9; it has ses-a, ses-b")
+    with pytest.warns(UserWarning, match="no T1w scan, of these sessions, of sub-02"):
+        find_t1w(bids, ["01", "02"], ["b"])
+    assert cli.main([*run, "--participant_label", "01", "--session-label", "b"]) == 0
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz")) == [
         "sub-01/ses-b/anat/sub-01_ses-b_dseg.nii.gz"
     ]
@@ -695,3 +706,61 @@ def test_headers_of_results_are_those_of_the_scan(tmp_path, spacing):
         for form in (header.get_sform(coded=True), header.get_qform(coded=True)):
             np.testing.assert_array_equal(form[0], AFFINE)
             assert form[1] == 1
+
+
+def test_a_series_without_places_is_said_to_be_guessed(dicom):
+    pydicom = pytest.importorskip("pydicom")
+    for file in dicom[1].iterdir():
+        header = pydicom.dcmread(file)
+        del header.ImagePositionPatient, header.ImageOrientationPatient
+        header.save_as(file)
+    with pytest.warns(UserWarning, match="its slices do not say their position, orientation: .* is guessed"):
+        read_scan(dicom[1])
+
+
+def test_warnings_are_noted_of_each_scan_by_its_thread():
+    """Python shows a warning once; and threads end in any order."""
+    heard = {}
+    first, second = threading.Event(), threading.Event()
+
+    def work(name, wait, go):
+        with noted_warnings() as noted:
+            go.set()
+            wait.wait(10)
+            warnings.warn_explicit(name, UserWarning, "scan.py", 1, module="monai_lcs.pipeline")
+            heard[name] = noted
+
+    show = warnings.showwarning
+    threads = [threading.Thread(target=work, args=("ann", second, first))]
+    threads.append(threading.Thread(target=work, args=("bo", first, second)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert heard == {"ann": ["ann"], "bo": ["bo"]}
+    assert warnings.showwarning == show
+    for _ in range(2):
+        registry = {}
+        with noted_warnings() as noted:
+            warnings.warn_explicit("same", UserWarning, "scan.py", 1, module="monai_lcs.pipeline", registry=registry)
+            warnings.warn_explicit("same", UserWarning, "scan.py", 1, module="monai_lcs.pipeline", registry=registry)
+        assert noted == ["same", "same"]
+
+
+def test_files_are_asked_for_before_the_work(folder, tmp_path):
+    (tmp_path / "ann_volumes.tsv").touch()
+    case = {"image": str(folder / "T1w.nii.gz"), "case": "ann"}
+    with pytest.raises(FileExistsError, match=r"ann_volumes.tsv exists"):
+        segment_to_files(None, case, (), Output(tmp_path))
+
+
+def test_the_alignments_of_the_words_are_those_of_the_pipeline():
+    assert options.ALIGNMENTS == ALIGNMENTS
+
+
+def test_shipped_weights_that_were_replaced_are_said(monkeypatch, tmp_path):
+    (tmp_path / "models").mkdir()
+    torch.save({}, tmp_path / "models/model.pt")
+    monkeypatch.setattr("monai_lcs.pipeline.weights.bundle_folder", lambda: tmp_path)
+    with pytest.warns(UserWarning, match="is not the permissive weights that shipped"):
+        lcs.shipped_weights()

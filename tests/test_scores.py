@@ -231,3 +231,29 @@ def test_a_table_of_scores_can_be_compared_as_one_of_dice(folders):
     means = compare_dice({"this": read_tsv(out), "that": read_tsv(out)})
     assert isinstance(means, pd.DataFrame)
     assert means["this"].tolist() == means["that"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "a.tsv", "--by-label", "a.tsv"], "give each another name"),
+        (["--tolerance", "-1"], "--tolerance takes mm, 0 or more, got -1"),
+        (["--plot", "p.foo"], "--plot p.foo must end in one of"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(folders, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(folders)
+    assert cli.main(["evaluate", "pred", "true", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folders / "a.tsv").exists()
+
+
+def test_results_of_other_file_types_are_scored_once(folders, capsys):
+    """Beside the label map of a FreeSurfer scan lies a copy in its own type; and a union has the id of a member."""
+    image = nib.load(folders / "pred/s0_dseg.nii.gz")
+    nib.save(nib.MGHImage(np.asarray(image.dataobj).astype(np.int32), image.affine), folders / "pred/s0_dseg.mgz")
+    LabelTable([Label(3, "three + four")]).write(folders / "pred/s0_dseg.tsv")
+    LabelTable([Label(3, "three")]).write(folders / "labels.tsv")
+    words = ["evaluate", str(folders / "pred"), str(folders / "true"), "--table", str(folders / "labels.tsv")]
+    assert cli.main(words) == 0
+    assert "s0_dseg.nii.gz: 3 is three + four there and three in the table." in capsys.readouterr().err

@@ -15,6 +15,7 @@ from monai_lcs.atlas.atlas import Atlas
 from monai_lcs.files import check_writable
 from monai_lcs.grids import grid_distance, same_grid
 from monai_lcs.labels import Label, LabelTable
+from monai_lcs.labels.groups import label_mask, present_labels
 from monai_lcs.study import checks
 from monai_lcs.study.cases import case_name, case_names, find_cases, find_images
 from monai_lcs.study.checks import (
@@ -507,3 +508,17 @@ def test_labels_that_the_atlas_lacks(tmp_path):
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=rf"There is no folder {tmp_path}/studdy"):
         find_cases(tmp_path / "studdy")
+
+
+def test_results_beside_the_scans_are_no_scans(tmp_path):
+    results = ["dseg", "desc-brain_mask", "label-InsulaLeft_mask", "label-InsulaLeft_probseg"]
+    touch(*(tmp_path / f"{name}.nii.gz" for name in ("ann", "ann_mask", *(f"ann_{result}" for result in results))))
+    assert names(find_images(tmp_path)) == ["ann.nii.gz", "ann_mask.nii.gz"]
+
+
+def test_label_maps_as_nibabel_gives_them(tmp_path):
+    """FreeSurfer's files have the other byte order, and some label maps types that PyTorch hardly knows."""
+    ids = np.arange(40).reshape(4, 5, 2) * 10
+    for dtype in (">i2", ">i4", ">f4", "<u2", "<u4"):
+        assert present_labels(ids.astype(dtype)) == tuple(range(10, 400, 10))
+        np.testing.assert_array_equal(label_mask(ids.astype(dtype), range(10, 300, 10)), (ids > 0) & (ids < 300))

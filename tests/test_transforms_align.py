@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 
 import numpy as np
@@ -12,7 +13,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Spacing
 
 from monai_lcs import grids
-from monai_lcs.atlas import registration
+from monai_lcs.atlas import AtlasAligner, registration
 from monai_lcs.transforms import AlignAtlas, AlignAtlasD, AlignAtlasd, AlignAtlasDict
 
 # Center, radii (mm), intensity and label of ellipsoids, painted in this order; no symmetry. Ids beyond 255 on purpose.
@@ -442,3 +443,22 @@ def test_two_people(real_data):
     assert dice > 0.38
     assert dice > centered + 0.04
     assert align.report_["overlap"] > 0.9
+
+
+def test_small_voxels_are_as_far_apart_as_large_ones():
+    """What is the same grid depends on the voxel: 0.09 mm are nothing at 1 mm, and almost two voxels at 0.05 mm."""
+    image = torch.rand(1, 16, 16, 16)
+    for mm, status in ((1.0, True), (0.05, False)):
+        affine = np.diag([mm, mm, mm, 1.0])
+        moved = affine.copy()
+        moved[0, 3] = 0.09
+        scan, atlas = (MetaTensor(image, affine=torch.as_tensor(one)) for one in (affine, moved))
+        with contextlib.nullcontext() if status else pytest.raises(ValueError, match="must be on the image's grid"):
+            AlignAtlas("none")(scan, atlas, MetaTensor((image > 0.5).int(), affine=torch.as_tensor(moved)))
+    ramp = MetaTensor(torch.arange(256.0)[None, :, None, None], affine=torch.diag(torch.tensor([0.05, 1, 1, 1.0])))
+    found = grids.resample(ramp, (256, 1, 1), np.diag([0.0508, 1, 1, 1]))
+    assert found[0, 250].item() == pytest.approx(250 * 0.0508 / 0.05)
+
+
+def test_what_one_warns_of_is_an_error_to_another():
+    assert AtlasAligner(on_failure="warn").key != AtlasAligner().key

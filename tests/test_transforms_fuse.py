@@ -243,3 +243,14 @@ class TestFuseAtlasesd:
             FuseAtlasesd("image", files, mode="none")
         with pytest.raises(ValueError, match=r"keys 'image' and 'label', got .*atlas_image"):
             FuseAtlasesd("image", [{"atlas_image": "a.nii.gz", "atlas_label": "b.nii.gz"}])
+
+
+def test_fused_ids_fit():
+    """The first atlas has bytes, another one an id that needs more."""
+    image, small, large = (
+        torch.rand(1, 8, 8, 8),
+        torch.zeros(1, 8, 8, 8, dtype=torch.uint8),
+        torch.full((1, 8, 8, 8), 300),
+    )
+    _, fused, _ = fuse_atlases(image, [image] * 3, [small, large.int(), large.int()])
+    assert fused.unique().tolist() == [300]

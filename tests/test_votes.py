@@ -243,3 +243,21 @@ def test_weights_say_whether_they_were_trained_on_soft_masks(tmp_path):
     hard = {"settings": replace(settings, soft_masks=False), "pretrained": str(weights)}
     with pytest.raises(ValueError, match="was trained with `soft_masks` True, got False: give True"):
         lcs.train(None, atlas, tmp_path / "other", **hard, **fast)
+
+
+@pytest.mark.parametrize("atlases", [3, 9])
+def test_atlases_that_agree_have_all_votes_and_no_more(atlases):
+    """Rounded weights add up to a little more than 1, whose logit is no number."""
+    ids = torch.full((1, 24, 24, 24), 5)
+    weights = torch.rand(atlases, 24, 24, 24)
+    ballot = count_votes([LabelMapVoter(ids)] * atlases, ids.shape[1:], weights)
+    assert ballot.channels()[0].max() > 1
+    assert group_votes(ballot.channels(), [5]).max() == 1
+
+
+def test_a_share_beyond_1_is_no_hole():
+    network = LabelConditionedUNet(channels=(4, 8), conditioning="multiscale", norm="instance", prior_logit=2.0).eval()
+    mask = torch.zeros(1, 1, 8, 8, 8)
+    mask[..., 2:6, 2:6, 2:6] = 1 + 2**-20
+    features = network.encode(*torch.rand(2, 1, 1, 8, 8, 8))
+    assert network.decode(features, mask).isfinite().all()

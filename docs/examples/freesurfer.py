@@ -3,7 +3,7 @@
 python freesurfer.py $SUBJECTS_DIR/bert $FREESURFER_HOME/FreeSurferColorLUT.txt scan.nii.gz -o results
 
 The scan may be of anyone, in any orientation. Neither has the skull (mri/brain.mgz); with --with-skull both have it
-(mri/T1.mgz), which the shipped weights were not trained on. `--weights none` carries the labels over by alignment alone.
+(mri/T1.mgz), which the shipped weights were not trained on. `--weights none` carries the labels by alignment alone.
 """
 
 import argparse
