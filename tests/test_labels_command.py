@@ -109,6 +109,6 @@ def test_light_commands_import_nothing_heavy(words, files):
 
 
 def test_an_empty_label_map_is_no_table(files, capsys):
-    save_nifti(np.zeros((4, 4, 4), np.uint8), files / "empty.nii.gz")
+    save_nifti(np.zeros((4, 4, 4), np.uint8), files / "empty.nii.gz", np.eye(4))
     for words in ([], [files / "table.tsv"]):
         assert "Nothing is wrong" not in run(capsys, files / "empty.nii.gz", *words, "--check", status=1)

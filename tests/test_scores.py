@@ -213,8 +213,6 @@ def test_evaluate_needs_one_grid(folders, capsys):
         save_nifti(values, folders / "pred/s0_dseg.nii.gz", affine)
         assert cli.main(["evaluate", *pair]) == 1
         assert re.search(message, capsys.readouterr().err)
-    assert cli.main(["evaluate", *[pair[1]] * 2, "--tolerance", "-1"]) == 1
-    assert "`tolerance_mm` must be >= 0, got -1.0" in capsys.readouterr().err
 
 
 def test_evaluate_empty_truth(folders, capsys):
