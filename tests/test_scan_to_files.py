@@ -727,7 +727,7 @@ def test_warnings_are_noted_of_each_scan_by_its_thread():
         with noted_warnings() as noted:
             go.set()
             wait.wait(10)
-            warnings.warn_explicit(name, UserWarning, "scan.py", 1, module="monai_lcs.pipeline")
+            warnings.showwarning(name, UserWarning, "scan.py", 1)
             heard[name] = noted
 
     show = warnings.showwarning
@@ -739,11 +739,11 @@ def test_warnings_are_noted_of_each_scan_by_its_thread():
         thread.join()
     assert heard == {"ann": ["ann"], "bo": ["bo"]}
     assert warnings.showwarning == show
-    for _ in range(2):
-        registry = {}
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
         with noted_warnings() as noted:
-            warnings.warn_explicit("same", UserWarning, "scan.py", 1, module="monai_lcs.pipeline", registry=registry)
-            warnings.warn_explicit("same", UserWarning, "scan.py", 1, module="monai_lcs.pipeline", registry=registry)
+            for registry in [{}] * 2:  # where Python remembers what it has shown
+                warnings.warn_explicit("same", UserWarning, "scan.py", 1, "monai_lcs.pipeline", registry)
         assert noted == ["same", "same"]
 
 

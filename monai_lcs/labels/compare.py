@@ -69,7 +69,7 @@ def table_problems(table: LabelTable) -> list[str]:
 def map_problems(sizes: Mapping[int, int], table: LabelTable | None, right_mm: Mapping[int, float]) -> list[str]:
     """Say what is likely a mistake in a label map: a sentence each.
 
-    These are ids without a name, labels of very few voxels, and labels of the left that lie to the right of those of
+    These are no label at all, ids without a name, labels of very few voxels, and labels of the left that lie to the right of those of
     the right.
 
     Args:
@@ -83,6 +83,8 @@ def map_problems(sizes: Mapping[int, int], table: LabelTable | None, right_mm: M
         ['Without a name: 3 (4 voxels).', 'Fewer than 10 voxels: 3.',
          'The labels of the left lie to the right of those of the right: names or orientation are wrong.']
     """
+    if not sizes:
+        return ["There is no label in it, only background."]
     table = LabelTable([]) if table is None else table
     unnamed = [f"{id} ({n} voxels)" for id, n in sizes.items() if table and id not in table]
     few = [_show(table[id]) if id in table else str(id) for id, n in sizes.items() if n < FEW_VOXELS]
