@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -559,32 +559,26 @@ def write_result(folder: Path, dice: Mapping[str, Tensor], table: pd.DataFrame, 
     print(text, flush=True)
 
 
-def main() -> None:
-    """Train the contender asked for, or what is left of it, and score it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def words(description: str | None, contenders: Iterable[str]) -> argparse.ArgumentParser:
+    """The words of the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the results")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
-    parser.add_argument("--contender", required=True, choices=[*ATLAS_ALONE, *CONTENDERS])
+    parser.add_argument("--contender", required=True, choices=list(contenders))
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, help="instead of the contender's, of a new training")
     parser.add_argument("--steps", type=float, default=math.inf, help="stop here, converged or not, without a score")
     parser.add_argument("--copy", type=Path, help="write a small copy of an unfinished training here, and stop")
     parser.add_argument("--begin", type=Path, help="such a copy, to go on from where OUT has no checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="of the processor; default: %(default)s")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # a convolution of such numbers takes 200 times as long
-    data = args.data / "malc2012"
-    if args.contender in ATLAS_ALONE:
-        folder, table = args.out / args.contender, scans.read_labels(data)
-        folder.mkdir(parents=True, exist_ok=True)
-        align = ATLAS_ALONE[args.contender]
-        cases = scans.load_scans("testing", data, table.id.tolist(), args.out / "cache", align)
-        write_result(folder, {scan.name: dice_of(AtlasAlone(), scan, len(table)) for scan in cases}, table, {})
-        return
+    return parser
+
+
+def work(kind: type[Training], args: argparse.Namespace) -> None:
+    """Train what the words ask for, or what is left of it, and score it; or copy it."""
     if (args.out / f"{args.contender}-seed{args.seed}/done.json").is_file():
         sys.exit(f"{args.contender} with seed {args.seed} is done.")
-    training = Training(args.contender, args.seed, data, args.out, args.learning_rate)
+    training = kind(args.contender, args.seed, args.data / "malc2012", args.out, args.learning_rate)
     if args.copy:
         if not training.progress.step:
             sys.exit(
@@ -598,6 +592,22 @@ def main() -> None:
         training.begin_from(args.begin)
     if training.run(args.steps):
         training.finish()
+
+
+def main() -> None:
+    """Train the contender asked for, or what is left of it, and score it."""
+    args = words(__doc__, [*ATLAS_ALONE, *CONTENDERS]).parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # a convolution of such numbers takes 200 times as long
+    data = args.data / "malc2012"
+    if args.contender in ATLAS_ALONE:
+        folder, table = args.out / args.contender, scans.read_labels(data)
+        folder.mkdir(parents=True, exist_ok=True)
+        align = ATLAS_ALONE[args.contender]
+        cases = scans.load_scans("testing", data, table.id.tolist(), args.out / "cache", align)
+        write_result(folder, {scan.name: dice_of(AtlasAlone(), scan, len(table)) for scan in cases}, table, {})
+        return
+    work(Training, args)
 
 
 if __name__ == "__main__":

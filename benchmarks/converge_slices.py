@@ -6,10 +6,8 @@ trains a contender for 40,000 steps of 8 slices and scores the test scans. Give 
 it was interrupted. The files are those of benchmarks/converge.py, and benchmarks/converge_table.py reads them.
 """
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import converge_scans as scans
 import numpy as np
 import pandas as pd
 import torch
-from converge import Training, write_result
+from converge import Training, words, work, write_result
 from monai.losses import DiceCELoss, DiceLoss
 from monai.transforms import ScaleIntensityRangePercentiles
 from torch import Tensor, nn
@@ -290,14 +288,8 @@ def dice_of(model: Any, scan: Slices, count: int) -> Tensor:
 
 def main() -> None:
     """Train the contender asked for, or what is left of it, and score it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the results")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds malc2012/")
-    parser.add_argument("--contender", required=True, choices=[ALONE, *CONTENDERS])
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--steps", type=float, default=math.inf, help="stop here, without a score")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = words(__doc__, [ALONE, *CONTENDERS]).parse_args()
+    torch.set_num_threads(args.threads)
     data, cache = args.data / "malc2012", args.out / "cache"
     if args.contender == ALONE:
         (args.out / ALONE).mkdir(parents=True, exist_ok=True)
@@ -306,11 +298,7 @@ def main() -> None:
         dice = {scan.name: dice_of(AtlasAlone(), scan, len(table)) for scan in cases}
         write_result(args.out / ALONE, dice, table, {"labels": len(table)})
         return
-    if (args.out / f"{args.contender}-seed{args.seed}/done.json").is_file():
-        sys.exit(f"{args.contender} with seed {args.seed} is done.")
-    training = SliceTraining(args.contender, args.seed, data, args.out)
-    if training.run(args.steps):
-        training.finish()
+    work(SliceTraining, args)
 
 
 if __name__ == "__main__":

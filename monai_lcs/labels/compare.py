@@ -69,8 +69,8 @@ def table_problems(table: LabelTable) -> list[str]:
 def map_problems(sizes: Mapping[int, int], table: LabelTable | None, right_mm: Mapping[int, float]) -> list[str]:
     """Say what is likely a mistake in a label map: a sentence each.
 
-    These are no label at all, ids without a name, labels of very few voxels, and labels of the left that lie to the right of those of
-    the right.
+    These are no label at all, ids without a name, labels of very few voxels, and labels of the left that lie to the
+    right of those of the right.
 
     Args:
         sizes: the voxels of each id.
