@@ -332,6 +332,14 @@ def test_an_alignment_that_two_threads_ask_for_is_computed_once(study, atlas, mo
     assert len(computed) == 1
 
 
+def test_a_cache_that_cannot_be_written_costs_no_scan(study, atlas, tmp_path):
+    (tmp_path / "file").touch()
+    segmenter = lcs.Segmenter(atlas, settings=lcs.Settings.from_dict(SETTINGS), cache=tmp_path / "file/cache")
+    with pytest.warns(UserWarning, match="The alignment is not kept in the cache .*file/cache: "):
+        aligned = segmenter.align(segmenter.prepare(study / "images/sub-0.nii.gz"))
+    assert aligned.label_map.any()
+
+
 def test_the_cache_forgets_the_oldest(study, atlas):
     cache = AlignmentCache(in_memory=2)
     preprocessing = Preprocessing(atlas, lcs.Settings.from_dict(SETTINGS), cache=cache)

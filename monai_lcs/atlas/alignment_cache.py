@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import warnings
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class AlignmentCache:
             known = self._recall(key) or self._load(key, scan, atlas)
             alignment = known or aligner.align(scan, atlas.image)
             if known is None:
-                self._save(key, alignment)
+                self._try_to_save(key, alignment)
             self._remember(key, alignment)  # before another thread that waits for it goes on
         return alignment, known is not None
 
@@ -125,6 +126,13 @@ class AlignmentCache:
             RecursionError,
         ):  # the folder may be emptied at any time, also in part
             return None
+
+    def _try_to_save(self, key: str, alignment: Alignment) -> None:
+        """A full disk costs the next run some time; it must not cost this one its scan."""
+        try:
+            self._save(key, alignment)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(f"The alignment is not kept in the cache {self.folder}: {error}", stacklevel=3)
 
     def _save(self, key: str, alignment: Alignment) -> None:
         """Write the transform, then the report: where there is a report, the alignment is complete."""
