@@ -128,7 +128,7 @@ def subject(tmp_path):
     """A subject's folder as recon-all leaves it: conformed LIA volumes, ids of the color table."""
     image, labels = phantom.make_volume()
     lia = nib.orientations.axcodes2ornt("LIA")
-    for name, array in (("T1", image.round().astype(np.uint8)), ("aparc+aseg", labels.astype(np.int32))):
+    for name, array in (("brain", image.round().astype(np.uint8)), ("aparc+aseg", labels.astype(np.int32))):
         turned = nib.Nifti1Image(array, phantom.AFFINE).as_reoriented(
             nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), lia)
         )

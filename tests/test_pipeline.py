@@ -434,7 +434,8 @@ def test_headers_that_round_one_grid_otherwise_are_one_grid(atlas, axes, noise):
     found = lcs.Segmenter(atlas, settings=settings)(noisy).label_map
     assert len(expected.unique()) == 4
     assert (found == expected).float().mean() > 0.97  # voxels of which the labels are carried may be others
-    moved = nib.Nifti1Image(scan.dataobj, nib.affines.from_matvec(np.eye(3), [0.5, 0, 0]) @ scan.affine)
+    tenth = 0.1 * 2 * MM  # of a voxel
+    moved = nib.Nifti1Image(scan.dataobj, nib.affines.from_matvec(np.eye(3), [tenth + 0.1, 0, 0]) @ scan.affine)
     with pytest.raises(ValueError, match="With mode='none' the atlas must be on the image's grid"):
         lcs.Segmenter(atlas, settings=settings)(moved)
 

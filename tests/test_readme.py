@@ -73,7 +73,7 @@ def files(tmp_path, monkeypatch):
         image, labels = volume((i - 2, 0, 2 - i))
         save_nifti(image, Path(f"study/images/{case}.nii.gz"), AFFINE)
         save_nifti(labels, Path(f"study/labels/{case}.nii.gz"), AFFINE)
-    scans = ("scan", "ann", "new_scans/eve", "cohort/eve", "part0/eve", "part1/ann")
+    scans = ("scan", "ann", "new_scans/eve", "cohort/eve", "scans/eve", "scans/ann")
     scans += tuple(f"bids/sub-0{i}/anat/sub-0{i}_T1w" for i in (1, 2))
     for scan in scans:
         save_nifti(image, Path(f"{scan}.nii.gz"), AFFINE)
