@@ -125,7 +125,8 @@ def test_present_labels_with_huge_ids_of_the_allen_atlas():
 @pytest.mark.parametrize("bad", [2.5, -1.0, np.nan, np.inf])
 def test_values_that_are_no_labels_are_named_with_their_file(bad):
     label_map = MetaTensor(torch.tensor([[0.0, 1.0, bad]]), meta={"filename_or_obj": "scan_dseg.nii.gz"})
-    message = rf"The label map scan_dseg.nii.gz must hold integers >= 0, got {bad}; resample .* nearest"
+    advice = "set what is no label to 0" if bad == -1 else "resample .* nearest"
+    message = rf"The label map scan_dseg.nii.gz must hold integers >= 0, got {bad}; {advice}"
     with pytest.raises(ValueError, match=message):
         present_labels(label_map)
     with pytest.raises(ValueError, match=message):
