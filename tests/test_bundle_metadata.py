@@ -9,6 +9,7 @@ from monai.bundle import verify_net_in_out
 
 import monai_lcs
 import monai_lcs.bundle
+from monai_lcs.atlas import AlignmentCache
 from monai_lcs.labels import LabelTable
 from monai_lcs.sample_data import _load_sources
 
@@ -133,3 +134,6 @@ def test_flags_and_paths_are_what_was_typed(config, monkeypatch):
     monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--output_dir", "run#2"])
     with pytest.raises(SystemExit, match="quote it twice"):
         monai_lcs.bundle.check_paths(output_dir="run", checkpoint="")
+    with pytest.raises(SystemExit, match="must be a path, got 20240115"):
+        monai_lcs.bundle.check_paths(ckpt_dir=20240115)
+    monai_lcs.bundle.check_paths(cache_dir=AlignmentCache(), ckpt_dir=Path("run"))  # of Python

@@ -33,8 +33,11 @@ def check_flags(**flags: Any) -> None:
 
 @one_sentence
 def check_paths(**paths: Any) -> None:
-    """:func:`check_words` of paths that are not those of scans or of the atlas."""
-    check_words(paths)
+    """:func:`check_words` of paths that are not those of scans or of the atlas.
+
+    What is neither a word nor a number comes from Python, such as a cache of alignments, and stays.
+    """
+    check_words({name: value for name, value in paths.items() if isinstance(value, str | int | float)})
 
 
 def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None) -> None:
