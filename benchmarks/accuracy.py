@@ -189,13 +189,19 @@ def first_weights(begins: str, args: argparse.Namespace) -> Path:
     if begins in ROWS:
         train(begins, args)
         return folder_of(begins, args.out) / "model/model.pt"
-    best = args.converged / begins / "best.pt"
-    if not best.is_file():
-        raise SystemExit(f"There is no {best}: train it by benchmarks/converge.py, and name its OUT by --converged.")
+    best = converged(begins, args)
     weights = args.out / f"{begins}.pt"
     state = torch.load(best, weights_only=True)
     torch.save({name.removeprefix("network."): weight for name, weight in state.items()}, weights)
     return weights
+
+
+def converged(begins: str, args: argparse.Namespace) -> Path:
+    """The best weights of a training of converge.py."""
+    best: Path = args.converged / begins / "best.pt"
+    if not best.is_file():
+        raise SystemExit(f"There is no {best}: train it by benchmarks/converge.py, and name its OUT by --converged.")
+    return best
 
 
 def last_of_each(overrides: Sequence[str]) -> list[str]:
@@ -289,6 +295,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of new trainings (default: %(default)s)")
     args = parser.parse_args()
+    for begins in {ROWS[ROWS[name].of or name].begins for name in args.rows} - {"", *ROWS}:
+        converged(begins, args)  # before any work
     for name in args.rows:
         print(name, flush=True)
         do(name, args)
