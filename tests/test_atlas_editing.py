@@ -342,7 +342,7 @@ def test_hidden_files_are_no_images_of_an_atlas(atlas, tmp_path):
     for name in ("._image.nii.gz", ".0123456789abcdef_dseg.nii.gz"):
         (tmp_path / "atlas" / name).touch()
     assert read_atlas_folder(tmp_path / "atlas").ids == atlas.ids
-    with pytest.raises(ValueError, match="and one image, got: none"):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         read_atlas_folder(tmp_path / "nowhere")
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import monai.bundle
 import pytest
 from monai.bundle import verify_net_in_out
 
@@ -131,7 +132,11 @@ def test_flags_and_paths_are_what_was_typed(config, monkeypatch):
         assert f"{name}=@{name}" in said, name
     with pytest.raises(SystemExit, match="--overwrite takes True or False, written so, got 'false'"):
         monai_lcs.bundle.check_flags(overwrite="false")
-    monkeypatch.setattr("sys.argv", ["monai.bundle", "run", "--output_dir", "run#2"])
+    typed = ["run", "--output_dir", "run#2", "--ckpt_dir", "@output_dir"]
+    monkeypatch.setattr("sys.argv", ["my_script.py", *typed])  # whose words are not the bundle's
+    monai_lcs.bundle.check_paths(output_dir="run", ckpt_dir="run")
+    monkeypatch.setattr("sys.argv", [str(Path(monai.bundle.__file__).parent / "__main__.py"), *typed])
+    monai_lcs.bundle.check_paths(ckpt_dir="run")
     with pytest.raises(SystemExit, match="quote it twice"):
         monai_lcs.bundle.check_paths(output_dir="run", checkpoint="")
     with pytest.raises(SystemExit, match="must be a path, got 20240115"):

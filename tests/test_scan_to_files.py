@@ -365,7 +365,7 @@ def bad_scans(folder):
             2,
             "--probabilities are those of a network: --weights none has none",
         ),
-        (["T1w.nii.gz", "--mask", "nowhere.nii.gz"], 2, "There is no mask nowhere.nii.gz"),
+        (["T1w.nii.gz", "--mask", "nowhere.nii.gz"], 2, "--mask takes a file, and nowhere.nii.gz is none"),
     ],
 )
 def test_each_mistake_is_one_sentence(folder, words, tmp_path, monkeypatch, capsys, arguments, status, message):
@@ -656,8 +656,8 @@ def test_a_bids_app(folder, words, tmp_path, capsys):
     assert cli.main([*run, "--participant-label", "03"]) == 2
     assert_said(capsys, "bids has no participant sub-03; it has sub-01, sub-02")
     assert cli.main([*run, "--session_label", "b", "9"]) == 2
-    assert_said(capsys, "bids has no T1w scan of the session ses-9; it has ses-a, ses-b")
-    with pytest.warns(UserWarning, match="no T1w scan, of these sessions, of sub-02"):
+    assert_said(capsys, "bids has no session ses-9; it has ses-a, ses-b")
+    with pytest.warns(UserWarning, match="no T1w scan of sub-02 in these sessions"):
         find_t1w(bids, ["01", "02"], ["b"])
     assert cli.main([*run, "--participant_label", "01", "--session-label", "b"]) == 0
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.nii.gz")) == [
@@ -714,7 +714,10 @@ def test_a_series_without_places_is_said_to_be_guessed(dicom):
         header = pydicom.dcmread(file)
         del header.ImagePositionPatient, header.ImageOrientationPatient
         header.save_as(file)
-    with pytest.warns(UserWarning, match="its slices do not say their position, orientation: .* is guessed"):
+    with pytest.warns(
+        UserWarning,
+        match="do not say their position, .* their orientation, which is guessed; which side is left is guessed",
+    ):
         read_scan(dicom[1])
 
 
@@ -739,6 +742,15 @@ def test_warnings_are_noted_of_each_scan_by_its_thread():
         thread.join()
     assert heard == {"ann": ["ann"], "bo": ["bo"]}
     assert warnings.showwarning == show
+    catching = warnings.catch_warnings()  # as of another thread, which leaves it later
+    with noted_warnings():
+        catching.__enter__()
+    catching.__exit__()
+    for _ in range(2):
+        with noted_warnings() as noted:
+            warnings.showwarning("again", UserWarning, "scan.py", 1)
+        assert noted == ["again"]
+    warnings.showwarning = show
     with warnings.catch_warnings():
         warnings.resetwarnings()
         with noted_warnings() as noted:

@@ -254,3 +254,5 @@ def test_fused_ids_fit():
     )
     _, fused, _ = fuse_atlases(image, [image] * 3, [small, large.int(), large.int()])
     assert fused.unique().tolist() == [300]
+    assert fuse_atlases(image, [image] * 2, [large.to(torch.uint16), small])[1].dtype == torch.int32
+    assert fuse_atlases(image, [image] * 2, [large.to(torch.uint16)] * 2)[1].dtype == torch.uint16

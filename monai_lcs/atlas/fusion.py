@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -33,8 +32,8 @@ def fuse_atlases(
 
     Returns:
         All ``(1, *spatial)``: the mean of the atlas images, each divided by the mean of its absolute values first; the
-        label map, in a dtype that holds all of theirs; and the agreement, float32, 0 to 1: the share of the votes that
-        the winning label got.
+        label map, in their dtype, or int32 where they have several; and the agreement, float32, 0 to 1: the share of
+        the votes that the winning label got.
 
     Raises:
         ValueError: when there is no atlas, or the shapes differ.
@@ -50,8 +49,8 @@ def fuse_atlases(
     if not atlas_images or set(shapes) != {tuple(image.shape)}:
         raise ValueError(f"The atlases must have the image's shape {tuple(image.shape)}, got {shapes}.")
     mean, ballot = fuse_votes(image, atlas_images, [LabelMapVoter(x) for x in atlas_labels])
-    dtype = functools.reduce(torch.promote_types, [x.dtype for x in atlas_labels])
-    return mean, ballot.ids[:1].to(dtype), ballot.shares[:1]
+    first, *others = (x.dtype for x in atlas_labels)
+    return mean, ballot.ids[:1].to(first if all(one == first for one in others) else torch.int32), ballot.shares[:1]
 
 
 def fuse_votes(

@@ -111,7 +111,8 @@ def count_votes(voters: Sequence[Voter], shape: Sequence[int], weights: Tensor |
     for label in _labels(voters):
         voting = [n for n, voter in enumerate(voters) if label in voter.boxes]
         box = union_box([voters[n].boxes[label] for n in voting])
-        ballot.add(label, _sum(crop(weights[n], box) * voters[n].mask(label, box) for n in voting), box)
+        votes = _sum(crop(weights[n], box) * voters[n].mask(label, box) for n in voting)
+        ballot.add(label, votes.clamp_(max=1), box)  # rounded weights add up to a little more
     ballot.add_background()
     return ballot
 

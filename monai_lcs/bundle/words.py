@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai_lcs.bundle.sentence import one_sentence
@@ -47,7 +48,7 @@ def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None
 
     Args:
         arguments: values by the name of their option, as the parser gave them.
-        words: the command line; that of the process by default.
+        words: the command line; by default that of ``python -m monai.bundle``, if this process is one.
 
     Raises:
         ValueError: when a value is another than what was typed, with how to quote it.
@@ -57,13 +58,18 @@ def check_words(arguments: Mapping[str, Any], words: Sequence[str] | None = None
         Traceback (most recent call last):
         ValueError: The config parser reads --dataset_dir scan#2.nii.gz as 'scan': quote it twice, "'scan#2.nii.gz'".
     """
-    typed = _options(sys.argv[1:] if words is None else words)
+    typed = _options(_command_line() if words is None else words)
     for name, value in arguments.items():
         word = typed.get(name)
-        if word is not None and word[:1] not in "'\"[($" and value is not None and str(value) != word:
+        if word is not None and word[:1] not in "'\"[($@%" and value is not None and str(value) != word:
             raise ValueError(f"The config parser reads --{name} {word} as {value!r}: quote it twice, \"'{word}'\".")
         if value is not None and not isinstance(value, str | os.PathLike | list | tuple):
             raise ValueError(f"--{name} must be a path, got {value!r}, {type(value).__name__}: quote it twice.")
+
+
+def _command_line() -> list[str]:
+    """The words behind ``python -m monai.bundle``; none in another program, whose words mean something else."""
+    return sys.argv[1:] if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else []
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:

@@ -50,8 +50,6 @@ def run(options: argparse.Namespace) -> int:
     if not options.tolerance >= 0:
         raise ValueError(f"--tolerance takes mm, 0 or more, got {options.tolerance:g}.")
     check_absent(results, options.overwrite)
-    for file in results:
-        check_writable(file.parent)
     if options.plot:
         require_matplotlib()
         from matplotlib.backend_bases import FigureCanvasBase
@@ -59,16 +57,21 @@ def run(options: argparse.Namespace) -> int:
         known = FigureCanvasBase.get_supported_filetypes()
         if Path(options.plot).suffix.lower().removeprefix(".") not in known:
             raise ValueError(f"--plot {options.plot} must end in one of .{', .'.join(known)}.")
+    for file in results:
+        check_writable(file.parent)
     pairs = pair_label_maps(options.predictions, options.truths)
     cases = [{"case": case, "image": str(predicted), "label": true} for case, (predicted, true) in pairs.items()]
     scores: dict[str, Any] = {}
+    renamed: list[str] = []
 
     def score(case: dict[str, Any]) -> None:
-        if table and (other := other_names(case["image"], table)):
-            print(f"Note: {case['image']}: {shorten_names(other, most=3)}.", file=sys.stderr)
+        if table:
+            renamed.extend(f"{name} ({case['image']})" for name in other_names(case["image"], table))
         scores[case["case"]] = score_case(case["image"], case["label"], options.tolerance)
 
     failed = for_each(cases, score)
+    if renamed:
+        print(f"Note: the label tables beside results name ids otherwise: {shorten_names(renamed)}.", file=sys.stderr)
     if scores:
         rows = score_table(scores, table)
         print(scores_summary(rows))

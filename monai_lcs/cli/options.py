@@ -68,6 +68,8 @@ def load_segmenter(options: argparse.Namespace, progress: bool = False) -> Any:
 
     use_threads(options.threads)
     weights = find_weights(options.weights)
+    if not weights and getattr(options, "probabilities", False):
+        raise ValueError("--probabilities are those of a network: --weights none has none.")
     logger.info(describe_weights(weights))
     atlas = read_atlas(options)
     further = read_more_atlases(options, atlas)

@@ -70,9 +70,7 @@ def _cases(options: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError("Give a scan: a file or a folder of files. Scans stand before --labels, --atlas and --tables.")
     cases = find_images(options.scans)
     if options.mask and not Path(options.mask).is_file():
-        raise ValueError(f"There is no mask {options.mask}.")
-    if options.probabilities and options.weights == "none":
-        raise ValueError("--probabilities are those of a network: --weights none has none.")
+        raise ValueError(f"--mask takes a file, and {options.mask} is none.")
     if options.mask and len(cases) > 1:
         raise ValueError(f"--mask {options.mask} is the mask of one scan, got {len(cases)} scans: give one.")
     if options.dicom_seg:

@@ -108,9 +108,13 @@ def other_names(predicted: PathLike, table: LabelTable) -> list[str]:
     if not beside.name.endswith("_dseg.tsv") or not beside.is_file():
         return []
     names = {label.id: label.name for label in table}
+    try:
+        found = LabelTable.read(beside)
+    except (ValueError, OSError):  # somebody's file of another kind
+        return []
     return [
         f"{label.id} is {label.name} there and {names[label.id]} in the table"
-        for label in LabelTable.read(beside)
+        for label in found
         if names.get(label.id, label.name) != label.name
     ]
 

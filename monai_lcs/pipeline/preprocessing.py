@@ -247,8 +247,9 @@ class Preprocessing(Transform):
         image, ballot = fuse_votes(scan.image, images, voters, weights)
         if not ballot.ids[0].any():
             raise ValueError(
-                f"No label of the {len(atlases)} atlases has more votes than the background anywhere in "
-                f"{scan.source.meta.get('filename_or_obj') or 'the scan'}: they are too small to meet; give one atlas."
+                "No label has more votes than the background anywhere in "
+                f"{scan.source.meta.get('filename_or_obj') or 'the scan'}: labels are too small for the voxels of the"
+                " network, or the atlases do not agree on them."
             )
 
         def like_atlas(voxels: torch.Tensor) -> MetaTensor:

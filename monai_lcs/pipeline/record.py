@@ -110,7 +110,7 @@ def peak_memory_mb() -> int | None:
 def noted_warnings() -> Iterator[list[str]]:
     """Keep the texts of the warnings that this thread shows meanwhile; they are shown as ever.
 
-    Those of this package are shown each time: the next scan may deserve the same words.
+    Those of this package are shown each time from then on: the next scan may deserve the same words.
 
     Example:
         >>> with noted_warnings() as noted, warnings.catch_warnings():
@@ -144,7 +144,7 @@ class _Hook:
     def hang(self, users: int) -> None:
         """So many more or less note."""
         with self.lock:
-            if not self.users:
+            if users > 0 and warnings.showwarning != self.note:  # another thread's catch_warnings may have undone it
                 self.show, warnings.showwarning = warnings.showwarning, self.note
             self.users += users
             if not self.users and warnings.showwarning == self.note:

@@ -92,7 +92,7 @@ def segment_to_files(
         ['ann_dseg.nii.gz', 'ann_dseg.tsv', 'ann_run.json', 'ann_volumes.tsv']
     """
     ending = ending_like(case["image"])
-    names = [name for kind, name in ENDINGS.items() if kind != "qc" or output.picture]
+    names = ["run.json", *(name for kind, name in ENDINGS.items() if kind != "qc" or output.picture)]
     check_absent([Path(output.folder) / f"{case['case']}_{name}" for name in names], output.overwrite)
     with noted_warnings() as noted:
         series = case.get("series")

@@ -69,8 +69,8 @@ def shipped_weights(name: str = "permissive") -> Path:
     path = bundle_folder() / "models" / SHIPPED_WEIGHTS[name]
     if path.is_file() and not _card(path):
         warnings.warn(
-            f"{path} is not the {name} weights that shipped, since it says no license: a training in the folder of the"
-            " bundle may have replaced them. It kept them there, under another name.",
+            f"{path} is not the {name} weights that shipped: it has no license card. If a training in the folder of the"
+            " bundle replaced them, the old ones lie beside it under another name.",
             stacklevel=2,
         )
     return path

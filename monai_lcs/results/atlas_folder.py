@@ -30,6 +30,8 @@ def read_atlas_folder(folder: PathLike) -> Atlas:
         ValueError: if it has none or several images, or see :meth:`monai_lcs.atlas.Atlas.read`.
         FileNotFoundError: if there is no label table.
     """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
     files = image_files(Path(folder))
     images = [path for path in files if path.name != LABELS]
     if len(images) != 1 or len(files) != 2:

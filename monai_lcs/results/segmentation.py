@@ -138,8 +138,8 @@ class Segmentation:
 
         Args:
             output_dir: folder for the files; it is created if it does not exist.
-            overwrite: whether to replace existing files. A warning names those of an earlier result that this one
-                does not have: they stay.
+            overwrite: whether to replace existing files. A warning names pictures, records and masks of an earlier
+                result that this one does not have: they stay.
             picture: whether to draw the picture, which needs matplotlib.
             masks: whether to write a mask of each label.
             tables: endings of further files ``CASE_dseg`` with the label table: ``".ctbl"`` for 3D Slicer, ``".label"``

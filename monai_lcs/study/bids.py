@@ -74,13 +74,14 @@ def find_t1w(bids: PathLike, participants: Sequence[str] = (), sessions: Sequenc
     ]
     if sessions:
         kept = {_with("ses-", label) for label in sessions}
-        known = {path.parent.parent.name for path in found if path.parent.parent.name.startswith("ses-")}
+        known = {path.name for path in folder.glob("sub-*/ses-*") if path.is_dir()}
         if missing := sorted(kept - known):
             there = shorten_names(sorted(known), most=5)
-            raise ValueError(f"{folder} has no T1w scan of the session {', '.join(missing)}; it has {there}.")
+            raise ValueError(f"{folder} has no session {', '.join(missing)}; it has {there}.")
         found = [path for path in found if path.parent.parent.name in kept]
     if without := sorted(wanted - {path.relative_to(folder).parts[0] for path in found}):
-        warnings.warn(f"{folder} has no T1w scan, of these sessions, of {', '.join(without)}.", stacklevel=2)
+        where = " in these sessions" if sessions else ""
+        warnings.warn(f"{folder} has no T1w scan of {', '.join(without)}{where}.", stacklevel=2)
     if not found:
         raise ValueError(f"{folder} has no scan sub-*/[ses-*/]anat/*_T1w.nii.gz of these participants and sessions.")
     return [{"image": str(path.absolute()), "case": re.sub(r"_T1w\.nii(\.gz)?$", "", path.name)} for path in found]

@@ -56,9 +56,12 @@ def read_series(folder: PathLike, series: str | None = None) -> FileImage:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     volume, affine = from_sitk(reader.Execute())
-    unknown = [what for what, numbers in places.items() if numbers is None]
-    said = f"its slices do not say their {', '.join(unknown)}: where they lie, and which side is left, is guessed"
-    return FileImage(volume[0].numpy(), affine, notes=(said,) if unknown else ())
+    several_frames = volume.ndim > 4 or volume.shape[-1] > len(files)  # they say their places elsewhere
+    unknown = [what for what, numbers in places.items() if numbers is None and not several_frames]
+    notes = [f"its slices do not say their {what}, which is guessed" for what in unknown]
+    if "orientation" in unknown:
+        notes.append("which side is left is guessed")
+    return FileImage(volume[0].numpy(), affine, notes=tuple(notes))
 
 
 def series_files(folder: PathLike, series: str | None = None) -> list[str]:

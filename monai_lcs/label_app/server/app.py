@@ -152,8 +152,7 @@ def _open_atlas(studies: Path, conf: dict[str, str]) -> AtlasStore:
     try:
         known = AtlasStore(folder)
         if any(given):
-            said = f"Note: {studies} has its atlas, in {folder}: {', '.join(filter(None, given))} is not used."
-            print(said, file=sys.stderr)
+            print(f"Note: the atlas of {studies} stays the one of its first start, in {folder}.", file=sys.stderr)
         return known
     except FileNotFoundError:
         if not all(given):
