@@ -130,7 +130,7 @@ def test_flags_and_paths_are_what_was_typed(config, monkeypatch):
     paths = {name for name in content if name.endswith("_dir") or name in ("checkpoint", "pretrained", "present")}
     for name in flags | (paths - {"dataset_dir"}):
         assert f"{name}=@{name}" in said, name
-    with pytest.raises(SystemExit, match="--overwrite takes True or False, written so, got 'false'"):
+    with pytest.raises(SystemExit, match="--overwrite takes True or False, got 'false'"):
         monai_lcs.bundle.check_flags(overwrite="false")
     typed = ["run", "--output_dir", "run#2", "--ckpt_dir", "@output_dir"]
     monkeypatch.setattr("sys.argv", ["my_script.py", *typed])  # whose words are not the bundle's

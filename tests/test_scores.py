@@ -187,7 +187,9 @@ def test_evaluate_folders(folders, capsys):
     assert (folders / "plot.png").stat().st_size > 10_000
 
     assert cli.main(run) == 2
-    assert "scores.tsv exists: write elsewhere" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "scores.tsv exists: write elsewhere" in error
+    assert "of the same atlas" not in error
     assert cli.main([*run, "--overwrite"]) == 0
 
 
@@ -256,3 +258,11 @@ def test_results_of_other_file_types_are_scored_once(folders, capsys):
     assert cli.main(words) == 0
     said = "name ids otherwise: 3 is three + four there and three in the table ("
     assert said in capsys.readouterr().err
+
+
+def test_label_maps_of_two_atlases_are_suspected(folders, capsys):
+    for i in range(3):
+        pred = folders / f"pred/s{i}_dseg.nii.gz"
+        save_nifti(np.asarray(nib.load(pred).dataobj) + 3, pred, np.diag([1.0, 1, 2, 1]))
+    assert cli.main(["evaluate", str(folders / "pred"), str(folders / "true")]) == 0
+    assert re.search(r"Note: \d+% of the labels are in both .* of the same atlas\?", capsys.readouterr().err)

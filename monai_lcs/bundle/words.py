@@ -25,11 +25,11 @@ def check_flags(**flags: Any) -> None:
         >>> check_flags(overwrite=True, skip_existing=0)
         >>> check_flags(overwrite="false")
         Traceback (most recent call last):
-        SystemExit: Error: --overwrite takes True or False, written so, got 'false'.
+        SystemExit: Error: --overwrite takes True or False, got 'false'.
     """
     for name, value in flags.items():
         if value not in (True, False):
-            raise ValueError(f"--{name} takes True or False, written so, got {value!r}.")
+            raise ValueError(f"--{name} takes True or False, got {value!r}.")
 
 
 @one_sentence

@@ -9,6 +9,8 @@ from typing import Any
 
 from monai_lcs.cli.words import end, for_each
 
+FEW = 0.5  # of the labels in both label maps: less looks like two atlases
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Label maps, true ones, a table, and what is written."""
@@ -75,6 +77,11 @@ def run(options: argparse.Namespace) -> int:
     if scores:
         rows = score_table(scores, table)
         print(scores_summary(rows))
+        share = (rows["present_in"] == "both").sum() / max((rows["present_in"] != "neither").sum(), 1)
+        if share < FEW:
+            print(
+                f"Note: {share:.0%} of the labels are in both label maps: are they of the same atlas?", file=sys.stderr
+            )
         _write(rows, options)
     return end(failed, f"{len(cases)} cases")
 

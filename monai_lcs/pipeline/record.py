@@ -20,7 +20,7 @@ from monai.utils import optional_import
 from monai_lcs import __version__
 from monai_lcs.atlas import NAMED_ATLASES, Atlas
 from monai_lcs.pipeline.segmenter import Segmenter
-from monai_lcs.pipeline.weights import weights_card
+from monai_lcs.pipeline.weights import fingerprint_of, weights_card
 from monai_lcs.results import Segmentation
 
 __all__ = ["make_record", "noted_warnings", "peak_memory_mb"]
@@ -89,7 +89,7 @@ def _atlas(atlas: Atlas) -> dict[str, Any]:
     label_file = Path(atlas.files["label"]).as_posix()
     known = {name: each for name, each in NAMED_ATLASES.items() if label_file.endswith(f"{each.package}/{each.labels}")}
     named = next(({"name": name, "terms": each.terms, "cite": each.cite} for name, each in known.items()), {})
-    return {**named, **atlas.files, "fingerprint": atlas.fingerprint[:16], "labels": len(atlas.ids)}
+    return {**named, **atlas.files, "fingerprint": fingerprint_of(atlas), "labels": len(atlas.ids)}
 
 
 def peak_memory_mb() -> int | None:

@@ -20,6 +20,7 @@ __all__ = [
     "cause",
     "check_trained_for",
     "describe_weights",
+    "fingerprint_of",
     "load_weights",
     "shipped_weights",
     "weights_card",
@@ -110,7 +111,7 @@ def check_trained_for(checkpoint: PathLike | None, atlas: Atlas) -> None:
         atlas: the one that is used.
     """
     trained_for = _card(checkpoint).get("atlas", {}) if checkpoint else {}
-    if trained_for and trained_for["fingerprint"] != _fingerprint(atlas):
+    if trained_for and trained_for["fingerprint"] != fingerprint_of(atlas):
         warnings.warn(
             f"The weights {Path(str(checkpoint)).name} were trained for the atlas {trained_for['name']} alone. With "
             "another atlas they may be no better than its aligned labels: use the permissive weights, or train.",
@@ -120,10 +121,21 @@ def check_trained_for(checkpoint: PathLike | None, atlas: Atlas) -> None:
 
 def atlas_card(name: str, atlas: Atlas) -> dict[str, str]:
     """What is said with weights of the one atlas that they were trained for, under ``"card"``, ``"atlas"``."""
-    return {"name": name, "fingerprint": _fingerprint(atlas)}
+    return {"name": name, "fingerprint": fingerprint_of(atlas)}
 
 
-def _fingerprint(atlas: Atlas) -> str:
+def fingerprint_of(atlas: Atlas) -> str:
+    """What tells an atlas from others: its image and its label map, whatever their files and the names of the labels.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from monai_lcs.labels import LabelTable
+        >>> image = MetaTensor(torch.rand(1, 4, 4, 4))
+        >>> one, other = (Atlas(image, MetaTensor(image > at), LabelTable.from_ids([1])) for at in (0.3, 0.6))
+        >>> fingerprint_of(one) == fingerprint_of(other)
+        False
+    """
     return fingerprint(atlas.image)[:16] + fingerprint(atlas.label_map)[:16]
 
 
