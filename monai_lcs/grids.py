@@ -39,7 +39,7 @@ GRID_TOLERANCE = 0.1
 """How far apart the corners of two equal grids may lie, in voxels: file headers round their affines."""
 
 ROUNDING = 1e-3
-"""Voxels of grids whose corners lie this far apart, in voxels, are copied: it is rounding, not resampling."""
+"""Grids whose corners lie at most this far apart, in voxels, differ by rounding alone: their voxels are copied."""
 
 TIE_MM = 1e-3
 """A voxel halfway between two others takes the one on the right, in front, above, whatever the axes of its file."""

@@ -80,10 +80,9 @@ def _split(options: argparse.Namespace) -> tuple[Any, Any]:
 
     from monai_lcs.atlas.editing import Plane, hemisphere_plane, split_into_parts, split_into_sides
 
-    ignored = "--count" if options.by == "sides" and options.count is not None else ""
-    ignored = "--plane" if options.by == "parts" and options.plane is not None else ignored
-    if ignored:
-        raise ValueError(f"{ignored} does not go with --by {options.by}.")
+    other = {"sides": "count", "parts": "plane"}[options.by]
+    if getattr(options, other) is not None:
+        raise ValueError(f"--{other} does not go with --by {options.by}.")
     before = after = read_atlas(options)
     plane = hemisphere_plane(before)
     if options.plane is not None:

@@ -42,6 +42,8 @@ _PLACES = {"position": "0020|0032", "orientation": "0020|0037", "pixel spacing":
 def read_series(folder: PathLike, series: str | None = None) -> FileImage:
     """Read a DICOM series as a volume in Hounsfield units or what its rescaling says.
 
+    Where slices do not say where they lie, SimpleITK guesses it, and ``notes`` of the result say what was guessed.
+
     Args:
         folder: holds the slices.
         series: which one: its UID, the end of it, or its description; needed where there are several.
