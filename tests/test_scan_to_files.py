@@ -25,7 +25,7 @@ from monai_lcs.atlas import ALIGNMENTS
 from monai_lcs.atlas.named import T1, packaged
 from monai_lcs.cli import options
 from monai_lcs.labels import Label, LabelTable
-from monai_lcs.pipeline import make_network
+from monai_lcs.pipeline import Preprocessing, make_network
 from monai_lcs.pipeline.record import noted_warnings
 from monai_lcs.pipeline.scan_to_files import Output, segment_to_files
 from monai_lcs.pipeline.skull import has_skull
@@ -184,6 +184,21 @@ def test_an_atlas_with_a_skull_keeps_that_of_the_scan(folder, words, tmp_path, c
     words[1] = str(folder / "head.nii.gz")
     assert cli.main(["segment", str(folder / "head.nii.gz"), "-o", str(tmp_path), *words]) == 0
     assert "skull kept, as the atlas has one as well" in capsys.readouterr().err
+
+
+def test_a_skull_that_nobody_looked_for_is_warned_of(folder):
+    atlas = lcs.Atlas.read(folder / "T1w.nii.gz", folder / "dseg.nii.gz", folder / "dseg.tsv")
+    settings = lcs.Settings(align="rigid", spacing=(MM, MM, MM))
+    with pytest.warns(UserWarning, match=r"head\.nii\.gz: a skull seems to be there, and the atlas has none"):
+        Preprocessing(atlas, settings)({"image": folder / "head.nii.gz"})  # the bundle's way
+    with pytest.warns(UserWarning, match="a skull seems to be there"):
+        lcs.Segmenter(atlas, settings=settings)(folder / "head.nii.gz")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*skull")
+        lcs.Segmenter(atlas, settings=settings)(folder / "T1w.nii.gz")
+        lcs.Segmenter(atlas, settings=settings, strip="no")(folder / "head.nii.gz")
+        with_skull = lcs.Atlas.read(folder / "head.nii.gz", folder / "dseg.nii.gz", folder / "dseg.tsv")
+        lcs.Segmenter(with_skull, settings=settings)(folder / "head.nii.gz")
 
 
 @pytest.mark.parametrize("strip", ["auto", "yes"])

@@ -29,7 +29,7 @@ from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_
 from monai_lcs.inferers import name_scan_grid
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
-from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of
+from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of, has_skull, warn_of_skull
 from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
@@ -231,8 +231,10 @@ class Preprocessing(Transform):
         """Align the atlas to a scan, and fuse it with the further atlases.
 
         What is registered does not depend on the network's voxel size where that is the coarser one, see
-        :data:`REGISTERED_MM`.
+        :data:`REGISTERED_MM`. A skull that nobody looked for is warned of, where the atlas has none.
         """
+        if scan.skull == NOT_LOOKED_FOR and scan.mask is None and not self._atlas_has_skull:
+            warn_of_skull(scan.source)
         to_register = self._to_register(scan)
         first, known = self._align(scan, to_register, self.atlas, self.aligner)
         quality = {**first.quality, "aligned": "cached" if known else "new"}
@@ -348,6 +350,12 @@ class Preprocessing(Transform):
         names = (str(volume.meta.get("filename_or_obj") or "the image") for volume in (source, label))
         check_same_grid(source, label, *names)
         return self.on_network_grid(label, "nearest") if self.target == "network" else label
+
+    @cached_property
+    def _atlas_has_skull(self) -> bool:
+        """Also for what is no volume, or is not aligned: there is nothing to warn of."""
+        image = self.atlas.image
+        return self.settings.align == "none" or image.ndim != 4 or has_skull(image)
 
     @cached_property
     def _atlas_on_network_grid(self) -> Atlas:

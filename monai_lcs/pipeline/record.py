@@ -61,7 +61,11 @@ def make_record(segmenter: Segmenter, result: Segmentation, noted: list[str], gi
         "atlas": _atlas(segmenter.atlas),
         "further_atlases": [_atlas(each) for each in segmenter.preprocessing.further_atlases],
         "labels": len(result.table),
-        "settings": {**segmenter.settings.to_dict(), **segmenter.sweep_options, "strip": segmenter.stripper.mode},
+        "settings": {
+            **segmenter.settings.to_dict(),
+            **segmenter.sweep_options,
+            "strip": segmenter.stripper and segmenter.stripper.mode,
+        },
         "device": str(segmenter.device),
         "threads": torch.get_num_threads(),
         "skull": quality.pop("skull", ""),

@@ -52,7 +52,8 @@ class Segmenter:
         cache: alignments computed before, or the folder to keep them in; by default the last 8, in memory.
         progress: show a bar over the labels.
         strip: whether to remove the skull, ``"auto"``, ``"yes"`` or ``"no"``, see
-            :class:`monai_lcs.pipeline.skull.SkullStripper`.
+            :class:`monai_lcs.pipeline.skull.SkullStripper`. By default it stays, with a warning where a scan seems to
+            have one and the atlas has none.
         label_parallel: share the labels of each scan among the processes that ``torchrun`` has started and
             :func:`monai_lcs.inferers.join_ranks` has joined. The first one segments, inside
             :func:`monai_lcs.inferers.leading`, with the same result; the others :func:`monai_lcs.inferers.follow`.
@@ -84,11 +85,11 @@ class Segmenter:
         roi_size: Sequence[int] | int | None = None,
         cache: AlignmentCache | PathLike | None = None,
         progress: bool = False,
-        strip: str = "no",
+        strip: str | None = None,
         label_parallel: bool = False,
     ) -> None:
         self.settings = settings or (Settings.of_weights(None) if network is None else Settings())
-        self.stripper = SkullStripper(strip, atlas.image)
+        self.stripper = None if strip is None else SkullStripper(strip, atlas.image)
         merged_at_voxels = network is not None and upsample is None
         self.preprocessing = Preprocessing(
             atlas, self.settings, further_atlases, min_overlap, cache, votes_at_voxels=merged_at_voxels
@@ -244,6 +245,8 @@ class Segmenter:
         source = as_volume(image)
         if mask is not None:
             return replace(self.preprocessing.prepare(source, mask), skull="skull removed by the given mask")
+        if self.stripper is None:
+            return self.preprocessing.prepare(source)
         stripped = self.stripper(source)
         if self.stripper.mode != "no":
             logger.info("%s: %s.", source.meta.get("filename_or_obj") or "the scan", stripped.said)

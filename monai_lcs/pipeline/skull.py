@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from monai_lcs.grids import affine_of
 
-__all__ = ["STRIPPING", "SkullStripper", "brain_of", "extract_brain", "has_skull"]
+__all__ = ["STRIPPING", "SkullStripper", "brain_of", "extract_brain", "has_skull", "warn_of_skull"]
 
 STRIPPING = ("auto", "yes", "no")
 """Whether to remove the skull: where there seems to be one, always, never."""
@@ -25,6 +25,7 @@ STRIPPING = ("auto", "yes", "no")
 INSTALL = "pip install 'monai-lcs[strip]'"
 
 NOT_LOOKED_FOR = "not looked for"
+LEFT_ALONE = "not looked for, as asked for"
 
 LOOK_MM = 3.0  # the resolution at which a skull is looked for
 SHELLS_MM = np.arange(3.0, 25.0, 3.0)  # depths below the surface between which bone lies
@@ -133,7 +134,7 @@ class SkullStripper:
     Example:
         >>> stripper = SkullStripper("no", MetaTensor(torch.rand(1, 8, 8, 8)))
         >>> stripper(MetaTensor(torch.rand(1, 8, 8, 8))).said
-        'not looked for'
+        'not looked for, as asked for'
     """
 
     def __init__(self, mode: str, atlas_image: MetaTensor) -> None:
@@ -150,7 +151,7 @@ class SkullStripper:
             ImportError: where the skull is to be removed and deepbet is not installed; it names the scan.
         """
         if self.mode == "no":
-            return Stripped(None, NOT_LOOKED_FOR)
+            return Stripped(None, LEFT_ALONE)
         if self.mode == "auto":
             if self.atlas_has_skull:
                 return Stripped(None, "skull kept, as the atlas has one as well")
@@ -176,6 +177,21 @@ class Stripped:
 
     mask: MetaTensor | None
     said: str
+
+
+def warn_of_skull(scan: MetaTensor) -> None:
+    """Warn where a scan seems to have a skull; for an atlas that has none, which is aligned to the brain alone.
+
+    Args:
+        scan: ``(1, *spatial)`` as read.
+    """
+    if scan.ndim == 4 and has_skull(scan):
+        warnings.warn(
+            f"{_name(scan)}: a skull seems to be there, and the atlas has none: the alignment may be wrong. Remove it"
+            " (in Python Segmenter(..., strip='auto'), which needs pip install 'monai-lcs[strip]'), or give the brain"
+            " alone.",
+            stacklevel=2,
+        )
 
 
 def brain_of(scan: MetaTensor, mask: MetaTensor | None) -> MetaTensor:
