@@ -147,6 +147,16 @@ def test_the_skull_of_a_real_average_head():
     assert has_skull(read_scan(f"{head}/data/vol_atlases/tpl-MNI152NLin2009cAsym_res-01_T1w.nii.gz"))
 
 
+def test_a_name_without_a_file_is_an_error_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai_lcs.cohort", None)  # nothing that takes seconds is imported
+    out = tmp_path / "out"
+    assert cli.main(["segment", str(tmp_path / "no.nii.gz"), "-o", str(out)]) == 2
+    assert capsys.readouterr().err == f"Error: There is no {tmp_path / 'no.nii.gz'}.\n"
+    assert cli.main(["segment", str(tmp_path / "no.nii.gz"), "nor.nii.gz", "-o", str(out)]) == 2
+    assert "no.nii.gz, nor any of the 1 other scans." in capsys.readouterr().err
+    assert not out.exists()
+
+
 # ---- without the skull ----------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,9 @@ def run(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
     if options.list_labels:
         return show_labels(read_atlas(options), options.labels)
+    if options.scans and not any(Path(scan).exists() for scan in options.scans):  # before the long imports
+        others = len(options.scans) - 1
+        raise ValueError(f"There is no {options.scans[0]}{others and f', nor any of the {others} other scans' or ''}.")
     return run_together(options, _segment)
 
 
