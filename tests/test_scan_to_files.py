@@ -338,6 +338,21 @@ def test_the_record_says_how_it_came_about(folder, words, tmp_path, recwarn):
     assert record["memory_mb"] > 100
 
 
+def test_the_picture_says_which_atlas_and_weights(folder, words, tmp_path, monkeypatch):
+    titles = []
+
+    def draw(*volumes_and_path, title, **_):
+        titles.append(title)
+        volumes_and_path[3].touch()
+
+    monkeypatch.setattr("monai_lcs.results.segmentation.qc_picture", draw)
+    words.remove("--no-picture")
+    run = ["segment", str(folder / "T1w.nii.gz"), *words, "-o"]
+    assert cli.main([*run, str(tmp_path / "a")]) == 0
+    assert cli.main([*run, str(tmp_path / "b"), "--weights", "none", "--align", "none"]) == 0
+    assert titles == [f"T1w (atlas dseg.nii.gz, weights {name})" for name in ("model.pt", "none")]
+
+
 def test_tables_for_other_programs(folder, words, tmp_path):
     run = ["segment", str(folder / "T1w.nii.gz"), "-o", str(tmp_path), *words, "--tables", "slicer", "itksnap"]
     assert cli.main(run) == 0

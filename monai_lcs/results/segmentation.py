@@ -226,9 +226,15 @@ class Segmentation:
 
     @property
     def _title(self) -> str:
-        """The line above the picture; what was guessed is below it."""
-        notes = "; ".join(notes_of(self.image))
-        return f"{self.case}\n{shorten(notes, 150)}" if notes else str(self.case)
+        """The line above the picture, with the atlas and the weights where a record names them; guesses below it."""
+        lines = [str(self.case)]
+        if {"atlas", "weights"} <= set(self.record):
+            atlas, weights = self.record["atlas"], self.record["weights"]["file"]
+            atlas_name = atlas.get("name") or Path(atlas["label"]).name
+            lines[0] += f" (atlas {atlas_name}, weights {Path(weights).name if weights else 'none'})"
+        if notes := "; ".join(notes_of(self.image)):
+            lines.append(shorten(notes, 150))
+        return "\n".join(lines)
 
     @property
     def _source(self) -> str:
