@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+from pathlib import Path
 from typing import Any
 
 from monai_lcs.cli.words import add_atlas, read_atlas
@@ -39,6 +40,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train a network on the labeled scans of a study."""
+    if not Path(options.study).is_dir():  # before the long imports, and before anything is written
+        raise ValueError(f"There is no folder {options.study}.")
     from monai_lcs.pipeline import train as train_network
 
     if options.epochs is not None and options.epochs < 1:
