@@ -574,10 +574,12 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["segment", "no.nii.gz", "--labels", "Left-Caudat"], "'Left-Caudat' names no label .* 'Left-Caudate'"),
-        (["segment", "no.nii.gz"], r"1 of 1 scans failed:\n  .*no.nii.gz does not exist"),
-        (["segment", "no.nii.gz", "--weights", "no.pt"], "no weights in no.pt: train first, or name another file"),
-        (["segment", "no.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
+        (["segment", "empty.nii.gz", "--labels", "Left-Caudat"], "'Left-Caudat' names no label .* 'Left-Caudate'"),
+        (["segment", "no.nii.gz"], r"There is no no\.nii\.gz\."),
+        (["segment", "empty.nii.gz"], r"1 of 1 scans failed:\n  .*empty.nii.gz is empty"),
+        (["segment", "empty.nii.gz", "no.nii.gz"], r"2 of 2 scans failed:\n(  .*\n)?  .*no.nii.gz does not exist"),
+        (["segment", "empty.nii.gz", "--weights", "no.pt"], "no weights in no.pt: train first, or name another file"),
+        (["segment", "empty.nii.gz", "--device", "abacus"], "Cannot compute on the device 'abacus'"),
         (["train", "nowhere"], "There is no folder .*nowhere"),
         (["train", "nowhere", "--device", "cpu", "--set", "seed=3"], "There is no folder .*nowhere"),
         (["train", "nowhere", "--set", "ckpt_dir=there"], "--set ckpt_dir=... would contradict .*: give --out instead"),
@@ -592,6 +594,7 @@ def test_propagated_labels_of_the_atlas_itself(study, words, tmp_path):
 )
 def test_mistakes_are_one_sentence(words, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.nii.gz").touch()
     assert cli.main([*arguments, *words]) == (1 if "scans failed" in message else 2)
     error = capsys.readouterr().err
     assert re.search(message, error), error

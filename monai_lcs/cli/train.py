@@ -40,10 +40,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train a network on the labeled scans of a study."""
-    if not Path(options.study).is_dir():  # before the long imports, and before anything is written
-        raise ValueError(f"There is no folder {options.study}.")
-    from monai_lcs.pipeline import train as train_network
-
     if options.epochs is not None and options.epochs < 1:
         raise ValueError(f"--epochs takes a number from 1 on, got {options.epochs}.")
     overrides = dict(_override(text) for text in options.set or [])
@@ -52,6 +48,10 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--set takes keys of the bundle's train.json, not {key}.")
         if key in _WORDS:
             raise ValueError(f"--set {key}=... would contradict the command's own words: give {_WORDS[key]} instead.")
+    if not Path(options.study).is_dir():  # before the long imports, and before anything is written
+        raise ValueError(f"There is no folder {options.study}.")
+    from monai_lcs.pipeline import train as train_network
+
     given = {name: value for name in ("epochs", "device", "labels") if (value := getattr(options, name))}
     given |= {"resume": options.resume, "restart": options.restart, **overrides}
     weights = train_network(options.study, read_atlas(options), options.out, **given)
