@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     if options.list_labels:
         return show_labels(read_atlas(options), options.labels)
     if options.scans and not any(Path(scan).exists() for scan in options.scans):  # before the long imports
-        others = len(options.scans) - 1
-        raise ValueError(f"There is no {options.scans[0]}{others and f', nor any of the {others} other scans' or ''}.")
+        others = f", nor any of the {len(options.scans) - 1} other scans" if len(options.scans) > 1 else ""
+        raise ValueError(f"There is no {options.scans[0]}{others}.")
     return run_together(options, _segment)
 
 
