@@ -44,7 +44,7 @@ CAREFUL = ("--align", "deformable_fine", *FINER)
 FINEST = ("--spacing", "[1.25,1.25,1.25]")  # likewise: 0.686 there, at 1.5 mm 0.682, at 1 mm 0.681
 CLOSE = (*SHARED, *CAREFUL, "--learning_rate", "0.001", "--val_interval", "3")  # trained where it segments
 COARSE = ("--spacing", "[3,3,3]", "--val_interval", "15")
-ANY_CLOSE = (*GENERALIST, *FINER, "--val_interval", "5")
+ANY_CLOSE = (*GENERALIST, *FINER, "--val_interval", "7")
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
@@ -96,7 +96,7 @@ ROWS = {
         epochs=75, train=(*GENERALIST, *COARSE, "--learning_rate", "0.001"), begins="lcs-shared-seed0"
     ),
     "generalist": Row(
-        epochs=20, train=(*ANY_CLOSE, "--learning_rate", "0.0005"), evaluate=CAREFUL, begins="generalist at 3 mm"
+        epochs=14, train=(*ANY_CLOSE, "--learning_rate", "0.0005"), evaluate=CAREFUL, begins="generalist at 3 mm"
     ),
     "generalist, 9 atlases": Row(of="generalist", evaluate=CAREFUL, fused=True),
     "generalist, MNI atlas": Row(of="generalist", evaluate=FINER, mni=True),

@@ -684,6 +684,8 @@ def test_weights_that_are_not_finite(study, atlas, tmp_path):
         ({"channels": [8]}, "`channels` must be two or more widths"),
         ({"channels": [8, 16.5]}, "`channels` must be two or more widths"),
         ({"margin_mm": float("nan")}, "`margin_mm` must be >= 0 or None, got nan"),
+        ({"vote_weight": 1.0}, "`vote_weight` must be a number from 0 to less than 1, got 1.0"),
+        ({"vote_weight": float("nan")}, "`vote_weight` must be a number from 0 to less than 1, got nan"),
         ({"margin_mm": -1}, "`margin_mm` must be >= 0 or None, got -1"),
         ({"prior_logit": float("inf")}, "`prior_logit` must be a number, got inf"),
         ({"up_activation": "no"}, "`up_activation` must be true or false, got 'no'"),

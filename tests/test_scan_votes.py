@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import ConcatItemsd
 from nibabel.affines import from_matvec
 
 from monai_lcs.atlas import Atlas
@@ -204,10 +205,102 @@ def test_votes_that_do_not_fit_are_refused(network):
         ScanVotes(torch.zeros(2, 4, 4, 4), (0, 0, 0))
     with pytest.raises(ValueError, match="got 1 and 2"):
         votes_in_part([MetaTensor(torch.zeros(1, 4, 4, 4))], MetaTensor(torch.ones(2, 4, 4, 4)))
-    other = LabelConditionedUNet(3, channels=(4, 6), dropout=0.0).eval()
-    named = name_scan_grid(MetaTensor(volume()[None, [0, 1, 3]]), scan, MetaTensor(torch.zeros(1, 4, 4, 4)))
-    with pytest.raises(ValueError, match="whose labels compete"):
-        LabelSweepInferer(upsample=None)(named, other)
+
+
+@pytest.fixture(scope="module")
+def multiscale():
+    torch.manual_seed(0)
+    return LabelConditionedUNet(3, channels=(4, 6), conditioning="multiscale", norm="instance", dropout=0.0).eval()
+
+
+def test_the_mean_decides_where_labels_do_not_compete(multiscale):
+    """By hand, as above; the background has what the best label and the votes for any label leave."""
+    shape, affine = scan_grid()
+    scan = MetaTensor(torch.zeros(1, *shape), affine=torch.as_tensor(affine))
+    votes = MetaTensor(ballot((10, 11, 12), 0.6), affine=torch.as_tensor(affine @ from_matvec(np.eye(3), (5, 4, 6))))
+    inputs = MetaTensor(volume()[None, [0, 1, 3]], affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+    told = {}
+    LabelSweepInferer([7, 9], on_label=lambda _, i, p: told.update({i: p[0]}))(inputs, multiscale)
+    told[0] = torch.maximum(told[7], told[9])
+    means = {}
+    for label, ids in {7: (7,), 9: (9,), 0: (7, 9)}.items():
+        p = to_native(MetaTensor(told[label][None], affine=inputs.affine), scan, "bilinear")[0].as_tensor()
+        share = p.clone()
+        share[5:15, 4:15, 6:18] = group_votes(votes.as_tensor(), ids)
+        means[label] = 0.4 * p + 0.6 * share
+    best = torch.stack([1 - means[0], means[7], means[9]])
+    expected = torch.tensor([0, 7, 9], dtype=torch.int32)[best.argmax(0)]
+    found = LabelSweepInferer(upsample=None)(name_scan_grid(inputs.clone(), scan, votes, 0.6), multiscale)
+    inner = (slice(1, -2),) * 3
+    close = best.topk(2, dim=0).values.diff(dim=0)[0].abs() < 1e-6
+    assert ((found[0, 0] == expected) | close)[inner].all()
+    assert len(found.unique()) == 3
+    assert (found != LabelSweepInferer(upsample=None)(name_scan_grid(inputs.clone(), scan), multiscale)).any()
+
+
+ONE = Settings(align="rigid", spacing=(2, 2, 2), channels=(4, 6), vote_weight=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*a skull seems")  # noise around a small head
+def test_one_atlas_votes_with_its_partial_volumes():
+    """Of an atlas of voxels twice as large as the scan's, parts of a label; of the scan itself, all or nothing."""
+    _, (atlas, *_) = atlases(1)
+    scan = atlas.image
+    volumes = (MetaTensor(x.as_tensor()[:, ::2, ::2, ::2], affine=np.diag([2, 2, 2, 1])) for x in atlas_volumes(atlas))
+    coarse = Atlas(*volumes, atlas.table)
+    for one, off, in_part in ((atlas, 0.01, False), (coarse, 0.05, True)):
+        preprocessing = Preprocessing(one, ONE)
+        prepared = preprocessing.prepare(scan)
+        votes = ScanVotes.at(scan, preprocessing.align(prepared).scan_votes)
+        share = group_votes(votes.channels, [7])
+        assert (share - (atlas.label_map.as_tensor()[0] == 7).float()[votes.box]).abs().mean() < off
+        assert (((share > 0.2) & (share < 0.8)).float().mean() > 0.01) == in_part
+    assert Preprocessing(atlas, replace(ONE, vote_weight=0.0)).align(prepared).scan_votes is None
+    assert Preprocessing(atlas, ONE, target="network").align(prepared).scan_votes is None
+
+
+def atlas_volumes(atlas):
+    return atlas.image, atlas.label_map
+
+
+@pytest.mark.parametrize("align", ["none", "rigid"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_network_that_says_little_changes_little(multiscale, align, count):
+    """Votes of nearly all weight are the result; those of none leave the network's; the bundle's way is the same."""
+    if align == "none" and count > 1:
+        pytest.skip("further atlases must be aligned")
+    image, (atlas, *further) = atlases(count)
+    results, settings = {}, replace(ONE, align=align)
+    for weight in (0.0, 0.5, 0.999):
+        segmenter = Segmenter(atlas, multiscale, replace(settings, vote_weight=weight), further_atlases=further)
+        results[weight] = segmenter(image).label_map.as_tensor()
+        sample = Preprocessing(atlas, segmenter.settings, further)({"image": image})
+        inputs = ConcatItemsd(["image", "atlas_image", "atlas_label"], "image")(sample)["image"][None]
+        found = segmenter.settings.label_sweep(upsample=None)(inputs, multiscale)
+        assert torch.equal(found.as_tensor()[0], results[weight])
+    aligned = segmenter.align(segmenter.prepare(image))
+    votes = ScanVotes.at(aligned_source(image), aligned.scan_votes)
+    winner, share = votes.channels[-1], votes.channels[:4].max(0).values
+    clear = share > 0.51
+    assert torch.equal(results[0.999][0][votes.box][clear].float(), winner[clear])
+    assert (results[0.0] != results[0.999]).any()
+
+
+def aligned_source(image):
+    return MetaTensor(torch.zeros(image.shape), affine=image.affine)
+
+
+def test_probabilities_with_the_votes_of_one_atlas(multiscale):
+    image, (atlas, *_) = atlases(1)
+    told = {}
+    segmenter = Segmenter(atlas, multiscale, ONE)
+    result = segmenter.segment(
+        image, segmenter.request(), "head", on_probability=lambda label, p: told.update({label: p[0].as_tensor()})
+    )
+    written = result.label_map[0].as_tensor()
+    clear = (written != 0) & ((told[7] - told[9]).abs() > 1e-5)
+    assert clear.any()
+    assert torch.equal(torch.where(told[7] >= told[9], 7, 9)[clear], written[clear].long())
 
 
 def test_slabs_change_no_vote(monkeypatch):

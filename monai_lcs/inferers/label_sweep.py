@@ -31,7 +31,7 @@ from monai_lcs.inferers.merger import (
     upsample_logits,
 )
 from monai_lcs.inferers.ranks import Ranks, digest
-from monai_lcs.inferers.scan_votes import ScanVotes
+from monai_lcs.inferers.scan_votes import WEIGHT, ScanVotes
 from monai_lcs.inferers.splitter import WindowSplitter
 from monai_lcs.inferers.sweep import VolumeSweep
 from monai_lcs.labels.exact import EXACT_INTEGERS
@@ -43,7 +43,7 @@ from monai_lcs.networks.unet import SLAB
 __all__ = ["LabelSweepInferer", "check_input", "name_scan_grid"]
 
 SCAN_SHAPE, SCAN_AFFINE = "scan_shape", "scan_affine"
-SCAN_VOTES, VOTES_START = "scan_votes", "scan_votes_start"
+SCAN_VOTES, VOTES_START, VOTES_WEIGHT = "scan_votes", "scan_votes_start", "scan_votes_weight"
 
 
 class ScanGrid(NamedTuple):
@@ -254,7 +254,7 @@ class LabelSweepInferer(Inferer):
         """Give the result the metadata of ``inputs``, and the affine of the finer grid."""
         labeled = MetaTensor(result)
         labeled.copy_meta_from(inputs)
-        for key in (SCAN_VOTES, VOTES_START):
+        for key in (SCAN_VOTES, VOTES_START, VOTES_WEIGHT):
             labeled.meta.pop(key, None)
         if self.on_scan:
             labeled.affine = torch.as_tensor(inputs.meta[SCAN_AFFINE])
@@ -395,8 +395,6 @@ class LabelSweepInferer(Inferer):
         shape, competing = sweep.splitter.shape, self._background_competes(sweep.adapter)
         options = (self.threshold, sweep.device, sweep.dtype, self.on_confidence is not None, competing)
         if scan is not None:
-            if scan.votes is not None and not competing:
-                raise ValueError("Votes at the voxels of the scan are for a network whose labels compete.")
             padding = [axis.start for axis in sweep.splitter.inner]
             to_logits = from_matvec(np.eye(3), padding) @ scan.to_input
             return ScanLabelMerger(groups, shape, scan.shape, to_logits, *options, votes=scan.votes)
@@ -416,16 +414,18 @@ class LabelSweepInferer(Inferer):
             self.on_label(item, label, torch.sigmoid(logits))
 
 
-def name_scan_grid(inputs: MetaTensor, scan: MetaTensor, votes: MetaTensor | None = None) -> MetaTensor:
+def name_scan_grid(
+    inputs: MetaTensor, scan: MetaTensor, votes: MetaTensor | None = None, weight: float = WEIGHT
+) -> MetaTensor:
     """Write into the metadata of an input on which grid the scan is, for a sweep with ``upsample=None``.
 
     Args:
         inputs: ``(C, x, y, z)`` or ``(B, C, x, y, z)``, with its affine; its metadata are changed.
         scan: ``(1, x, y, z)``, with its affine; only its grid is used.
-        votes: of several atlases for the labels, at the scan's voxels in a box of it, see
-            :mod:`monai_lcs.labels.votes`; with the affine of the box. Only for a network whose labels compete: the
-            weighted mean of its probabilities and the votes decides, see :class:`monai_lcs.inferers.ScanVotes`.
-            Metadata of a batch have one row for each item, or serve all.
+        votes: of atlases for the labels, at the scan's voxels in a box of it, see :mod:`monai_lcs.labels.votes`; with
+            the affine of the box. The weighted mean of the network's probabilities and the votes decides, see
+            :class:`monai_lcs.inferers.ScanVotes`. Metadata of a batch have one row for each item, or serve all.
+        weight: of the votes.
 
     Returns:
         The input itself.
@@ -438,9 +438,10 @@ def name_scan_grid(inputs: MetaTensor, scan: MetaTensor, votes: MetaTensor | Non
     inputs.meta[SCAN_SHAPE] = torch.tensor(scan.shape[1:])
     inputs.meta[SCAN_AFFINE] = torch.as_tensor(affine_of(scan))
     if votes is not None:
-        at_voxels = ScanVotes.at(scan, votes)
+        at_voxels = ScanVotes.at(scan, votes, weight)
         inputs.meta[SCAN_VOTES] = at_voxels.channels
         inputs.meta[VOTES_START] = torch.tensor([axis.start for axis in at_voxels.box])
+        inputs.meta[VOTES_WEIGHT] = torch.tensor([at_voxels.weight], dtype=torch.float64)
     return inputs
 
 
@@ -468,7 +469,9 @@ def _scan_votes(inputs: MetaTensor, item: int) -> ScanVotes | None:
     if SCAN_VOTES not in inputs.meta:
         return None
     votes, start = (torch.as_tensor(inputs.meta[key]) for key in (SCAN_VOTES, VOTES_START))
-    return ScanVotes(votes.expand(len(inputs), *votes.shape[-4:])[item], start.expand(len(inputs), 3)[item].tolist())
+    weight = torch.as_tensor(inputs.meta[VOTES_WEIGHT]).expand(len(inputs), 1)[item].item()
+    of_item = votes.expand(len(inputs), *votes.shape[-4:])[item]
+    return ScanVotes(of_item, start.expand(len(inputs), 3)[item].tolist(), weight)
 
 
 def _warn_of_absent(groups: Mapping[int, tuple[int, ...]], found: Mapping[int, Box]) -> None:

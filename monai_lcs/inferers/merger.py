@@ -261,9 +261,8 @@ class ScanLabelMerger(FineLabelMerger):
         dtype: of the best probabilities.
         confidence: keep what :meth:`confidence` needs.
         competing: whether the background is what the union of all labels leaves, see :meth:`aggregate_union`.
-        votes: of the atlases at the scan's voxels; the weighted mean of them and of the probabilities decides, where
-            labels compete. Where a label has no logits its votes do not count. The confidence is that of the
-            probabilities alone.
+        votes: of the atlases at the scan's voxels; the weighted mean of them and of the probabilities decides. Where a
+            label has no logits its votes do not count. The confidence is that of the probabilities alone.
 
     Example:
         >>> to_logits = np.diag([-0.25, 1, 1, 1])  # voxels a quarter as long, from right to left
@@ -298,7 +297,7 @@ class ScanLabelMerger(FineLabelMerger):
         starts = [min(axis.start, size - 1) for axis, size in zip(reach, empty.shape, strict=True)]
         self.reach = tuple(slice(i, max(axis.stop, i + 1)) for i, axis in zip(starts, reach, strict=True))
         self.upright = affine @ from_matvec(np.eye(3), starts)
-        self.votes = votes.upright(scan_shape, to_logits, self.reach).to(device) if votes and competing else None
+        self.votes = votes.upright(scan_shape, to_logits, self.reach).to(device) if votes else None
         super().__init__(groups, shape, 1, threshold, device, dtype, confidence, competing)
 
     def finalize(self) -> Tensor:

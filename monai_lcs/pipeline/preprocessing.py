@@ -27,10 +27,11 @@ from monai_lcs.atlas.fusion import fuse_votes, vote_weights
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
 from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_grid, upright
 from monai_lcs.inferers import name_scan_grid
+from monai_lcs.inferers.scan_votes import WEIGHT
 from monai_lcs.labels import present_labels
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of, has_skull, warn_of_skull
-from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part
+from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part, votes_of_one
 from monai_lcs.study.cases import shorten_names
 from monai_lcs.study.checks import check_resampled_size, check_same_grid, check_scan, read_label_map, read_scan
 from monai_lcs.study.images import volume_of_nibabel
@@ -85,8 +86,8 @@ class AlignedAtlas:
             ``(VOTE_CHANNELS, *spatial)``.
         voter: with soft masks, what one atlas votes for.
         native: where the propagated masks answer for labels, the propagated labels on the scan's own grid.
-        in_part: where the network sees each of several atlases, the propagated labels at the scan's own voxels in a
-            part of it.
+        in_part: where atlases vote at the scan's own voxels, the propagated labels there in a part of it.
+        voter_in_part: of the one atlas, what it votes for there.
         each: the aligned atlases, where the network sees all of them and not what they were fused to.
         scan_votes: what they vote for at the scan's voxels in that part: ``(VOTE_CHANNELS, *size)``.
     """
@@ -99,6 +100,7 @@ class AlignedAtlas:
     voter: Voter | None = None
     native: MetaTensor | None = None
     in_part: MetaTensor | None = None
+    voter_in_part: Voter | None = None
     each: tuple[AlignedAtlas, ...] = ()
     scan_votes: MetaTensor | None = None
 
@@ -116,8 +118,8 @@ class Preprocessing(Transform):
             by its content, does not vote; one that cannot be aligned is left out with a warning.
         min_overlap: alignment with a lower overlap of foregrounds has failed.
         cache: alignments computed before, or the folder to keep them in; in memory only by default.
-        votes_at_voxels: whether several atlases vote at the scan's voxels as well, for a network that sees each of
-            them; never with the target ``"network"``.
+        votes_at_voxels: whether atlases vote at the scan's voxels as well: several, for a network that sees each of
+            them, and any where ``settings.vote_weight`` says so; never with the target ``"network"``.
         target: where the sample's label map is wanted: ``"network"``, on the network's grid, to train on;
             ``"scan"``, on its own grid, to score against; ``None``, not at all.
 
@@ -157,7 +159,8 @@ class Preprocessing(Transform):
         self.target = look_up_option(target, TARGETS) if target else None
         self._said_lost = False
         several = bool(self.further_atlases) and self.settings.sees_each_atlas
-        self.vote_at_voxels = votes_at_voxels and several and self.target != "network"
+        self.vote_weight = max(self.settings.vote_weight, WEIGHT if several else 0.0)
+        self.vote_at_voxels = votes_at_voxels and self.vote_weight > 0 and self.target != "network"
         if self.further_atlases and self.settings.align == "none":
             raise ValueError("Further atlases must be aligned: give `align` 'rigid', 'affine' or 'deformable'.")
 
@@ -194,7 +197,7 @@ class Preprocessing(Transform):
         target = {"label": d["label"]} if self.target == "network" else {}
         d.update(self.network_input(scan, aligned, target))
         if self.target != "network":
-            name_scan_grid(d["image"], scan.source, aligned.scan_votes)
+            name_scan_grid(d["image"], scan.source, aligned.scan_votes, self.vote_weight)
         d["alignment"] = aligned.quality
         if aligned.agreement is not None:
             d["agreement"] = aligned.agreement
@@ -241,8 +244,9 @@ class Preprocessing(Transform):
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
         atlases = [first, *self.align_each(scan, self.further_atlases, to_register, part=first.in_part)]
         _warn_of_other_ids(*atlases)
+        own = _votes_of(first) if len(atlases) == 1 else None
         if len(atlases) == 1 and not self.settings.soft_masks:
-            return AlignedAtlas(first.image, first.label_map, quality, native=first.native)
+            return AlignedAtlas(first.image, first.label_map, quality, native=first.native, scan_votes=own)
         voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
         images = [atlas.image for atlas in atlases]
         weights: Any = vote_weights(scan.image, images) if len(atlases) > 1 else None
@@ -260,15 +264,17 @@ class Preprocessing(Transform):
         label_map = like_atlas(ballot.ids[:1].to(first.label_map.dtype))
         votes = like_atlas(ballot.channels()) if self.settings.soft_masks else None
         if len(atlases) == 1:
-            return AlignedAtlas(first.image, label_map, quality, votes=votes, native=first.native)
+            return AlignedAtlas(first.image, label_map, quality, votes=votes, native=first.native, scan_votes=own)
         native = to_native(label_map, scan.source) if self.settings.propagated else None
         agreement = like_atlas(ballot.shares[:1])
-        fused = AlignedAtlas(like_atlas(image), label_map, quality, agreement, votes, native=native)
+        parts: Any = [atlas.in_part for atlas in atlases]
+        at_voxels = votes_in_part(parts, like_atlas(weights)) if self.vote_at_voxels else None
+        fused = AlignedAtlas(
+            like_atlas(image), label_map, quality, agreement, votes, native=native, scan_votes=at_voxels
+        )
         if not self.settings.sees_each_atlas:
             return fused
-        parts: Any = [atlas.in_part for atlas in atlases]
-        scan_votes = votes_in_part(parts, like_atlas(weights)) if self.vote_at_voxels else None
-        return replace(fused, each=tuple(replace(atlas, in_part=None) for atlas in atlases), scan_votes=scan_votes)
+        return replace(fused, each=tuple(replace(atlas, in_part=None, voter_in_part=None) for atlas in atlases))
 
     def align_each(
         self,
@@ -404,10 +410,26 @@ class Preprocessing(Transform):
             native = self._native(alignment, atlas, label_map, scan)
         if part is None and self.vote_at_voxels:
             part = part_of(scan.source, label_map)
-        # A field of displacements takes more memory than labels: it is not kept
-        in_part = None if part is None else replace(alignment, image=part).propagate(atlas.label_map)
+        # A field of displacements takes more memory than labels: of further atlases it is not kept
+        in_part, voter_in_part = (None, None) if part is None else self._in_part(part, alignment, atlas, label_map)
+        if aligner is not self.aligner:
+            voter_in_part = None
         report = alignment.report
-        return AlignedAtlas(alignment.image, label_map, report, voter=voter, native=native, in_part=in_part), known
+        aligned = AlignedAtlas(
+            alignment.image, label_map, report, voter=voter, native=native, in_part=in_part, voter_in_part=voter_in_part
+        )
+        return aligned, known
+
+    def _in_part(
+        self, part: MetaTensor, alignment: Alignment, atlas: Atlas, label_map: MetaTensor
+    ) -> tuple[MetaTensor, Voter]:
+        """The propagated labels at the voxels of a part of the scan, and the partial volumes of them."""
+        if alignment.mode == "none":
+            labels = to_native(label_map, part)
+            return labels, LabelMapVoter(labels)
+        there = replace(alignment, image=part)
+        labels = there.propagate(atlas.label_map)
+        return labels, PartialVolumeVoter(there, atlas.label_map, labels)
 
     def _native(self, alignment: Alignment, atlas: Atlas, label_map: MetaTensor, scan: Scan) -> MetaTensor:
         """The propagated labels on the scan's own grid: thin ones do not survive a coarser one."""
@@ -493,6 +515,13 @@ def as_volume(image: Any) -> MetaTensor:
     volume = volume[None] if volume.ndim == 3 else volume
     check_scan(volume, str(volume.meta.get("filename_or_obj") or "the scan"))
     return volume
+
+
+def _votes_of(aligned: AlignedAtlas) -> MetaTensor | None:
+    """What the one atlas votes for at the scan's voxels, if it does."""
+    if aligned.voter_in_part is None or aligned.in_part is None:
+        return None
+    return votes_of_one(aligned.voter_in_part, aligned.in_part)
 
 
 def _as_mask(mask: Any, source: MetaTensor) -> MetaTensor:

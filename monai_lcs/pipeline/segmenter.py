@@ -194,7 +194,7 @@ class Segmenter:
         with _timed(seconds, "align"):
             aligned = self.align(scan)
         with _timed(seconds, "predict"):
-            finished = None if on_probability is None else _on_grid(scan, aligned, requests, on_probability)
+            finished = None if on_probability is None else self._on_grid(scan, aligned, requests, on_probability)
             found = self._predict(scan, aligned, requests, confidence=confidence, on_probability=finished)
         with _timed(seconds, "to the grid of the scan"):
             label_map = self.to_native(found, scan)
@@ -316,8 +316,29 @@ class Segmenter:
         if flip:  # the scan's grid stays where it is
             affine = affine @ _mirror(inputs.shape[2])
         volume = MetaTensor(inputs.flip(2) if flip else inputs, affine=affine)
-        result: Any = sweep(name_scan_grid(volume, scan.source, aligned.scan_votes), self.network)
+        weight = self.preprocessing.vote_weight
+        result: Any = sweep(name_scan_grid(volume, scan.source, aligned.scan_votes, weight), self.network)
         return MetaTensor(result.as_tensor()[0].cpu(), affine=result.affine)
+
+    def _on_grid(
+        self,
+        scan: Scan,
+        aligned: AlignedAtlas,
+        requests: Sequence[RequestedLabel],
+        use: Callable[[int, MetaTensor], Any],
+    ) -> Callable[[int, MetaTensor], Any]:
+        """Carries a probability to the scan's grid before it is used; there the atlases may vote."""
+        found, weight = aligned.scan_votes, self.preprocessing.vote_weight
+        votes = None if found is None else ScanVotes.at(scan.source, found, weight)
+        ids = {one.id: one.ids for one in requests}
+
+        def carry(label: int, probability: MetaTensor) -> None:
+            there = to_native(probability, scan.source, "bilinear")
+            if votes is not None:
+                there[0] = votes.averaged(there.as_tensor()[0], ids[label], whole_box(there.shape[1:]))
+            use(label, there)
+
+        return carry
 
     def to_native(self, prediction: MetaTensor, scan: Scan) -> MetaTensor:
         """Carry a prediction to the scan's own grid: ``(1, *spatial)`` int32 with exactly its affine."""
@@ -338,22 +359,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     yield
     seconds[stage] = round(time.perf_counter() - start, 2)
     logger.debug("%s: %.1f s", stage, seconds[stage])
-
-
-def _on_grid(
-    scan: Scan, aligned: AlignedAtlas, requests: Sequence[RequestedLabel], use: Callable[[int, MetaTensor], Any]
-) -> Callable[[int, MetaTensor], Any]:
-    """Carries a probability to the scan's grid before it is used; there the atlases may vote."""
-    votes = None if aligned.scan_votes is None else ScanVotes.at(scan.source, aligned.scan_votes)
-    ids = {one.id: one.ids for one in requests}
-
-    def carry(label: int, probability: MetaTensor) -> None:
-        there = to_native(probability, scan.source, "bilinear")
-        if votes is not None:
-            there[0] = votes.averaged(there.as_tensor()[0], ids[label], whole_box(there.shape[1:]))
-        use(label, there)
-
-    return carry
 
 
 def select_requested(label_map: MetaTensor, requests: Sequence[RequestedLabel]) -> MetaTensor:

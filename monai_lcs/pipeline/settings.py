@@ -55,6 +55,9 @@ class Settings:
         fused: whether further atlases voted in training.
         soft_masks: whether the network saw the votes of the atlases, or the partial volumes of one atlas, instead of
             masks of 0 and 1; see :mod:`monai_lcs.labels.votes`.
+        vote_weight: the part that the propagated masks have in the answer, at the scan's voxels; the network has the
+            rest. For weights that are used with other atlases than they were trained with: they correct the masks then.
+            See :class:`monai_lcs.inferers.ScanVotes`.
         propagated: names of the labels whose propagated mask is the answer, since the network was worse on the
             validation cases.
 
@@ -77,6 +80,7 @@ class Settings:
     up_activation: bool = False
     fused: bool = False
     soft_masks: bool = False
+    vote_weight: float = 0.0
     propagated: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -95,6 +99,8 @@ class Settings:
             )
         if self.margin_mm is not None and not (_numbers([self.margin_mm]) and self.margin_mm >= 0):
             raise ValueError(f"`margin_mm` must be >= 0 or None, got {self.margin_mm!r}.")
+        if not _numbers([self.vote_weight]) or not 0 <= self.vote_weight < 1:
+            raise ValueError(f"`vote_weight` must be a number from 0 to less than 1, got {self.vote_weight!r}.")
 
     def _check_network(self) -> None:
         if not _numbers(self.channels) or len(self.channels) < 2 or not all(is_integer(n) for n in self.channels):
@@ -159,7 +165,7 @@ class Settings:
         if not facts:
             return cls.from_dict(known)
         try:
-            before = {"up_activation": False, "soft_masks": False}  # as weights were before these were settings
+            before = {"up_activation": False, "soft_masks": False, "vote_weight": 0.0}  # as before these were settings
             kept = {**before, **facts}
             return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
         except (ValueError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What several atlases vote for at the scan's own voxels, in the part of the scan that has labels."""
+"""What atlases vote for at the scan's own voxels, in the part of the scan that has labels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from monai.data import MetaTensor
 from nibabel.affines import from_matvec
 
-from monai_lcs.atlas.voters import LabelMapVoter, count_votes
+from monai_lcs.atlas.voters import LabelMapVoter, Voter, count_votes
 from monai_lcs.boxes import crop, mask_box, size_of, slabs_of, whole_box
 from monai_lcs.grids import affine_of, resample
 from monai_lcs.labels.votes import VOTE_CHANNELS
 
-__all__ = ["part_of", "votes_in_part"]
+__all__ = ["part_of", "votes_in_part", "votes_of_one"]
 
 REACH_MM = 10.0
 """How far the labels of other atlases may lie beyond the box of the first one's: brains that are aligned end there.
@@ -82,3 +82,21 @@ def votes_in_part(label_maps: Sequence[MetaTensor], weights: MetaTensor) -> Meta
         voters = [LabelMapVoter(crop(each.as_tensor(), slab)) for each in label_maps]
         votes[:, slab[0]] = count_votes(voters, size_of(slab), at_voxels).channels()
     return MetaTensor(votes, affine=torch.as_tensor(affine))
+
+
+def votes_of_one(voter: Voter, like: MetaTensor) -> MetaTensor:
+    """The votes of one atlas at the voxels of a part of the scan.
+
+    Args:
+        voter: the atlas, on these voxels.
+        like: ``(1, x, y, z)``, a volume on them.
+
+    Returns:
+        ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`.
+
+    Example:
+        >>> labels = MetaTensor(torch.tensor([[[[7]], [[0]]]]))
+        >>> votes_of_one(LabelMapVoter(labels), labels)[-1].flatten().tolist()
+        [7.0, 0.0]
+    """
+    return MetaTensor(count_votes([voter], like.shape[1:]).channels(), affine=like.affine.clone())
