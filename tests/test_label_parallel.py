@@ -328,7 +328,9 @@ def test_the_command(study, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--probabilities"], ["--jobs", "2"], ["--dask", "local"]])
-def test_the_command_says_what_does_not_go_with_it(words, monkeypatch, capsys):
+def test_the_command_says_what_does_not_go_with_it(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scan.nii.gz").touch()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert main(["segment", "scan.nii.gz", *words]) == 2
     expected = f"torchrun's processes share the labels of each scan; leave out {' '.join(words)}, or torchrun."

@@ -53,7 +53,7 @@ def study(tmp_path_factory):
     save_nifti(labels, folder / "atlas/dseg.nii.gz", AFFINE)
     TABLE.write(folder / "atlas/dseg.tsv")
     torch.manual_seed(0)
-    settings = lcs.Settings(**SETTINGS)
+    settings = lcs.Settings(**SETTINGS, vote_weight=0.4)
     torch.save(make_network(settings).state_dict(), folder / "model.pt")
     settings.write(folder / "model.json")
     return folder
@@ -184,7 +184,7 @@ def test_the_mask_alone_answers_where_no_other_label_is_requested(study, tmp_pat
     assert "confidence" not in of_bundle
 
 
-def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
+def test_several_atlases_vote_at_every_surface(study, tmp_path):
     """For a network that looks at each atlas, at the scan's voxels as well; in the scan of another orientation, too."""
     settings, checkpoint = replace(lcs.Settings(**SETTINGS), conditioning="shared"), tmp_path / "model.pt"
     torch.manual_seed(0)
@@ -210,7 +210,7 @@ def test_several_atlases_vote_at_every_surface(study, tmp_path, monkeypatch):
         assert set(np.unique(found)) == {0, 11, 16, 50}
         for folder in ("out", "command"):
             np.testing.assert_array_equal(voxels(tmp_path / f"{folder}/{name}_dseg.nii.gz"), found)
-    monkeypatch.setattr("monai_lcs.inferers.scan_votes.WEIGHT", 0.0)
+    segmenter.preprocessing.vote_weight = 0.0
     assert (segmenter(scan_files(study)[-1]).label_map[0].numpy() != found).any()
 
 
