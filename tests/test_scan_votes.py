@@ -21,7 +21,7 @@ from monai_lcs.labels.votes import Ballot, group_votes
 from monai_lcs.networks import LabelConditionedUNet
 from monai_lcs.pipeline import Segmenter, Settings, voxel_votes
 from monai_lcs.pipeline.preprocessing import Preprocessing, to_native
-from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part
+from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part, votes_of_one
 
 SHARED = Settings(align="affine", spacing=(2, 2, 2), channels=(4, 6), conditioning="shared")
 
@@ -339,3 +339,28 @@ def test_ids_that_mean_other_structures_are_said():
     with pytest.warns(UserWarning, match="seem to mean other structures") as said:
         preprocessing.align(preprocessing.prepare(image))
     assert len([each for each in said if "other structures" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize(("ids", "dtype"), [((7, 9), torch.float16), ((7, 4099), torch.float32)])
+def test_slabs_change_no_vote_of_one_atlas(monkeypatch, ids, dtype):
+    """Nor do the bytes that are saved where a type of two holds the ids."""
+    random = torch.Generator().manual_seed(0)
+    soft = torch.rand(2, 9, 8, 7, generator=random) * 0.5
+    boxes = {ids[0]: whole_box((9, 8, 7)), ids[1]: (slice(2, 9), slice(1, 5), slice(0, 7))}
+
+    class Voter:
+        def __init__(self):
+            self.boxes = boxes
+
+        def mask(self, label, box):
+            return soft[ids.index(label)][box].clone()
+
+    like = MetaTensor(torch.zeros(1, 9, 8, 7), affine=np.diag([2.0, 2, 2, 1]))
+    whole = votes_of_one(Voter(), like)
+    assert (whole.dtype, whole.affine[0, 0]) == (dtype, 2.0)
+    for label in ids:
+        expected = torch.zeros(9, 8, 7)
+        expected[boxes[label]] = soft[ids.index(label)][boxes[label]]
+        torch.testing.assert_close(group_votes(whole.as_tensor(), [label]).float(), expected, atol=3e-4, rtol=0)
+    monkeypatch.setattr(voxel_votes, "SLAB_VOXELS", 100)
+    assert torch.equal(votes_of_one(Voter(), like).as_tensor(), whole.as_tensor())

@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from nibabel.affines import from_matvec
 
 from monai_lcs.atlas.voters import LabelMapVoter, Voter, count_votes
-from monai_lcs.boxes import crop, mask_box, size_of, slabs_of, whole_box
+from monai_lcs.boxes import Box, crop, intersect, mask_box, shift, size_of, slabs_of, unshift, whole_box
 from monai_lcs.grids import affine_of, resample
+from monai_lcs.labels.exact import holds_exactly
 from monai_lcs.labels.votes import VOTE_CHANNELS
 
 __all__ = ["part_of", "votes_in_part", "votes_of_one"]
@@ -85,18 +86,36 @@ def votes_in_part(label_maps: Sequence[MetaTensor], weights: MetaTensor) -> Meta
 
 
 def votes_of_one(voter: Voter, like: MetaTensor) -> MetaTensor:
-    """The votes of one atlas at the voxels of a part of the scan.
+    """The votes of one atlas at the voxels of a part of the scan, counted in slabs to save memory.
 
     Args:
         voter: the atlas, on these voxels.
         like: ``(1, x, y, z)``, a volume on them.
 
     Returns:
-        ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`.
+        ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`; float16, of half the memory, where that type
+        holds all ids.
 
     Example:
         >>> labels = MetaTensor(torch.tensor([[[[7]], [[0]]]]))
         >>> votes_of_one(LabelMapVoter(labels), labels)[-1].flatten().tolist()
         [7.0, 0.0]
     """
-    return MetaTensor(count_votes([voter], like.shape[1:]).channels(), affine=like.affine.clone())
+    shape = tuple(like.shape[1:])
+    dtype = torch.float16 if holds_exactly(torch.float16, list(voter.boxes)) else torch.float32
+    votes = torch.empty(VOTE_CHANNELS, *shape, dtype=dtype)
+    for slab in slabs_of(whole_box(shape), SLAB_VOXELS):
+        votes[:, slab[0]] = count_votes([_InSlab(voter, slab)], size_of(slab)).channels().to(dtype)
+    return MetaTensor(votes, affine=like.affine.clone())
+
+
+class _InSlab:
+    """A voter in a slab of its voxels, see :class:`monai_lcs.atlas.voters.Voter`."""
+
+    def __init__(self, voter: Voter, slab: Box) -> None:
+        self.voter, self.slab = voter, slab
+        shared = {label: intersect(box, slab) for label, box in voter.boxes.items()}
+        self.boxes = {label: shift(both, slab) for label, both in shared.items() if both is not None}
+
+    def mask(self, label: int, box: Box) -> torch.Tensor:
+        return self.voter.mask(label, unshift(box, self.slab))
