@@ -86,9 +86,11 @@ def main() -> None:
     atlas = named_atlas(*args.atlas) if len(args.atlas) == 1 else Atlas.read(*args.atlas)
     segmenter = Segmenter.load(args.weights, atlas, cache=args.cache)
     scan = segmenter.prepare(args.scan)
-    volumes = segmenter.preprocessing.network_input(scan, segmenter.align(scan))
+    aligned = segmenter.align(scan)
+    volumes = segmenter.preprocessing.network_input(scan, aligned)
     stacked = torch.cat([volumes[key].as_tensor() for key in NETWORK_KEYS])[None]
-    inputs = name_scan_grid(type(scan.image)(stacked, affine=volumes["atlas_label"].affine), scan.source)
+    inputs = type(scan.image)(stacked, affine=volumes["atlas_label"].affine)
+    inputs = name_scan_grid(inputs, scan.source, aligned.scan_votes, aligned.vote_weight)
     labels = {one.id: one.ids for one in segmenter.request()}
     with tempfile.TemporaryDirectory() as folder:
         torch.save((segmenter.settings, segmenter.network, inputs, labels), f"{folder}/work.pt")

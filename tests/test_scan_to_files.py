@@ -153,7 +153,9 @@ def test_a_name_without_a_file_is_an_error_at_once(tmp_path, capsys, monkeypatch
     assert cli.main(["segment", str(tmp_path / "no.nii.gz"), "-o", str(out)]) == 2
     assert capsys.readouterr().err == f"Error: There is no {tmp_path / 'no.nii.gz'}.\n"
     assert cli.main(["segment", str(tmp_path / "no.nii.gz"), "nor.nii.gz", "-o", str(out)]) == 2
-    assert "no.nii.gz, nor any of the 1 other scans." in capsys.readouterr().err
+    assert "no.nii.gz, nor any of the others." in capsys.readouterr().err
+    assert cli.main(["segment", "n" * 300, "-o", str(out)]) == 2
+    assert capsys.readouterr().err == f"Error: There is no {'n' * 300}.\n"
     assert cli.main(["train", str(tmp_path / "study"), "-o", str(out), "--atlas", "desikan-killiany"]) == 2
     assert capsys.readouterr().err == f"Error: There is no folder {tmp_path / 'study'}.\n"
     assert not out.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     """Segment scans and write label maps, volumes and pictures."""
     if options.list_labels:
         return show_labels(read_atlas(options), options.labels)
-    if options.scans and not any(Path(scan).exists() for scan in options.scans):  # before the long imports
-        others = f", nor any of the {len(options.scans) - 1} other scans" if len(options.scans) > 1 else ""
+    if options.scans and not any(map(os.path.exists, options.scans)):  # before the long imports
+        others = ", nor any of the others" if len(options.scans) > 1 else ""
         raise ValueError(f"There is no {options.scans[0]}{others}.")
     return run_together(options, _segment)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class StudySegmenter:
         """
         segmenter = self.segmenter(weights, device)
         scan = segmenter.prepare(image)
-        aligned = segmenter.align(scan)
+        aligned = replace(segmenter.align(scan), scan_votes=None)  # which would agree with themselves
         if weights.path is None:
             return float(aligned.quality["overlap"])
         requests = segmenter.request()

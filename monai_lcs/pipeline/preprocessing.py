@@ -90,6 +90,7 @@ class AlignedAtlas:
         voter_in_part: of the one atlas, what it votes for there.
         each: the aligned atlases, where the network sees all of them and not what they were fused to.
         scan_votes: what they vote for at the scan's voxels in that part: ``(VOTE_CHANNELS, *size)``.
+        vote_weight: the part that these have in the answer.
     """
 
     image: MetaTensor
@@ -103,6 +104,7 @@ class AlignedAtlas:
     voter_in_part: Voter | None = None
     each: tuple[AlignedAtlas, ...] = ()
     scan_votes: MetaTensor | None = None
+    vote_weight: float = WEIGHT
 
 
 class Preprocessing(Transform):
@@ -119,7 +121,7 @@ class Preprocessing(Transform):
         min_overlap: alignment with a lower overlap of foregrounds has failed.
         cache: alignments computed before, or the folder to keep them in; in memory only by default.
         votes_at_voxels: whether atlases vote at the scan's voxels as well: several, for a network that sees each of
-            them, and any where ``settings.vote_weight`` says so; never with the target ``"network"``.
+            them, and one where ``settings.vote_weight`` says so; never with the target ``"network"``.
         target: where the sample's label map is wanted: ``"network"``, on the network's grid, to train on;
             ``"scan"``, on its own grid, to score against; ``None``, not at all.
 
@@ -158,9 +160,9 @@ class Preprocessing(Transform):
         self.cache = cache if isinstance(cache, AlignmentCache) else AlignmentCache(cache)
         self.target = look_up_option(target, TARGETS) if target else None
         self._said_lost = False
-        several = bool(self.further_atlases) and self.settings.sees_each_atlas
-        self.vote_weight = max(self.settings.vote_weight, WEIGHT if several else 0.0)
-        self.vote_at_voxels = votes_at_voxels and self.vote_weight > 0 and self.target != "network"
+        wanted = votes_at_voxels and self.target != "network"
+        self.vote_at_voxels = wanted and bool(self.further_atlases) and self.settings.sees_each_atlas
+        self.vote_alone = wanted and self.settings.vote_weight > 0  # where all further atlases may be left out as well
         if self.further_atlases and self.settings.align == "none":
             raise ValueError("Further atlases must be aligned: give `align` 'rigid', 'affine' or 'deformable'.")
 
@@ -197,7 +199,7 @@ class Preprocessing(Transform):
         target = {"label": d["label"]} if self.target == "network" else {}
         d.update(self.network_input(scan, aligned, target))
         if self.target != "network":
-            name_scan_grid(d["image"], scan.source, aligned.scan_votes, self.vote_weight)
+            name_scan_grid(d["image"], scan.source, aligned.scan_votes, aligned.vote_weight)
         d["alignment"] = aligned.quality
         if aligned.agreement is not None:
             d["agreement"] = aligned.agreement
@@ -244,9 +246,11 @@ class Preprocessing(Transform):
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
         atlases = [first, *self.align_each(scan, self.further_atlases, to_register, part=first.in_part)]
         _warn_of_other_ids(*atlases)
-        own = _votes_of(first) if len(atlases) == 1 else None
+        alone: dict[str, Any] = {"native": first.native, "vote_weight": self.settings.vote_weight}
+        if len(atlases) == 1:
+            alone["scan_votes"] = _votes_of(first)
         if len(atlases) == 1 and not self.settings.soft_masks:
-            return AlignedAtlas(first.image, first.label_map, quality, native=first.native, scan_votes=own)
+            return AlignedAtlas(first.image, first.label_map, quality, **alone)
         voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
         images = [atlas.image for atlas in atlases]
         weights: Any = vote_weights(scan.image, images) if len(atlases) > 1 else None
@@ -264,7 +268,7 @@ class Preprocessing(Transform):
         label_map = like_atlas(ballot.ids[:1].to(first.label_map.dtype))
         votes = like_atlas(ballot.channels()) if self.settings.soft_masks else None
         if len(atlases) == 1:
-            return AlignedAtlas(first.image, label_map, quality, votes=votes, native=first.native, scan_votes=own)
+            return AlignedAtlas(first.image, label_map, quality, votes=votes, **alone)
         native = to_native(label_map, scan.source) if self.settings.propagated else None
         agreement = like_atlas(ballot.shares[:1])
         parts: Any = [atlas.in_part for atlas in atlases]
@@ -408,28 +412,30 @@ class Preprocessing(Transform):
         native = None
         if self.settings.propagated and aligner is self.aligner:
             native = self._native(alignment, atlas, label_map, scan)
-        if part is None and self.vote_at_voxels:
+        if part is None and (self.vote_at_voxels or (self.vote_alone and aligner is self.aligner)):
             part = part_of(scan.source, label_map)
-        # A field of displacements takes more memory than labels: of further atlases it is not kept
-        in_part, voter_in_part = (None, None) if part is None else self._in_part(part, alignment, atlas, label_map)
-        if aligner is not self.aligner:
-            voter_in_part = None
+        in_part = None if part is None else self._in_part(part, alignment, atlas, label_map)
+        voter_in_part = None
+        if part is not None and self.vote_alone and aligner is self.aligner:
+            voter_in_part = self._voter_in_part(part, alignment, atlas, in_part)
         report = alignment.report
         aligned = AlignedAtlas(
             alignment.image, label_map, report, voter=voter, native=native, in_part=in_part, voter_in_part=voter_in_part
         )
         return aligned, known
 
-    def _in_part(
-        self, part: MetaTensor, alignment: Alignment, atlas: Atlas, label_map: MetaTensor
-    ) -> tuple[MetaTensor, Voter]:
-        """The propagated labels at the voxels of a part of the scan, and the partial volumes of them."""
+    def _in_part(self, part: MetaTensor, alignment: Alignment, atlas: Atlas, label_map: MetaTensor) -> MetaTensor:
+        """The propagated labels at the voxels of a part of the scan."""
         if alignment.mode == "none":
-            labels = to_native(label_map, part)
-            return labels, LabelMapVoter(labels)
-        there = replace(alignment, image=part)
-        labels = there.propagate(atlas.label_map)
-        return labels, PartialVolumeVoter(there, atlas.label_map, labels)
+            return to_native(label_map, part)
+        return replace(alignment, image=part).propagate(atlas.label_map)
+
+    def _voter_in_part(self, part: MetaTensor, alignment: Alignment, atlas: Atlas, in_part: Any) -> Voter:
+        """The partial volumes of the labels there."""
+        there = replace(
+            alignment, image=part, mode="rigid"
+        )  # also for a grid that is shared: its transform moves nothing
+        return PartialVolumeVoter(there, atlas.label_map, in_part)
 
     def _native(self, alignment: Alignment, atlas: Atlas, label_map: MetaTensor, scan: Scan) -> MetaTensor:
         """The propagated labels on the scan's own grid: thin ones do not survive a coarser one."""

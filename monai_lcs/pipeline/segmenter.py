@@ -316,8 +316,8 @@ class Segmenter:
         if flip:  # the scan's grid stays where it is
             affine = affine @ _mirror(inputs.shape[2])
         volume = MetaTensor(inputs.flip(2) if flip else inputs, affine=affine)
-        weight = self.preprocessing.vote_weight
-        result: Any = sweep(name_scan_grid(volume, scan.source, aligned.scan_votes, weight), self.network)
+        named = name_scan_grid(volume, scan.source, aligned.scan_votes, aligned.vote_weight)
+        result: Any = sweep(named, self.network)
         return MetaTensor(result.as_tensor()[0].cpu(), affine=result.affine)
 
     def _on_grid(
@@ -328,8 +328,8 @@ class Segmenter:
         use: Callable[[int, MetaTensor], Any],
     ) -> Callable[[int, MetaTensor], Any]:
         """Carries a probability to the scan's grid before it is used; there the atlases may vote."""
-        found, weight = aligned.scan_votes, self.preprocessing.vote_weight
-        votes = None if found is None else ScanVotes.at(scan.source, found, weight)
+        found = aligned.scan_votes
+        votes = None if found is None else ScanVotes.at(scan.source, found, aligned.vote_weight)
         ids = {one.id: one.ids for one in requests}
 
         def carry(label: int, probability: MetaTensor) -> None:

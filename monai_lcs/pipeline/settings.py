@@ -55,9 +55,10 @@ class Settings:
         fused: whether further atlases voted in training.
         soft_masks: whether the network saw the votes of the atlases, or the partial volumes of one atlas, instead of
             masks of 0 and 1; see :mod:`monai_lcs.labels.votes`.
-        vote_weight: the part that the propagated masks have in the answer, at the scan's voxels; the network has the
-            rest. For weights that are used with other atlases than they were trained with: they correct the masks then.
-            See :class:`monai_lcs.inferers.ScanVotes`.
+        vote_weight: the part that the propagated masks of one atlas have in the answer, as partial volumes at the
+            scan's voxels; the network has the rest. For weights that are used with other atlases than they were
+            trained with: they correct the masks then, from 0.5 on at their borders alone. No training knows it. It has
+            no effect with several atlases, nor where ``upsample`` is given. See :class:`monai_lcs.inferers.ScanVotes`.
         propagated: names of the labels whose propagated mask is the answer, since the network was worse on the
             validation cases.
 
@@ -173,6 +174,15 @@ class Settings:
             raise ValueError(
                 f"The settings of {checkpoint} must be those of a training, as model.json holds them: {reason}."
             ) from error
+
+    def of_training(self) -> dict[str, Any]:
+        """The settings that a training depends on, as JSON holds them: not how its weights are used afterwards.
+
+        Example:
+            >>> "vote_weight" in Settings().of_training()
+            False
+        """
+        return {name: value for name, value in self.to_dict().items() if name != "vote_weight"}
 
     def write(self, path: PathLike) -> None:
         """Write the settings as JSON; the file appears complete or not at all."""

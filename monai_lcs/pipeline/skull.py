@@ -187,9 +187,8 @@ def warn_of_skull(scan: MetaTensor) -> None:
     """
     if scan.ndim == 4 and has_skull(scan):
         warnings.warn(
-            f"{_name(scan)}: a skull seems to be there, and the atlas has none: the alignment may be wrong. Remove it"
-            " (in Python Segmenter(..., strip='auto'), which needs pip install 'monai-lcs[strip]'), or give the brain"
-            " alone.",
+            f"{_name(scan)}: a skull seems to be there, and the atlas has none: the alignment may be wrong. Give the"
+            " brain alone, or segment by monai-lcs segment or Segmenter(..., strip='auto'), which remove it.",
             stacklevel=2,
         )
 

@@ -69,6 +69,7 @@ def _recipe(study: PathLike | None, out: PathLike, settings: Settings) -> dict[s
     values = settings.to_dict()
     values.pop("fused")  # whether further atlases vote is said by giving some
     values.pop("propagated")  # which labels are lost is found by the validation
+    values.pop("vote_weight")  # what the validation scores is the network alone
     folders = {"ckpt_dir": str(out), "output_dir": str(out), "dataset_dir": None if study is None else str(study)}
     return {"bundle_root": str(bundle_folder()), **folders, **values}
 

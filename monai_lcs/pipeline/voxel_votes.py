@@ -32,7 +32,10 @@ def part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
 
     Args:
         source: the scan, ``(1, x, y, z)``.
-        label_map: ``(1, x, y, z)`` on any grid, with a label somewhere.
+        label_map: ``(1, x, y, z)`` on any grid.
+
+    Raises:
+        ValueError: where it has no label.
 
     Example:
         >>> scan = MetaTensor(torch.zeros(1, 40, 40, 8))
@@ -43,6 +46,8 @@ def part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
         (torch.Size([1, 21, 15, 8]), [8.0, 0.0, 0.0])
     """
     box: Any = mask_box(label_map.as_tensor()[0] != 0)
+    if box is None:
+        raise ValueError("No label of the atlas has a voxel on the network's grid: its voxels are too large for them.")
     there, own = affine_of(label_map), affine_of(source)
     more = REACH_MM / np.linalg.norm(there[:3, :3], axis=0)
     ends = [(axis.start - n, axis.stop - 1 + n) for axis, n in zip(box, more, strict=True)]
