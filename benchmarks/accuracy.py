@@ -45,6 +45,7 @@ FINEST = ("--spacing", "[1.25,1.25,1.25]")  # likewise: 0.686 there, at 1.5 mm 0
 CLOSE = (*SHARED, *CAREFUL, "--learning_rate", "0.001", "--val_interval", "3")  # trained where it segments
 COARSE = ("--spacing", "[3,3,3]", "--val_interval", "15")
 ANY_CLOSE = (*GENERALIST, *FINER, "--val_interval", "7")
+CORRECTING = ("--vote_weight", "0.45")  # the propagated masks have a part in the answer
 SMALL = ("--align", "deformable", "--spacing", "[1,1,1]", "--labels_per_image", "2")  # crops of one structure
 ATLASES = {"malc2012": "1000.nii.gz", "hippocampus": "hippocampus_001.nii.gz"}
 PROPAGATED = ("--inferer", ATLAS_LABELS, "--spacing", "[1,1,1]", "--upsample", "1")
@@ -96,10 +97,16 @@ ROWS = {
         epochs=75, train=(*GENERALIST, *COARSE, "--learning_rate", "0.001"), begins="lcs-shared-seed0"
     ),
     "generalist": Row(
-        epochs=14, train=(*ANY_CLOSE, "--learning_rate", "0.0005"), evaluate=CAREFUL, begins="generalist at 3 mm"
+        epochs=14,
+        train=(*ANY_CLOSE, "--learning_rate", "0.0005"),
+        evaluate=(*CAREFUL, *CORRECTING),
+        begins="generalist at 3 mm",
     ),
+    "generalist alone": Row(of="generalist", evaluate=CAREFUL),
     "generalist, 9 atlases": Row(of="generalist", evaluate=CAREFUL, fused=True),
-    "generalist, MNI atlas": Row(of="generalist", evaluate=FINER, mni=True),
+    "generalist, 9 atlases, 1.25 mm": Row(of="generalist", evaluate=(*CAREFUL, *FINEST), fused=True),
+    "generalist, MNI atlas": Row(of="generalist", evaluate=(*FINER, *CORRECTING), mni=True),
+    "generalist alone, MNI atlas": Row(of="generalist", evaluate=FINER, mni=True),
     "left and right merged": Row(epochs=40, train=BEST, evaluate=FINER, coarse="sides", fused=True),
     "gyri merged into lobes": Row(epochs=40, train=BEST, evaluate=FINER, coarse="lobes", fused=True),
     "a fifth left out": Row(epochs=40, train=BEST, evaluate=FINER, coarse="left out", fused=True),
@@ -109,6 +116,8 @@ ROWS = {
     "MNI atlas, research weights": Row(weights=shipped_weights("research"), mni=True),
     "hippocampus, affine alignment": Row(evaluate=(*PROPAGATED, "--align", "affine"), study="hippocampus"),
     "hippocampus, deformable registration": Row(evaluate=(*PROPAGATED, "--align", "deformable"), study="hippocampus"),
+    "hippocampus, permissive weights": Row(weights=shipped_weights(), study="hippocampus"),
+    "hippocampus, generalist": Row(of="generalist", evaluate=(*DEFORMABLE, *FINER, *CORRECTING), study="hippocampus"),
     "hippocampus, LCS": Row(epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus"),
     "hippocampus, trained as one label": Row(
         epochs=10, train=SMALL, evaluate=("--upsample", "1"), study="hippocampus", coarse="one"

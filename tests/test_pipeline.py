@@ -738,7 +738,7 @@ def test_weights_of_one_atlas_warn_with_another(study, atlas, tmp_path):
 def test_weights_by_name(study, words, tmp_path, capsys):
     assert "Apache-2.0" in describe_weights(lcs.shipped_weights())
     assert "CC BY-NC 4.0" in describe_weights(lcs.shipped_weights("research"))
-    with pytest.raises(ValueError, match="permissive and research"):
+    with pytest.raises(ValueError, match="permissive, research, generalist"):
         lcs.shipped_weights("best")
     scan = str(study / "images/sub-1.nii.gz")
     assert cli.main(["segment", scan, *words, "--weights", "none", "-o", str(tmp_path), "--no-picture"]) == 0

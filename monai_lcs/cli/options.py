@@ -28,7 +28,8 @@ def add_segmenting(command: argparse.ArgumentParser) -> None:
         default="permissive",
         metavar="WEIGHTS",
         help="permissive: any use and any atlas; research: not for commercial use, for the atlas neuromorphometrics;"
-        " none: the aligned atlas labels; or a file (default: %(default)s)",
+        " generalist: not for commercial use, for labeled scans as atlases; none: the aligned atlas labels; or a file"
+        " (default: %(default)s)",
     )
     command.add_argument(
         "--strip",

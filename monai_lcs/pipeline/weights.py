@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 BUNDLE_NAME = "whole_brain_lcs_segmentation"
-SHIPPED_WEIGHTS = {"permissive": "model.pt", "research": "model_research.pt"}
+SHIPPED_WEIGHTS = {"permissive": "model.pt", "research": "model_research.pt", "generalist": "model_generalist.pt"}
 
 
 def bundle_folder() -> Path:
@@ -55,8 +55,9 @@ def shipped_weights(name: str = "permissive") -> Path:
     says so then.
 
     Args:
-        name: ``"permissive"``, for any use and any atlas of T1-weighted brains; or ``"research"``, not for commercial
-            use, for the atlas ``named_atlas("neuromorphometrics")``.
+        name: ``"permissive"``, for any use and any atlas of T1-weighted brains; ``"research"``, not for commercial
+            use, for the atlas ``named_atlas("neuromorphometrics")``; or ``"generalist"``, not for commercial use, for
+            labeled scans as atlases.
 
     Raises:
         ValueError: for another name.
@@ -66,7 +67,7 @@ def shipped_weights(name: str = "permissive") -> Path:
         (True, 'model_research.pt')
     """
     if name not in SHIPPED_WEIGHTS:
-        raise ValueError(f"The weights that ship are {' and '.join(SHIPPED_WEIGHTS)}, got {name!r}.")
+        raise ValueError(f"The weights that ship are {', '.join(SHIPPED_WEIGHTS)}, got {name!r}.")
     path = bundle_folder() / "models" / SHIPPED_WEIGHTS[name]
     if path.is_file() and not _card(path):
         warnings.warn(
