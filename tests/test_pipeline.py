@@ -30,6 +30,7 @@ from monai_lcs.pipeline import (
     BestModel,
     PreparedDataset,
     Preprocessing,
+    bundle_folder,
     check_trained_for,
     describe_weights,
     make_network,
@@ -37,6 +38,7 @@ from monai_lcs.pipeline import (
 )
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
 from monai_lcs.pipeline.preprocessing import as_volume
+from monai_lcs.pipeline.trainer import _recipe
 from monai_lcs.pipeline.weights import atlas_card, load_weights
 from monai_lcs.study.images import GridWarning, notes_of
 
@@ -757,3 +759,12 @@ def test_weights_of_the_earlier_shared_decoder_are_named(tmp_path):
     torch.save({**network.state_dict(), "label_head.first.weight": torch.zeros(8, 8)}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="of the earlier shared decoder, which is no more: train again"):
         load_weights(tmp_path / "model.pt", network)
+
+
+def test_a_training_knows_no_vote_weight():
+    """Weights that it begins with may have it: those that it writes are for the atlas they were trained with."""
+    recipe = _recipe(None, "model", lcs.Settings(vote_weight=0.45, margin_mm=7.0))
+    assert recipe["margin_mm"] == 7.0
+    assert "vote_weight" not in recipe
+    config = json.loads((bundle_folder() / "configs/train.json").read_text(encoding="utf-8"))
+    assert "vote_weight" not in {**config, **config["settings"]}
