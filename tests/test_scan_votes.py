@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import ConcatItemsd
 from nibabel.affines import from_matvec
 
-from monai_lcs.atlas import Atlas
+from monai_lcs.atlas import Atlas, AtlasAligner
 from monai_lcs.boxes import whole_box
 from monai_lcs.grids import affine_of
 from monai_lcs.inferers import LabelSweepInferer, ScanVotes, name_scan_grid
@@ -300,6 +300,13 @@ def replace_image(atlas, image):
     return Atlas(image, atlas.label_map, atlas.table)
 
 
+def test_a_vote_that_upsample_rules_out_is_said(multiscale):
+    _, (atlas, *_) = atlases(1)
+    with pytest.warns(UserWarning, match="`vote_weight` is not used"):
+        segmenter = Segmenter(atlas, multiscale, ONE, upsample=2)
+    assert segmenter.align(segmenter.prepare(atlas.image)).scan_votes is None
+
+
 def test_labels_too_small_for_the_network_are_said():
     labels = torch.zeros(1, 20, 20, 20, dtype=torch.int32)
     labels[:, 9, 9, 9] = 7
@@ -375,12 +382,14 @@ def test_slabs_change_no_vote_of_one_atlas(monkeypatch, ids, dtype):
         def mask(self, label, box):
             return soft[ids.index(label)][box].clone()
 
-    like = MetaTensor(torch.zeros(1, 9, 8, 7), affine=np.diag([2.0, 2, 2, 1]))
-    whole = votes_of_one(Voter(), like)
+    like = MetaTensor(torch.rand(1, 9, 8, 7, generator=random), affine=np.diag([2.0, 2, 2, 1]))
+    monkeypatch.setattr(voxel_votes, "PartialVolumeVoter", lambda *_: Voter())
+    alignment = AtlasAligner("none").align(like, like)
+    whole = votes_of_one(alignment, like, like)
     assert (whole.dtype, whole.affine[0, 0]) == (dtype, 2.0)
     for label in ids:
         expected = torch.zeros(9, 8, 7)
         expected[boxes[label]] = soft[ids.index(label)][boxes[label]]
         torch.testing.assert_close(group_votes(whole.as_tensor(), [label]).float(), expected, atol=3e-4, rtol=0)
     monkeypatch.setattr(voxel_votes, "SLAB_VOXELS", 100)
-    assert torch.equal(votes_of_one(Voter(), like).as_tensor(), whole.as_tensor())
+    assert torch.equal(votes_of_one(alignment, like, like).as_tensor(), whole.as_tensor())

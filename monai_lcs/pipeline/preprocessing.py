@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,11 @@ from monai.utils import TransformBackends, look_up_option
 
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes, vote_weights
-from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter
+from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter
 from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_grid, upright
 from monai_lcs.inferers import name_scan_grid
-from monai_lcs.inferers.scan_votes import WEIGHT
 from monai_lcs.labels import present_labels
+from monai_lcs.pipeline.aligned_atlas import AlignedAtlas, Scan
 from monai_lcs.pipeline.settings import Settings
 from monai_lcs.pipeline.skull import NOT_LOOKED_FOR, brain_of, has_skull, warn_of_skull
 from monai_lcs.pipeline.voxel_votes import part_of, votes_in_part, votes_of_one
@@ -51,60 +51,6 @@ REGISTERED_MM = 1.0
 EVERYWHERE = 10_000  # voxels of margin: more than any image has
 LEAST_AGREEMENT = 0.2
 """Of the voxels that two aligned atlases label, this share has the same id where ids mean the same: by far more."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """A scan, as it was read and on the network's grid.
-
-    Args:
-        image: ``(1, *spatial)`` float32 on the network's grid: RAS, resampled; only the brain where a mask is known.
-        source: ``(1, *spatial)`` as read, on its own grid, with the file's metadata.
-        mask: ``(1, *spatial)`` of 0 and 1, the brain on the grid of the source; ``None`` where the scan has no other
-            parts.
-        skull: what became of the skull, in words.
-    """
-
-    image: MetaTensor
-    source: MetaTensor
-    mask: MetaTensor | None = None
-    skull: str = NOT_LOOKED_FOR
-
-
-@dataclass(frozen=True, eq=False)
-class AlignedAtlas:
-    """The atlas on a scan's grid, fused with the further atlases where there are some; all ``(1, *spatial)``.
-
-    Args:
-        image: the atlas image.
-        label_map: the propagated labels.
-        quality: the alignment's report: ``mode``, ``metric``, ``overlap``, ``seconds``, ``orientation``; and
-            ``aligned``, ``"new"`` or ``"cached"``; and ``without_voxels``, a text that names the atlas's labels
-            without a voxel here, since the voxels are too large or the scan does not show them; empty without any.
-        agreement: the share of the atlases' votes that each voxel's label got, 0 to 1; ``None`` for one atlas.
-        votes: with soft masks, what the network sees instead of the label map, see :mod:`monai_lcs.labels.votes`:
-            ``(VOTE_CHANNELS, *spatial)``.
-        voter: with soft masks, what one atlas votes for.
-        native: where the propagated masks answer for labels, the propagated labels on the scan's own grid.
-        in_part: where atlases vote at the scan's own voxels, the propagated labels there in a part of it.
-        voter_in_part: of the one atlas, what it votes for there.
-        each: the aligned atlases, where the network sees all of them and not what they were fused to.
-        scan_votes: what they vote for at the scan's voxels in that part: ``(VOTE_CHANNELS, *size)``.
-        vote_weight: the part that these have in the answer.
-    """
-
-    image: MetaTensor
-    label_map: MetaTensor
-    quality: dict[str, Any] = field(default_factory=dict)
-    agreement: MetaTensor | None = None
-    votes: MetaTensor | None = None
-    voter: Voter | None = None
-    native: MetaTensor | None = None
-    in_part: MetaTensor | None = None
-    voter_in_part: Voter | None = None
-    each: tuple[AlignedAtlas, ...] = ()
-    scan_votes: MetaTensor | None = None
-    vote_weight: float = WEIGHT
 
 
 class Preprocessing(Transform):
@@ -160,6 +106,10 @@ class Preprocessing(Transform):
         self.cache = cache if isinstance(cache, AlignmentCache) else AlignmentCache(cache)
         self.target = look_up_option(target, TARGETS) if target else None
         self._said_lost = False
+        if self.settings.vote_weight and not votes_at_voxels:
+            warnings.warn(
+                "With `upsample` the masks have no part in the answer: `vote_weight` is not used.", stacklevel=3
+            )
         wanted = votes_at_voxels and self.target != "network"
         self.vote_at_voxels = wanted and bool(self.further_atlases) and self.settings.sees_each_atlas
         self.vote_alone = wanted and self.settings.vote_weight > 0  # where all further atlases may be left out as well
@@ -246,10 +196,11 @@ class Preprocessing(Transform):
         quality["without_voxels"] = self._say_lost(first.label_map, scan)
         atlases = [first, *self.align_each(scan, self.further_atlases, to_register, part=first.in_part)]
         _warn_of_other_ids(*atlases)
-        alone: dict[str, Any] = {"native": first.native, "vote_weight": self.settings.vote_weight}
+        alone: dict[str, Any] = {}
         if len(atlases) == 1:
-            alone["scan_votes"] = _votes_of(first)
-        if len(atlases) == 1 and not self.settings.soft_masks:
+            own_votes = first.own_votes and first.own_votes()
+            alone = {"native": first.native, "scan_votes": own_votes, "vote_weight": self.settings.vote_weight}
+        if alone and not self.settings.soft_masks:
             return AlignedAtlas(first.image, first.label_map, quality, **alone)
         voters = [atlas.voter or LabelMapVoter(atlas.label_map) for atlas in atlases]
         images = [atlas.image for atlas in atlases]
@@ -267,7 +218,7 @@ class Preprocessing(Transform):
 
         label_map = like_atlas(ballot.ids[:1].to(first.label_map.dtype))
         votes = like_atlas(ballot.channels()) if self.settings.soft_masks else None
-        if len(atlases) == 1:
+        if alone:
             return AlignedAtlas(first.image, label_map, quality, votes=votes, **alone)
         native = to_native(label_map, scan.source) if self.settings.propagated else None
         agreement = like_atlas(ballot.shares[:1])
@@ -278,7 +229,7 @@ class Preprocessing(Transform):
         )
         if not self.settings.sees_each_atlas:
             return fused
-        return replace(fused, each=tuple(replace(atlas, in_part=None, voter_in_part=None) for atlas in atlases))
+        return replace(fused, each=tuple(replace(atlas, in_part=None, own_votes=None) for atlas in atlases))
 
     def align_each(
         self,
@@ -412,30 +363,16 @@ class Preprocessing(Transform):
         native = None
         if self.settings.propagated and aligner is self.aligner:
             native = self._native(alignment, atlas, label_map, scan)
-        if part is None and (self.vote_at_voxels or (self.vote_alone and aligner is self.aligner)):
+        own_votes = None
+        if self.vote_alone and aligner is self.aligner:
+            own_votes = partial(votes_of_one, alignment, self.atlas.label_map, part_of(scan.source, label_map))
+        if part is None and self.vote_at_voxels:
             part = part_of(scan.source, label_map)
-        in_part = None if part is None else self._in_part(part, alignment, atlas, label_map)
-        voter_in_part = None
-        if part is not None and self.vote_alone and aligner is self.aligner:
-            voter_in_part = self._voter_in_part(part, alignment, atlas, in_part)
+        # A field of displacements takes more memory than labels: it is not kept
+        in_part = None if part is None else replace(alignment, image=part).propagate(atlas.label_map)
         report = alignment.report
-        aligned = AlignedAtlas(
-            alignment.image, label_map, report, voter=voter, native=native, in_part=in_part, voter_in_part=voter_in_part
-        )
-        return aligned, known
-
-    def _in_part(self, part: MetaTensor, alignment: Alignment, atlas: Atlas, label_map: MetaTensor) -> MetaTensor:
-        """The propagated labels at the voxels of a part of the scan."""
-        if alignment.mode == "none":
-            return to_native(label_map, part)
-        return replace(alignment, image=part).propagate(atlas.label_map)
-
-    def _voter_in_part(self, part: MetaTensor, alignment: Alignment, atlas: Atlas, in_part: Any) -> Voter:
-        """The partial volumes of the labels there."""
-        there = replace(
-            alignment, image=part, mode="rigid"
-        )  # also for a grid that is shared: its transform moves nothing
-        return PartialVolumeVoter(there, atlas.label_map, in_part)
+        found = AlignedAtlas(alignment.image, label_map, report, None, None, voter, native, in_part, own_votes)
+        return found, known
 
     def _native(self, alignment: Alignment, atlas: Atlas, label_map: MetaTensor, scan: Scan) -> MetaTensor:
         """The propagated labels on the scan's own grid: thin ones do not survive a coarser one."""
@@ -521,13 +458,6 @@ def as_volume(image: Any) -> MetaTensor:
     volume = volume[None] if volume.ndim == 3 else volume
     check_scan(volume, str(volume.meta.get("filename_or_obj") or "the scan"))
     return volume
-
-
-def _votes_of(aligned: AlignedAtlas) -> MetaTensor | None:
-    """What the one atlas votes for at the scan's voxels, if it does."""
-    if aligned.voter_in_part is None or aligned.in_part is None:
-        return None
-    return votes_of_one(aligned.voter_in_part, aligned.in_part)
 
 
 def _as_mask(mask: Any, source: MetaTensor) -> MetaTensor:

@@ -90,9 +90,8 @@ class Segmenter:
     ) -> None:
         self.settings = settings or (Settings.of_weights(None) if network is None else Settings())
         self.stripper = None if strip is None else SkullStripper(strip, atlas.image)
-        merged_at_voxels = network is not None and upsample is None
         self.preprocessing = Preprocessing(
-            atlas, self.settings, further_atlases, min_overlap, cache, votes_at_voxels=merged_at_voxels
+            atlas, self.settings, further_atlases, min_overlap, cache, votes_at_voxels=upsample is None
         )
         self.network = None if network is None else on_device(network, device).eval()
         self.device = device
@@ -194,7 +193,7 @@ class Segmenter:
         with _timed(seconds, "align"):
             aligned = self.align(scan)
         with _timed(seconds, "predict"):
-            finished = None if on_probability is None else self._on_grid(scan, aligned, requests, on_probability)
+            finished = None if on_probability is None else _on_grid(scan, aligned, requests, on_probability)
             found = self._predict(scan, aligned, requests, confidence=confidence, on_probability=finished)
         with _timed(seconds, "to the grid of the scan"):
             label_map = self.to_native(found, scan)
@@ -320,26 +319,6 @@ class Segmenter:
         result: Any = sweep(named, self.network)
         return MetaTensor(result.as_tensor()[0].cpu(), affine=result.affine)
 
-    def _on_grid(
-        self,
-        scan: Scan,
-        aligned: AlignedAtlas,
-        requests: Sequence[RequestedLabel],
-        use: Callable[[int, MetaTensor], Any],
-    ) -> Callable[[int, MetaTensor], Any]:
-        """Carries a probability to the scan's grid before it is used; there the atlases may vote."""
-        found = aligned.scan_votes
-        votes = None if found is None else ScanVotes.at(scan.source, found, aligned.vote_weight)
-        ids = {one.id: one.ids for one in requests}
-
-        def carry(label: int, probability: MetaTensor) -> None:
-            there = to_native(probability, scan.source, "bilinear")
-            if votes is not None:
-                there[0] = votes.averaged(there.as_tensor()[0], ids[label], whole_box(there.shape[1:]))
-            use(label, there)
-
-        return carry
-
     def to_native(self, prediction: MetaTensor, scan: Scan) -> MetaTensor:
         """Carry a prediction to the scan's own grid: ``(1, *spatial)`` int32 with exactly its affine."""
         return to_native(prediction, scan.source)
@@ -359,6 +338,23 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     yield
     seconds[stage] = round(time.perf_counter() - start, 2)
     logger.debug("%s: %.1f s", stage, seconds[stage])
+
+
+def _on_grid(
+    scan: Scan, aligned: AlignedAtlas, requests: Sequence[RequestedLabel], use: Callable[[int, MetaTensor], Any]
+) -> Callable[[int, MetaTensor], Any]:
+    """Carries a probability to the scan's grid before it is used; there the atlases may vote."""
+    votes, weight = aligned.scan_votes, aligned.vote_weight
+    at_voxels = None if votes is None else ScanVotes.at(scan.source, votes, weight)
+    ids = {one.id: one.ids for one in requests}
+
+    def carry(label: int, probability: MetaTensor) -> None:
+        there = to_native(probability, scan.source, "bilinear")
+        if at_voxels is not None:
+            there[0] = at_voxels.averaged(there.as_tensor()[0], ids[label], whole_box(there.shape[1:]))
+        use(label, there)
+
+    return carry
 
 
 def select_requested(label_map: MetaTensor, requests: Sequence[RequestedLabel]) -> MetaTensor:

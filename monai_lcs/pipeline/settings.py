@@ -56,9 +56,10 @@ class Settings:
         soft_masks: whether the network saw the votes of the atlases, or the partial volumes of one atlas, instead of
             masks of 0 and 1; see :mod:`monai_lcs.labels.votes`.
         vote_weight: the part that the propagated masks of one atlas have in the answer, as partial volumes at the
-            scan's voxels; the network has the rest. For weights that are used with other atlases than they were
-            trained with: they correct the masks then, from 0.5 on at their borders alone. No training knows it. It has
-            no effect with several atlases, nor where ``upsample`` is given. See :class:`monai_lcs.inferers.ScanVotes`.
+            scan's voxels, 0 to less than 1; the network has the rest. It is for weights that are used with other
+            atlases than they were trained with. They correct the masks then; from 0.5 on they move borders alone.
+            Training does not use it, nor does inference with several atlases or with ``upsample``. See
+            :class:`monai_lcs.inferers.ScanVotes`.
         propagated: names of the labels whose propagated mask is the answer, since the network was worse on the
             validation cases.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from monai.data import MetaTensor
 from nibabel.affines import from_matvec
 
-from monai_lcs.atlas.voters import LabelMapVoter, Voter, count_votes
+from monai_lcs.atlas import Alignment
+from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter, Voter, count_votes
 from monai_lcs.boxes import Box, crop, intersect, mask_box, shift, size_of, slabs_of, unshift, whole_box
 from monai_lcs.grids import affine_of, resample
 from monai_lcs.labels.exact import holds_exactly
@@ -47,7 +49,10 @@ def part_of(source: MetaTensor, label_map: MetaTensor) -> MetaTensor:
     """
     box: Any = mask_box(label_map.as_tensor()[0] != 0)
     if box is None:
-        raise ValueError("No label of the atlas has a voxel on the network's grid: its voxels are too large for them.")
+        name = source.meta.get("filename_or_obj") or "the scan"
+        raise ValueError(
+            f"No label of the atlas has a voxel on the network's grid of {name}: give a smaller `spacing`."
+        )
     there, own = affine_of(label_map), affine_of(source)
     more = REACH_MM / np.linalg.norm(there[:3, :3], axis=0)
     ends = [(axis.start - n, axis.stop - 1 + n) for axis, n in zip(box, more, strict=True)]
@@ -90,28 +95,36 @@ def votes_in_part(label_maps: Sequence[MetaTensor], weights: MetaTensor) -> Meta
     return MetaTensor(votes, affine=torch.as_tensor(affine))
 
 
-def votes_of_one(voter: Voter, like: MetaTensor) -> MetaTensor:
-    """The votes of one atlas at the voxels of a part of the scan, counted in slabs to save memory.
+def votes_of_one(alignment: Alignment, label_map: MetaTensor, part: MetaTensor) -> MetaTensor:
+    """The votes of one atlas at the voxels of a part of the scan: the partial volumes of its labels.
+
+    They are counted in slabs to save memory: 20 bytes for each voxel of the part, 36 where ids are above 2048.
 
     Args:
-        voter: the atlas, on these voxels.
-        like: ``(1, x, y, z)``, a volume on them.
+        alignment: of the atlas to the scan.
+        label_map: of the atlas, ``(1, *spatial)``, on its own grid.
+        part: a volume on the part, ``(1, x, y, z)``.
 
     Returns:
-        ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`; float16, of half the memory, where that type
-        holds all ids.
+        ``(VOTE_CHANNELS, x, y, z)``, see :mod:`monai_lcs.labels.votes`; float16, or float32 where that type does not
+        hold all ids.
 
     Example:
+        >>> from monai_lcs.atlas import AtlasAligner
         >>> labels = MetaTensor(torch.tensor([[[[7]], [[0]]]]))
-        >>> votes_of_one(LabelMapVoter(labels), labels)[-1].flatten().tolist()
+        >>> alignment = AtlasAligner("none").align(labels.float(), labels.float())
+        >>> votes_of_one(alignment, labels, labels)[-1].flatten().tolist()
         [7.0, 0.0]
     """
-    shape = tuple(like.shape[1:])
+    # The transform, in mm, holds for any grid; of the mode "none", which shares a grid, as well
+    there = replace(alignment, image=part, mode="rigid")
+    voter = PartialVolumeVoter(there, label_map, there.propagate(label_map))
+    shape = tuple(part.shape[1:])
     dtype = torch.float16 if holds_exactly(torch.float16, list(voter.boxes)) else torch.float32
     votes = torch.empty(VOTE_CHANNELS, *shape, dtype=dtype)
     for slab in slabs_of(whole_box(shape), SLAB_VOXELS):
         votes[:, slab[0]] = count_votes([_InSlab(voter, slab)], size_of(slab)).channels().to(dtype)
-    return MetaTensor(votes, affine=like.affine.clone())
+    return MetaTensor(votes, affine=part.affine.clone())
 
 
 class _InSlab:
