@@ -96,6 +96,7 @@ class MultiChannelLoss(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, prior: Tensor | None) -> Tensor:
         """The loss.
 
@@ -123,6 +124,7 @@ class MultiChannelLoss(torch.autograd.Function):
         return 1 - dice[1:].mean() + entropy / len(x)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients by features, weight and bias."""
         x, weight, bias, target, prior, by_agreed, by_squares = ctx.saved_tensors
@@ -234,6 +236,7 @@ class LabelConditioned(nn.Module):
         sizes = torch.bincount(labels[0].flatten(), minlength=len(self.fine) + 1)  # beyond the box as well
         losses = []
         for i, logits, box in self._decode(images, labels[1], chosen):
+            logits = logits.float()
             target = torch.isin(labels[0][box], torch.tensor(chosen[i])).float()
             p = logits.sigmoid()
             dice = (2 * (p * target).sum() + 1) / (p.square().sum() + sizes[chosen[i]].sum() + 1)
@@ -325,6 +328,7 @@ class Training:
         data: folder of malc2012.
         out: folder of the results.
         learning_rate: instead of the contender's.
+        bfloat16: whether the convolutions of the training are in bfloat16; all else, and all scores, are in float32.
     """
 
     contenders: Mapping[str, Any] = CONTENDERS
@@ -332,8 +336,17 @@ class Training:
     validate_every = VALIDATE_EVERY
     max_norm = MAX_NORM
 
-    def __init__(self, name: str, seed: int, data: Path, out: Path, learning_rate: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        data: Path,
+        out: Path,
+        learning_rate: float | None = None,
+        bfloat16: bool = False,
+    ) -> None:
         self.name, self.seed, self.data, self.cache = name, seed, data, out / "cache"
+        self.bfloat16 = bfloat16
         self.folder = out / f"{name}-seed{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.contender = self.contenders[name]
@@ -429,7 +442,8 @@ class Training:
         self.progress.step += 1
         rng = np.random.default_rng([self.seed, self.progress.step])
         self.optimizer.zero_grad()
-        loss = self.loss(cases, rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            loss = self.loss(cases, rng)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
@@ -498,6 +512,7 @@ class Training:
             "best_step": next(step for step, dice in validations if dice == progress.best()),
             "validation_dice": progress.best(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "bfloat16": self.bfloat16,
         }
         cases = self.cases("testing")
         dice = {scan.name: self.dice(scan, testing=True) for scan in cases}
@@ -570,6 +585,11 @@ def words(description: str | None, contenders: Iterable[str]) -> argparse.Argume
     parser.add_argument("--steps", type=float, default=math.inf, help="stop here, converged or not, without a score")
     parser.add_argument("--copy", type=Path, help="write a small copy of an unfinished training here, and stop")
     parser.add_argument("--begin", type=Path, help="such a copy, to go on from where OUT has no checkpoint")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="train with convolutions in bfloat16: faster where the processor has AMX, far slower where it has not",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of the processor; default: %(default)s")
     return parser
 
@@ -578,7 +598,7 @@ def work(kind: type[Training], args: argparse.Namespace) -> None:
     """Train what the words ask for, or what is left of it, and score it; or copy it."""
     if (args.out / f"{args.contender}-seed{args.seed}/done.json").is_file():
         sys.exit(f"{args.contender} with seed {args.seed} is done.")
-    training = kind(args.contender, args.seed, args.data / "malc2012", args.out, args.learning_rate)
+    training = kind(args.contender, args.seed, args.data / "malc2012", args.out, args.learning_rate, args.bfloat16)
     if args.copy:
         if not training.progress.step:
             sys.exit(

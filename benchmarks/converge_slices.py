@@ -2,7 +2,7 @@
 
     python benchmarks/converge_slices.py OUT --data DATA --contender slices-lcs-paper --seed 0
 
-trains a contender for 40,000 steps of 8 slices and scores the test scans. Give the command again and it goes on where
+trains a contender for 20,000 steps of 8 slices and scores the test scans. Give the command again and it goes on where
 it was interrupted. The files are those of benchmarks/converge.py, and benchmarks/converge_table.py reads them.
 """
 
@@ -17,8 +17,8 @@ import converge_scans as scans
 import numpy as np
 import pandas as pd
 import torch
-from converge import Training, words, work, write_result
-from monai.losses import DiceCELoss, DiceLoss
+from converge import MultiChannelLoss, Training, words, work, write_result
+from monai.losses import DiceLoss
 from monai.transforms import ScaleIntensityRangePercentiles
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ LEAST_PIXELS = 140  # of a label, in some slice of the atlas and of every traini
 CHANNELS = (16, 32, 64, 128, 256)
 NORM = ("batch", {"momentum": 0.01, "eps": 0.001})  # as Keras has it
 BATCH = 8
-STEPS = 40_000
+STEPS = 20_000
 LEARNING_RATE = 5e-4
 DROPOUT = 0.5
 UNIONS = 0.5
@@ -151,14 +151,12 @@ class MultiChannel(nn.Module):
         super().__init__()
         self.network = unet(None, count)
         self.labels_a_step = count * BATCH
-        self.criterion = DiceCELoss(
-            include_background=False, to_onehot_y=True, softmax=True, squared_pred=True, batch=True,
-            smooth_nr=1.0, smooth_dr=1.0,
-        )  # fmt: skip
 
     def loss(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> Tensor:
-        """Of a batch ``(B, 2, *SIZE)``."""
-        return self.criterion(self.network(_channels_last(images[:, :1])), labels[:, :1])
+        """Of a batch ``(B, 2, *SIZE)``, its pixels together."""
+        features = self.network.encode(_channels_last(images[:, :1])).levels[0].movedim(1, -1).flatten(0, -2)
+        head = self.network.head
+        return MultiChannelLoss.apply(features, head.weight.flatten(1), head.bias, labels[:, 0].flatten(), None)
 
     def segment(self, images: Tensor, atlas: Tensor) -> Tensor:
         """The channel of each pixel of one slice ``(2, *SIZE)``."""
@@ -188,7 +186,8 @@ class LabelConditioned(nn.Module):
             chosen = rng.choice(there, min(len(there), 1 + (rng.random() < UNIONS)), replace=False)
             masks.append(torch.isin(of_slice, torch.from_numpy(chosen)).float())
         masks = torch.stack(masks)
-        return self.criterion(self.network(_channels_last(torch.cat([images, masks[:, 1:]], dim=1))), masks[:, :1])
+        logits = self.network(_channels_last(torch.cat([images, masks[:, 1:]], dim=1)))
+        return self.criterion(logits.float(), masks[:, :1])
 
     def segment(self, images: Tensor, atlas: Tensor) -> Tensor:
         """The label of each pixel of one slice: the best of those in the atlas slice that exceeds a half.

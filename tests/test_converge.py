@@ -59,6 +59,17 @@ def test_loss_equals_plain_autograd(with_prior, monkeypatch):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_loss_is_in_float32_under_autocast():
+    """A head of many channels in bfloat16 would be a percent off."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(300, 16), torch.randn(90, 16), torch.randn(90)
+    target = torch.randint(0, 90, (300,))
+    plain = converge.MultiChannelLoss.apply(x, weight, bias, target, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = converge.MultiChannelLoss.apply(x, weight, bias, target, None)
+    assert torch.equal(ours, plain)
+
+
 def progress(dices, **more):
     """A training whose validations, every 500 steps, gave these."""
     curve = [{"step": 500.0 * i, "validation_dice": dice} for i, dice in enumerate(dices, start=1)]
@@ -269,14 +280,17 @@ def test_steps_of_slices(slices, monkeypatch):
         assert torch.equal(of_image, slices.labels[i] if whole else flipped)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("name", ["slices-lcs-paper", "slices-multi-channel"])
-def test_networks_of_slices(slices, name):
+def test_networks_of_slices(slices, name, bfloat16):
     conditioning = converge_slices.CONTENDERS[name].conditioning
     kind = converge_slices.LabelConditioned if conditioning else converge_slices.MultiChannel
     torch.manual_seed(0)
     model = kind(conditioning, 2) if conditioning else kind(2)
-    loss = model.loss(slices.images[:2], slices.labels[:2], np.random.default_rng(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        loss = model.loss(slices.images[:2], slices.labels[:2], np.random.default_rng(0))
     loss.backward()
+    assert loss.dtype == torch.float32
     assert 0 < loss < 4
     assert all(p.grad is not None for p in model.parameters())
     assert converge_slices.dice_of(model, slices, 2).shape == (2,)
