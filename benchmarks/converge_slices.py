@@ -154,9 +154,10 @@ class MultiChannel(nn.Module):
 
     def loss(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> Tensor:
         """Of a batch ``(B, 2, *SIZE)``, its pixels together."""
-        features = self.network.encode(_channels_last(images[:, :1])).levels[0].movedim(1, -1).flatten(0, -2)
+        features = self.network.encode(_channels_last(images[:, :1])).levels[0]
+        pixels = features[..., : images.shape[2], : images.shape[3]].movedim(1, -1).flatten(0, -2)
         head = self.network.head
-        return MultiChannelLoss.apply(features, head.weight.flatten(1), head.bias, labels[:, 0].flatten(), None)
+        return MultiChannelLoss.apply(pixels, head.weight.flatten(1), head.bias, labels[:, 0].flatten(), None)
 
     def segment(self, images: Tensor, atlas: Tensor) -> Tensor:
         """The channel of each pixel of one slice ``(2, *SIZE)``."""
