@@ -2,7 +2,7 @@
 
     python benchmarks/converge_slices.py OUT --data DATA --contender slices-lcs-paper --seed 0
 
-trains a contender for 20,000 steps of 8 slices and scores the test scans. Give the command again and it goes on where
+trains a contender for up to 20,000 steps of 8 slices and scores the test scans. Give the command again and it goes on where
 it was interrupted. The files are those of benchmarks/converge.py, and benchmarks/converge_table.py reads them.
 """
 
@@ -34,7 +34,7 @@ LEAST_PIXELS = 140  # of a label, in some slice of the atlas and of every traini
 CHANNELS = (16, 32, 64, 128, 256)
 NORM = ("batch", {"momentum": 0.01, "eps": 0.001})  # as Keras has it
 BATCH = 8
-STEPS = 20_000
+STEPS = 20_000  # at most, and half as many at least
 LEARNING_RATE = 5e-4
 DROPOUT = 0.5
 UNIONS = 0.5
@@ -255,8 +255,9 @@ class SliceTraining(Training):
         return self.model.loss(torch.stack(images), torch.stack(labels), rng)
 
     def is_done(self) -> bool:
-        """After the reference's number of steps."""
-        return self.progress.step >= STEPS
+        """When the stop rule holds, or after all steps."""
+        converged = self._at_validation() and self.progress.converged(STEPS // 2)
+        return converged or self.progress.step >= STEPS
 
     def may_drop(self) -> bool:
         """Never: the learning rate is constant."""

@@ -306,3 +306,18 @@ def test_a_copy_of_8_bits_is_near_the_weights():
     step = weights["conv"].abs().amax((1, 2, 3, 4), keepdim=True) / 127
     assert ((found["conv"] - weights["conv"]).abs() <= step / 2 + 1e-9).all()
     assert all(torch.equal(found[name], w) for name, w in weights.items() if name != "conv")
+
+
+def test_slices_stop_by_the_rule_or_after_all_steps():
+    training = converge_slices.SliceTraining.__new__(converge_slices.SliceTraining)
+
+    def done(*dices):
+        curve = [{"step": 2000.0 * i, "validation_dice": dice} for i, dice in enumerate(dices, start=1)]
+        training.progress = converge.Progress(step=2000 * len(dices), curve=curve)
+        return training.is_done()
+
+    assert not done(0.5, 0.5, 0.5, 0.5)  # too early
+    assert done(0.4, 0.5, 0.5, 0.5, 0.5)
+    assert not done(0.1, 0.2, 0.3, 0.4, 0.5)
+    assert not done(*(0.1 * i for i in range(9)))
+    assert done(*(0.1 * i for i in range(10)))

@@ -86,8 +86,10 @@ class AtlasAttention(nn.Module):
             ``(B, (1 + K) * width, *spatial)``; without gradients the channels of a voxel are adjacent in memory.
         """
         projected = (self.key(x) if i else self.query(x) for i, x in enumerate(features))
-        if torch.is_grad_enabled() or exporting():
+        if exporting():
             return torch.cat(list(projected), dim=1)
+        if torch.is_grad_enabled():  # a voxel's gradient is a sum over all that looked at it: in float32
+            return torch.cat(list(projected), dim=1).float()
         shared = torch.empty(0)
         for i, x in enumerate(projected):  # into one tensor, so that no volume is in memory twice
             if not i:

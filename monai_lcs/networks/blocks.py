@@ -100,7 +100,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, constant: Te
     """A 3x3 or 3x3x3 convolution that keeps the size.
 
     PyTorch sends a single small volume on a CPU to a path that is six to fifteen times slower than the oneDNN kernel it
-    takes for two; that kernel is called here for one as well.
+    takes for two; that kernel is called here for one as well. Under ``torch.autocast("cpu")`` PyTorch's own serves.
 
     Args:
         x: ``(N, C, *spatial)``.
@@ -109,6 +109,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, constant: Te
         constant: further channels, of which no gradient is needed.
     """
     plain = x.device.type != "cpu" or x.ndim != 5 or not x.dtype == weight.dtype == torch.float32
+    plain = plain or torch.is_autocast_enabled("cpu")
     if not plain and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
         if torch.is_grad_enabled() and not torch.jit.is_tracing():
             return FasterConvolution.apply(
@@ -176,6 +177,8 @@ class InstanceNormalization(torch.autograd.Function):
 def normalize_and_activate(layers: nn.Module, x: Tensor) -> Tensor:
     """Call the norm and the activation of MONAI's ``Convolution``; on a CPU an instance norm is :func:`instance_norm`.
 
+    Under ``torch.autocast("cpu")`` that norm is in float32: sums over a volume are.
+
     Example:
         >>> layers = Convolution(2, 1, 1, act="relu", norm=normalization("instance", 1), adn_ordering="NA").adn
         >>> normalize_and_activate(layers, torch.tensor([[[[1.0, 3.0]]]])).round(decimals=3)
@@ -183,6 +186,8 @@ def normalize_and_activate(layers: nn.Module, x: Tensor) -> Tensor:
     """
     layer: Any
     for layer in layers.children():
+        if x.dtype == torch.bfloat16 and isinstance(layer, nn.GroupNorm) and torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.float32, memory_format=torch.channels_last_3d if x.ndim == 5 else torch.preserve_format)
         if not _is_instance_norm(layer, x):
             x = layer(x)
         elif torch.is_grad_enabled():
