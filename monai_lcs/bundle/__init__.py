@@ -14,6 +14,7 @@ from monai_lcs.bundle.labels import (
     union_ids,
 )
 from monai_lcs.bundle.processes import (
+    check_bfloat16,
     default_device,
     default_workers,
     device_ids,
@@ -48,6 +49,7 @@ __all__ = [
     "begin_training",
     "best_model",
     "cases",
+    "check_bfloat16",
     "check_flags",
     "check_fused",
     "check_new",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from monai_lcs.inferers import join_ranks, leave_ranks
 from monai_lcs.pipeline.ranks import rank
 
 __all__ = [
+    "check_bfloat16",
     "default_device",
     "default_workers",
     "device_ids",
@@ -39,6 +41,12 @@ def is_cuda(device: torch.device | str) -> bool:
         (False, True)
     """
     return torch.device(device).type == "cuda"
+
+
+def check_bfloat16(wanted: bool, device: torch.device | str) -> None:
+    """Warn where a CPU has no instructions for products in bfloat16: it trains far slower with them than without."""
+    if wanted and not is_cuda(device) and not torch.cpu.get_capabilities().get("amx_bf16"):
+        warnings.warn("--bfloat16 will slow this training down: the CPU has no AMX instructions.", stacklevel=2)
 
 
 def default_workers(device: torch.device | str) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
@@ -37,6 +39,8 @@ class LabelBoxInferer(Inferer):
         image_channels: channels of the image, which come first.
         atlas_channels: channels of the atlas image, which come next; the rest are atlas masks, or the atlas label map.
         votes: with ``groups``: whether the rest are votes, as for :class:`LabelSweepInferer`.
+        bfloat16: call the network under ``torch.autocast`` in bfloat16. Convolutions are then up to five times as fast on a
+            CPU with AMX, and twenty times as slow on one without. Logits are float32.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -63,6 +67,7 @@ class LabelBoxInferer(Inferer):
         image_channels: int = 1,
         atlas_channels: int = 1,
         votes: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
         check_margin(margin_mm)
@@ -73,6 +78,7 @@ class LabelBoxInferer(Inferer):
         self.atlas_channels = atlas_channels
         self.first_mask = image_channels + atlas_channels
         self.votes = votes
+        self.bfloat16 = bfloat16
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, groups: Tensor | None = None, **kwargs: Any
@@ -99,9 +105,14 @@ class LabelBoxInferer(Inferer):
         # Through forward, where wrappers such as DistributedDataParallel expect the call
         if groups is not None:
             return self._decode_groups(inputs, plain, network, groups)
-        if self.margin_mm is None:
-            return network(plain, *args, **kwargs)
-        return network(plain, boxes=self.boxes(inputs), halo=self.halo)
+        if self.margin_mm is not None:
+            args, kwargs = (), {"boxes": self.boxes(inputs), "halo": self.halo}
+        with self._precision(inputs):
+            logits = network(plain, *args, **kwargs)
+        return logits.float() if self.bfloat16 else logits
+
+    def _precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        return torch.autocast(inputs.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
     def boxes(self, inputs: Tensor) -> list[list[Box | None]]:
         """Find the box of every mask, ``boxes[item][k]``; ``None`` for an empty mask.
@@ -149,11 +160,12 @@ class LabelBoxInferer(Inferer):
         boxes = [self._grow(of_item, inputs, item) for item, of_item in enumerate(tight)]
         masks_of = [AtlasMasks(of_item, self.votes) for of_item in votes]
         masks = [[of.of(ids) for ids in groups] for of, groups in zip(masks_of, asked, strict=True)]
-        logits = network(plain[:, :-label_channels], boxes=boxes, halo=self.halo, masks=masks)
+        with self._precision(inputs):
+            logits = network(plain[:, :-label_channels], boxes=boxes, halo=self.halo, masks=masks)
         return [
-            LabelBoxLogits(item, *one)
+            LabelBoxLogits(item, ids, box, x.float() if self.bfloat16 and x is not None else x)
             for item, of_item in enumerate(zip(asked, boxes, logits, strict=True))
-            for one in zip(*of_item, strict=True)
+            for ids, box, x in zip(*of_item, strict=True)
         ]
 
 
