@@ -2,8 +2,8 @@
 
     python benchmarks/converge_slices.py OUT --data DATA --contender slices-lcs-paper --seed 0
 
-trains a contender for up to 20,000 steps of 8 slices and scores the test scans. Give the command again and it goes on where
-it was interrupted. The files are those of benchmarks/converge.py, and benchmarks/converge_table.py reads them.
+trains a contender for up to 20,000 steps of 8 slices and scores the test scans. Give the command again and it goes on
+where it was interrupted. The files are those of benchmarks/converge.py, and benchmarks/converge_table.py reads them.
 """
 
 import json

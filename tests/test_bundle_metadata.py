@@ -6,6 +6,7 @@ from pathlib import Path
 
 import monai.bundle
 import pytest
+import torch
 from monai.bundle import verify_net_in_out
 
 import monai_lcs
@@ -119,6 +120,17 @@ def test_another_number_of_channels_is_noticed():
 
 def test_license_is_the_repository_s():
     assert (BUNDLE / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_bfloat16_on_a_cpu_without_the_instructions(monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monai_lcs.bundle.check_bfloat16(True, "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monai_lcs.bundle.check_bfloat16(False, "cpu")
+    monai_lcs.bundle.check_bfloat16(True, "cuda:0")
+    assert not recwarn
+    with pytest.warns(UserWarning, match="AMX"):
+        monai_lcs.bundle.check_bfloat16(True, "cpu")
 
 
 @pytest.mark.parametrize("config", ["train", "inference"])

@@ -98,6 +98,26 @@ def test_equals_losses_of_padded_logits(conditioning, norm, spatial_dims, margin
     assert torch.allclose(gradients(loss, net), expected, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("conditioning", ["multiscale", "shared"])
+def test_training_in_bfloat16_is_near_float32(conditioning):
+    """Loss and gradients, by both ways to ask for labels; logits, loss and the weights' gradients are float32."""
+    net, inputs, target = make(conditioning, ("instance", {"affine": True}), 3)
+    net, inputs = net.float(), inputs.float()
+    masks = torch.cat([inputs[:, :2], one_hot(inputs[:, 2:]).float()], dim=1)
+    found = []
+    for bfloat16 in (False, True):
+        inferer = LabelBoxInferer(margin_mm=2.0, halo=0, bfloat16=bfloat16)
+        volumes = inferer(masks, net)
+        loss = LabelBoxLoss()(inferer(inputs, net, groups=IDS), target)
+        found.append((volumes, loss, gradients(loss, net)))
+    (volumes, loss, gradient), (near, near_loss, near_gradient) = found
+    assert near.dtype == near_loss.dtype == near_gradient.dtype == torch.float32
+    assert not torch.equal(near, volumes)
+    torch.testing.assert_close(near, volumes, atol=0.1, rtol=0.02)
+    assert near_loss.item() == pytest.approx(loss.item(), abs=0.01)
+    assert F.cosine_similarity(near_gradient, gradient, dim=0) > 0.98
+
+
 def test_weights_and_a_label_that_the_atlas_lacks():
     target = torch.tensor([[[0, 7, 7, 7]], [[0, 7, 7, 7]]])
     logits = torch.tensor([30.0, -30.0])
