@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from coarse_labels import coarse_labels
 
-BASELINE = "multi-channel"
+BASELINE = "multi-channel"  # of a setting: "slices-multi-channel" of the slices
+SLICES = "slices-"
 SUPERVISED, PROPAGATED, DEFORMABLE = "lcs-shared-short", "atlas", "atlas-deformable"
 UNSEEN = {"sides": "left and right merged", "lobes": "gyri merged into lobes", "left out": "a fifth left out"}
 DRAWS = 10_000
@@ -89,9 +90,10 @@ def cost(own: pd.DataFrame) -> dict[str, object]:
 
 def difference(dice: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> str:
     """The mean difference to the baseline with its interval; empty for the baseline itself and without it."""
-    if BASELINE not in dice or name == BASELINE:
+    baseline = SLICES + BASELINE if name.startswith(SLICES) else BASELINE
+    if baseline not in dice or name == baseline:
         return ""
-    paired = dice[name] - dice[BASELINE]
+    paired = dice[name] - dice[baseline]
     low, high = interval(paired, rng)
     return f"{np.nanmean(paired):+.3f} ({low:+.3f} to {high:+.3f})"
 

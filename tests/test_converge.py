@@ -240,6 +240,14 @@ def test_share_of_the_gain_that_is_kept():
     assert converge_table.kept(of, "x", np.random.default_rng(0)) == "75% (75% to 75%)"
 
 
+def test_slices_are_compared_with_slices():
+    zeros = np.zeros((3, 4))
+    dice = {name: zeros + x for name, x in (("multi-channel", 0.7), ("slices-multi-channel", 0.6), ("slices-x", 0.65))}
+    rng = np.random.default_rng(0)
+    assert converge_table.difference(dice, "slices-x", rng) == "+0.050 (+0.050 to +0.050)"
+    assert converge_table.difference(dice, "slices-multi-channel", rng) == ""
+
+
 @pytest.fixture
 def slices():
     """Three slices, the last without a label of the atlas."""
