@@ -9,7 +9,8 @@ phantom of blobs. Labels are cut or merged until there are as many as asked for:
 
 - before: 16 labels a step as one-hot masks, logits padded to volumes, Dice, and PyTorch's own backward of convolutions,
   crops and norms, with the network of the bundle
-- lcs ...: 32 labels a step in their boxes, as the bundle trains, with each conditioning
+- lcs ...: 32 labels a step in their boxes, as the bundle trains, with each conditioning; ``bfloat16`` with the bundle's
+  option of that name, for CPUs with AMX instructions alone
 - multi-channel: one channel per label, width 16, Dice + cross-entropy together with the 1x1x1 head, a few thousand
   voxels at a time
 - multi-channel, volumes: the same with MONAI's DiceCELoss, whose channels are volumes
@@ -50,8 +51,10 @@ LCS = {
     "lcs, bottleneck": "bottleneck",
     "lcs, shared decoder": "shared",
 }
+BFLOAT16 = ", bfloat16"
 BEFORE, MULTI_CHANNEL, VOLUMES = "before", "multi-channel", "multi-channel, volumes"
 CONTENDERS = (BEFORE, *LCS, MULTI_CHANNEL, VOLUMES)
+LCS |= {name + BFLOAT16: conditioning for name, conditioning in LCS.items()}
 LABELS_BEFORE = 16
 WIDE = (16, 32, 64, 128)  # 139 channels made of 8 would have rank 8
 
@@ -84,10 +87,10 @@ def before(volume: Tensor, target: Tensor, network: torch.nn.Module) -> Step:
     return step
 
 
-def in_boxes(volume: Tensor, target: Tensor, network: torch.nn.Module, labels: int) -> Step:
+def in_boxes(volume: Tensor, target: Tensor, network: torch.nn.Module, labels: int, bfloat16: bool) -> Step:
     """Masks and logits are those of the boxes."""
     select = RandSelectLabels(labels).set_random_state(0)
-    inferer, loss = LabelBoxInferer(margin_mm=MARGIN_MM, halo=0), LabelBoxLoss()
+    inferer, loss = LabelBoxInferer(margin_mm=MARGIN_MM, halo=0, bfloat16=bfloat16), LabelBoxLoss()
     inputs = as_input(volume, argparse.Namespace(spacing=SPACING))
 
     def step() -> Tensor:
@@ -122,14 +125,15 @@ def work(args: argparse.Namespace) -> dict[str, Any]:
     volume = torch.from_numpy(np.load(args.volume))
     target = volume[2:].roll(1, dims=1)  # as far from the atlas as after registration
     conditioning = "multiscale" if args.contender == BEFORE else LCS.get(args.contender)
-    options: dict[str, Any] = {"channels": WIDE} if conditioning is None else {}
+    channels = args.channels if conditioning else WIDE
+    options: dict[str, Any] = {"channels": channels} if channels else {}
     settings = Settings(conditioning=conditioning, margin_mm=MARGIN_MM, halo=0, **options)
     network = on_device(
         make_network(settings, **({"out_channels": args.count + 1} if conditioning is None else {})), "cpu"
     )
     steps = {BEFORE: before, MULTI_CHANNEL: multi_channel, VOLUMES: in_volumes}
     if args.contender in LCS:
-        step = in_boxes(volume, target, network, args.labels_a_step)
+        step = in_boxes(volume, target, network, args.labels_a_step, args.contender.endswith(BFLOAT16))
     else:
         step = steps[args.contender](volume, target, network)
     labels = {BEFORE: LABELS_BEFORE, MULTI_CHANNEL: args.count, VOLUMES: args.count}.get(
@@ -200,8 +204,9 @@ def main() -> None:
     parser.add_argument("--case", default="1001", help="the scan; default: %(default)s")
     parser.add_argument("--atlas", default="1000", help="default: %(default)s")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 133, 1000], help="numbers of labels")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *LCS], default=CONTENDERS, metavar="NAME")
     parser.add_argument("--labels_a_step", type=int, default=32, help="of lcs; default: %(default)s")
+    parser.add_argument("--channels", type=int, nargs="+", help="widths of lcs; those of the bundle by default")
     parser.add_argument("--steps", type=int, default=4, help="steps to measure; default: %(default)s")
     for name in ("--contender", "--volume"):
         parser.add_argument(name, help=argparse.SUPPRESS)
