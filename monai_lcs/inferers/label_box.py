@@ -39,8 +39,8 @@ class LabelBoxInferer(Inferer):
         image_channels: channels of the image, which come first.
         atlas_channels: channels of the atlas image, which come next; the rest are atlas masks, or the atlas label map.
         votes: with ``groups``: whether the rest are votes, as for :class:`LabelSweepInferer`.
-        bfloat16: call the network under ``torch.autocast`` in bfloat16. On a CPU with AMX instructions wide convolutions
-            are then three to five times as fast; without them all are far slower. Logits are float32.
+        bfloat16: call the network under ``torch.autocast`` in bfloat16. On a CPU with AMX instructions, wide
+            convolutions are then three to five times as fast; without them all are far slower. Logits are float32.
 
     Raises:
         ValueError: When an argument is out of range.
