@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import PrepareBatchExtraInput, SupervisedTrainer
+from monai.engines.utils import IterationEvents
 from monai.losses import DiceLoss
 from monai.transforms import Compose, ConcatItemsd
 from monai.utils import set_determinism
@@ -254,6 +255,34 @@ def test_gradient_is_clipped():
     assert norms[0.01] == pytest.approx([0.01] * 3, rel=1e-3)
     with pytest.raises(ValueError, match="`max_norm` must be > 0 or None, got -1"):
         ClipGradient(-1)
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_a_step_whose_gradient_is_not_finite_is_left_out(limit):
+    """The weights stay as they were, the training goes on, and the user is told which step it was."""
+    kept = []
+
+    class Spoil:
+        """Makes the loss of the second step infinitely steep."""
+
+        def attach(self, trainer):
+            trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, self.spoil)
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, self.keep)
+
+        def spoil(self, trainer):
+            if trainer.state.iteration == 2:
+                trainer.state.output["loss"] = trainer.state.output["loss"] * float("nan")
+
+        def keep(self, trainer):
+            kept.append(torch.cat([p.detach().flatten().clone() for p in trainer.network.parameters()]))
+
+    trainer = Samples().trainer([Spoil(), ClipGradient(limit)], epochs=3)
+    with pytest.warns(UserWarning, match="Step 2 of the training was left out: its gradient is not finite"):
+        trainer.run()
+    set_determinism(None)
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[1], kept[2])
+    assert kept[2].isfinite().all()
 
 
 def test_draw_without_masks_is_the_draw_with_masks():

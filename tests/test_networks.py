@@ -15,6 +15,7 @@ from torch import nn
 
 from monai_lcs.boxes import crop, pad_end
 from monai_lcs.networks import LabelConditionedUNet, atlas_attention
+from monai_lcs.networks.atlas_attention import AtlasAttention
 from monai_lcs.networks.blocks import InstanceNormalization, UpConvolution, convolve
 from monai_lcs.networks.blocks import up as make_up
 from monai_lcs.networks.crops import Mask, crop_source, gather
@@ -353,6 +354,20 @@ def test_attention_under_autocast_is_in_full_precision(dtype):
     sum(x.square().mean() for x in logits.values()).backward()
     assert torch.isfinite(shared.grad).all()
     assert shared.grad.any()
+
+
+def test_attention_bears_sums_that_round_to_more_than_one(monkeypatch):
+    """Weights of one voxel add up to 1 but for rounding: a label that has them all is sure, not NaN."""
+    attention = AtlasAttention(2, in_channels=3, width=8)
+    shared = attention.share(torch.rand(2, 1, 3, 8, 8), count=2)
+    exact = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda *arguments: exact(*arguments) * (1 + 4e-6))
+    mask, box = Mask.of(torch.ones(8, 8)), (slice(0, 8), slice(0, 8))
+    logits = attention(shared, items=[0], masks=[mask], boxes=[box])[0]
+    assert logits.isfinite().all()
+    assert logits.min() > 13
+    (gradient,) = torch.autograd.grad(logits.sum(), attention.query.weight)
+    assert gradient.isfinite().all()
 
 
 def test_batch_norm_of_a_shared_decoder_has_statistics_of_image_and_atlas():

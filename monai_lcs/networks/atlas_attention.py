@@ -133,7 +133,8 @@ class AtlasAttention(nn.Module):
             pairs = _Pairs.of(*chosen, shared.shape[2:], spatial_shape or shared.shape[2:])
             probabilities = self._attend(shared[item], pairs)
             for i, volume in zip(of_item, pairs.volumes(probabilities), strict=True):
-                p = SURE + (1 - 2 * SURE) * volume  # a gradient everywhere, and no two values become one
+                share = volume.clamp(max=1)  # a sum of hundreds of weights may round to more
+                p = SURE + (1 - 2 * SURE) * share  # a gradient everywhere, and no two values become one
                 answers[i] = (p / (1 - p)).log()
         return answers
 

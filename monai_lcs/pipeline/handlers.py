@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ class SeedEpochs:
 class ClipGradient:
     """Shortens the gradient of all weights to a largest norm before each step of the optimizer.
 
-    A handler of MONAI's trainers.
+    A handler of MONAI's trainers. A step whose gradient is not finite would spoil all weights: it is left out, with a
+    warning.
 
     Args:
         max_norm: the largest Euclidean norm, > 0; infinity or ``None`` for no limit.
@@ -64,14 +66,20 @@ class ClipGradient:
 
     def attach(self, trainer: Any) -> None:
         """Watch a trainer."""
-        if self.max_norm < float("inf"):
-            trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, trainer: Any) -> None:
         """After a backward: shorten the gradient."""
-        if trainer.amp and trainer.scaler is not None:  # mixed precision has scaled it
+        scaled = trainer.amp and trainer.scaler is not None
+        if scaled:  # mixed precision has scaled it, and leaves out steps that overflow by itself
             trainer.scaler.unscale_(trainer.optimizer)
-        torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_norm)
+        if not scaled and not norm.isfinite():
+            trainer.optimizer.zero_grad()  # without a gradient the optimizer changes nothing
+            warnings.warn(
+                f"Step {trainer.state.iteration} of the training was left out: its gradient is not finite.",
+                stacklevel=2,
+            )
 
 
 def show_epochs(trainer: Any, evaluator: Any, log_dir: str) -> None:
