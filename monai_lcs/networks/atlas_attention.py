@@ -88,8 +88,9 @@ class AtlasAttention(nn.Module):
         projected = (self.key(x) if i else self.query(x) for i, x in enumerate(features))
         if exporting():
             return torch.cat(list(projected), dim=1)
-        if torch.is_grad_enabled():  # a voxel's gradient is a sum over all that looked at it: in float32
-            return torch.cat(list(projected), dim=1).float()
+        if torch.is_grad_enabled():  # a voxel's gradient is a sum over all that looked at it: in float32 at least
+            both = torch.cat(list(projected), dim=1)
+            return both.to(torch.promote_types(both.dtype, torch.float32))
         shared = torch.empty(0)
         for i, x in enumerate(projected):  # into one tensor, so that no volume is in memory twice
             if not i:
