@@ -328,7 +328,8 @@ class Training:
         data: folder of malc2012.
         out: folder of the results.
         learning_rate: instead of the contender's.
-        bfloat16: whether the convolutions of the training are in bfloat16; all else, and all scores, are in float32.
+        bfloat16: whether the training is under ``torch.autocast`` in bfloat16; scores are in float32. Say it again when
+            the training goes on.
     """
 
     contenders: Mapping[str, Any] = CONTENDERS

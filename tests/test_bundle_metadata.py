@@ -123,7 +123,7 @@ def test_license_is_the_repository_s():
 
 
 def test_bfloat16_on_a_cpu_without_the_instructions(monkeypatch, recwarn):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     monai_lcs.bundle.check_bfloat16(True, "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     monai_lcs.bundle.check_bfloat16(False, "cpu")
@@ -131,6 +131,8 @@ def test_bfloat16_on_a_cpu_without_the_instructions(monkeypatch, recwarn):
     assert not recwarn
     with pytest.warns(UserWarning, match="AMX"):
         monai_lcs.bundle.check_bfloat16(True, "cpu")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monai_lcs.bundle.check_bfloat16(True, "cpu")  # an older PyTorch does not tell
 
 
 @pytest.mark.parametrize("config", ["train", "inference"])

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceCELoss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -303,6 +304,25 @@ def test_networks_of_slices(slices, name, bfloat16):
     assert all(p.grad is not None for p in model.parameters())
     assert converge_slices.dice_of(model, slices, 2).shape == (2,)
     assert model.training
+
+
+def test_loss_of_slices_is_monais(slices):
+    """Dice + cross-entropy over the whole batch, of the same logits."""
+    torch.manual_seed(0)
+    model = converge_slices.MultiChannel(2)
+    model.network.bottleneck.dropout.p = 0.0
+    images, labels = slices.images[:2], slices.labels[:2]
+    plain = DiceCELoss(
+        include_background=False,
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=True,
+        batch=True,
+        smooth_nr=1,
+        smooth_dr=1,
+    )(model.network(images[:, :1]), labels[:, :1])
+    ours = model.loss(images, labels, np.random.default_rng(0))
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_a_copy_of_8_bits_is_near_the_weights():

@@ -45,8 +45,9 @@ def is_cuda(device: torch.device | str) -> bool:
 
 def check_bfloat16(wanted: bool, device: torch.device | str) -> None:
     """Warn where a CPU has no instructions for products in bfloat16: it trains far slower with them than without."""
-    if wanted and not is_cuda(device) and not torch.cpu.get_capabilities().get("amx_bf16"):
-        warnings.warn("--bfloat16 will slow this training down: the CPU has no AMX instructions.", stacklevel=2)
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # of newer versions
+    if wanted and torch.device(device).type == "cpu" and capabilities and not capabilities().get("amx_bf16"):
+        warnings.warn("--bfloat16 may slow this training down: the CPU has no AMX instructions.", stacklevel=2)
 
 
 def default_workers(device: torch.device | str) -> int:

@@ -40,7 +40,7 @@ class LabelBoxInferer(Inferer):
         atlas_channels: channels of the atlas image, which come next; the rest are atlas masks, or the atlas label map.
         votes: with ``groups``: whether the rest are votes, as for :class:`LabelSweepInferer`.
         bfloat16: call the network under ``torch.autocast`` in bfloat16. On a CPU with AMX instructions, wide
-            convolutions are then three to five times as fast; without them all are far slower. Logits are float32.
+            convolutions are then faster; without them all may be far slower. Logits are float32.
 
     Raises:
         ValueError: When an argument is out of range.
@@ -78,7 +78,7 @@ class LabelBoxInferer(Inferer):
         self.atlas_channels = atlas_channels
         self.first_mask = image_channels + atlas_channels
         self.votes = votes
-        self.bfloat16 = bfloat16
+        self._bfloat16 = bfloat16  # no property of a training: it may go on with or without
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, groups: Tensor | None = None, **kwargs: Any
@@ -109,10 +109,10 @@ class LabelBoxInferer(Inferer):
             args, kwargs = (), {"boxes": self.boxes(inputs), "halo": self.halo}
         with self._precision(inputs):
             logits = network(plain, *args, **kwargs)
-        return logits.float() if self.bfloat16 else logits
+        return logits.float() if self._bfloat16 else logits
 
     def _precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
-        return torch.autocast(inputs.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        return torch.autocast(inputs.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
     def boxes(self, inputs: Tensor) -> list[list[Box | None]]:
         """Find the box of every mask, ``boxes[item][k]``; ``None`` for an empty mask.
@@ -163,7 +163,7 @@ class LabelBoxInferer(Inferer):
         with self._precision(inputs):
             logits = network(plain[:, :-label_channels], boxes=boxes, halo=self.halo, masks=masks)
         return [
-            LabelBoxLogits(item, ids, box, x.float() if self.bfloat16 and x is not None else x)
+            LabelBoxLogits(item, ids, box, x.float() if self._bfloat16 and x is not None else x)
             for item, of_item in enumerate(zip(asked, boxes, logits, strict=True))
             for ids, box, x in zip(*of_item, strict=True)
         ]

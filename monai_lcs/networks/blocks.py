@@ -177,7 +177,7 @@ class InstanceNormalization(torch.autograd.Function):
 def normalize_and_activate(layers: nn.Module, x: Tensor) -> Tensor:
     """Call the norm and the activation of MONAI's ``Convolution``; on a CPU an instance norm is :func:`instance_norm`.
 
-    Under ``torch.autocast("cpu")`` that norm is in float32: sums over a volume are.
+    Under ``torch.autocast("cpu")`` the instance norm is in float32: sums over a volume are.
 
     Example:
         >>> layers = Convolution(2, 1, 1, act="relu", norm=normalization("instance", 1), adn_ordering="NA").adn

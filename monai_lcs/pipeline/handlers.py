@@ -50,7 +50,7 @@ class ClipGradient:
     """Shortens the gradient of all weights to a largest norm before each step of the optimizer.
 
     A handler of MONAI's trainers. A step whose gradient is not finite would spoil all weights: it is left out, with a
-    warning.
+    warning; in mixed precision by the scaler, without.
 
     Args:
         max_norm: the largest Euclidean norm, > 0; infinity or ``None`` for no limit.
@@ -71,6 +71,8 @@ class ClipGradient:
     def __call__(self, trainer: Any) -> None:
         """After a backward: shorten the gradient."""
         scaled = trainer.amp and trainer.scaler is not None
+        if scaled and self.max_norm == float("inf"):
+            return
         if scaled:  # mixed precision has scaled it, and leaves out steps that overflow by itself
             trainer.scaler.unscale_(trainer.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_norm)
