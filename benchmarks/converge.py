@@ -328,8 +328,10 @@ class Training:
         data: folder of malc2012.
         out: folder of the results.
         learning_rate: instead of the contender's.
-        bfloat16: whether the training is under ``torch.autocast`` in bfloat16; scores are in float32. Say it again when
-            the training goes on.
+        bfloat16: whether the training is under ``torch.autocast`` in bfloat16; scores are in float32.
+
+    Raises:
+        SystemExit: When the checkpoint is of the other precision.
     """
 
     contenders: Mapping[str, Any] = CONTENDERS
@@ -359,6 +361,10 @@ class Training:
         self.progress = Progress()
         if self.checkpoint.is_file():
             state = torch.load(self.checkpoint, weights_only=True)
+            if state.get("bfloat16", False) != bfloat16:
+                sys.exit(
+                    f"{self.checkpoint} was trained {'without' if bfloat16 else 'with'} --bfloat16: go on as it was."
+                )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
@@ -446,7 +452,7 @@ class Training:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(cases, rng)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm, error_if_nonfinite=True)
         self.optimizer.step()
         return loss.item()
 
@@ -496,6 +502,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
+            "bfloat16": self.bfloat16,
         }
         write_atomically(self.checkpoint, lambda path: torch.save(state, path))
         curve = pd.DataFrame(self.progress.curve)

@@ -349,3 +349,19 @@ def test_slices_stop_by_the_rule_or_after_all_steps():
     assert not done(0.1, 0.2, 0.3, 0.4, 0.5)
     assert not done(*(0.1 * i for i in range(9)))
     assert done(*(0.1 * i for i in range(10)))
+
+
+def test_a_training_goes_on_in_its_own_precision(tmp_path):
+    class Tiny(converge.Training):
+        contenders = {"tiny": converge.Contender(None, (), 0.1, 0)}
+
+        def read_labels(self):
+            return pd.DataFrame({"id": [1], "name": ["a"], "mirrored": [1]})
+
+        def make_model(self):
+            return torch.nn.Conv3d(1, 1, 1)
+
+    Tiny("tiny", 0, tmp_path, tmp_path, bfloat16=True).save()
+    assert Tiny("tiny", 0, tmp_path, tmp_path, bfloat16=True).bfloat16
+    with pytest.raises(SystemExit, match="was trained with --bfloat16"):
+        Tiny("tiny", 0, tmp_path, tmp_path)

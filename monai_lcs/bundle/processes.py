@@ -44,7 +44,12 @@ def is_cuda(device: torch.device | str) -> bool:
 
 
 def check_bfloat16(wanted: bool, device: torch.device | str) -> None:
-    """Warn where a CPU has no instructions for products in bfloat16: it trains far slower with them than without."""
+    """Warn where a CPU lacks AMX instructions: it may train slower in bfloat16 than in float32.
+
+    Args:
+        wanted: whether to train in bfloat16.
+        device: where.
+    """
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # of newer versions
     if wanted and torch.device(device).type == "cpu" and capabilities and not capabilities().get("amx_bf16"):
         warnings.warn("--bfloat16 may slow this training down: the CPU has no AMX instructions.", stacklevel=2)
