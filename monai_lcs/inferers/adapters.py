@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_lcs.boxes import Box, padded_shape, size_of, whole_box
-from monai_lcs.networks import Features, LabelConditionedNetwork, LabelConditionedUNet
+from monai_lcs.networks import Features, LabelConditionedNetwork, LabelConditionedUNet, MeanNetwork
 from monai_lcs.networks.crops import Mask
 
 __all__ = ["Adapter", "EncodeOnceAdapter", "PlainAdapter", "adapt", "unwrapped"]
@@ -72,7 +72,7 @@ class EncodeOnceAdapter:
 
     def batches(self, boxes: Sequence[Box], shape: Sequence[int], room: float) -> list[Batch]:
         """Which boxes are decoded together in a window of a shape, and in which size."""
-        if not isinstance(self.network, LabelConditionedUNet):
+        if not isinstance(self.network, LabelConditionedUNet | MeanNetwork):
             return [([i], size_of(box)) for i, box in enumerate(boxes)]
         return self.network.batches(boxes, padded_shape(shape, self.stride), room)
 

@@ -15,7 +15,14 @@ from monai_lcs.pipeline.run_definition import RunDefinition
 from monai_lcs.pipeline.segmenter import Segmenter
 from monai_lcs.pipeline.settings import Settings, make_network, on_device
 from monai_lcs.pipeline.trainer import train
-from monai_lcs.pipeline.weights import bundle_folder, check_trained_for, describe_weights, load_weights, shipped_weights
+from monai_lcs.pipeline.weights import (
+    bundle_folder,
+    check_trained_for,
+    describe_weights,
+    join_weights,
+    load_weights,
+    shipped_weights,
+)
 
 __all__ = [
     "AlignedAtlas",
@@ -36,6 +43,7 @@ __all__ = [
     "describe_other_labels",
     "describe_untrained_fusion",
     "describe_weights",
+    "join_weights",
     "load_weights",
     "make_network",
     "on_device",

@@ -22,7 +22,7 @@ from monai_lcs.inferers import AtlasLabelInferer
 from monai_lcs.labels import RequestedLabel
 from monai_lcs.pipeline.guard import compare_with_propagated, lost_labels
 from monai_lcs.pipeline.ranks import rank
-from monai_lcs.pipeline.settings import Settings
+from monai_lcs.pipeline.settings import Settings, make_network, on_device
 from monai_lcs.pipeline.weights import load_weights
 from monai_lcs.pipeline.weights_file import read_state, write_weights
 from monai_lcs.results.tsv import write_tsv
@@ -165,11 +165,12 @@ class BestModel:
         return list(lost_labels(comparison, self.requests, self.atlas.table))
 
     def _score_present(self, evaluator: Any) -> float:
-        """The validation Dice of the weights that answer now; the network has its own again afterwards."""
-        own = {name: x.clone() for name, x in self.network.state_dict().items()}
-        self._load(self.present)
+        """The validation Dice of the weights that answer now, be they of another shape or of several networks."""
+        network = make_network(self._settings_of(self.present))
+        load_weights(str(self.present), network)
+        trained, evaluator.network = evaluator.network, on_device(network, evaluator.state.device).eval()
         score = self._validate(evaluator, evaluator.inferer)
-        self.network.load_state_dict(own)
+        evaluator.network = trained
         return score
 
     def _validate(self, evaluator: Any, inferer: Any) -> float:
@@ -182,12 +183,17 @@ class BestModel:
 
     def _load(self, weights: Any) -> None:
         """Load weights, unless their settings say that they compute something else: the shapes would not tell."""
+        self._settings_of(weights, "up_activation")
+        load_weights(weights, self.network)
+
+    def _settings_of(self, weights: Any, *same: str) -> Settings:
+        """The settings of weights, which must see the same input, and be the same in what else is named."""
         then = Settings.of_weights(weights, self.settings)
-        for name in ("up_activation", "soft_masks"):
+        for name in ("soft_masks", *same):
             trained, now = getattr(then, name), getattr(self.settings, name)
             if trained != now:
                 raise ValueError(f"{weights} was trained with `{name}` {trained}, got {now}: give {trained}.")
-        load_weights(weights, self.network)
+        return then
 
     def _keep_earlier(self) -> None:
         if not self.path.is_file():

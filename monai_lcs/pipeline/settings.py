@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from monai_lcs.atlas import ALIGNMENTS
 from monai_lcs.files import write_atomically
 from monai_lcs.inferers import LabelBoxInferer, LabelSweepInferer
 from monai_lcs.labels import is_integer
-from monai_lcs.networks import LabelConditionedUNet, check_halo
+from monai_lcs.networks import LabelConditionedUNet, MeanNetwork, check_halo
 from monai_lcs.pipeline.weights_file import facts_of_weights
 
 __all__ = ["Settings", "make_network", "on_device"]
@@ -31,6 +31,9 @@ PROPAGATED_MM = (1.0, 1.0, 1.0)  # without a network: coarser voxels would lose 
 NORMS = tuple(name.lower() for name in Norm.names)
 NORM_ARGUMENTS = {"affine", "eps", "momentum", "num_groups", "track_running_stats"}
 MOST_LEVELS, MOST_WEIGHTS = 12, 2**28  # 1 GiB: settings of a stranger must not take all memory
+MOST_NETWORKS = 8
+
+NETWORK = {"channels", "conditioning", "norm", "prior_logit", "up_activation"}  # what makes the shape of a network
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Settings:
             :class:`monai_lcs.inferers.ScanVotes`.
         propagated: names of the labels whose propagated mask is the answer, since the network was worse on the
             validation cases.
+        further_networks: shapes of further networks whose weights are in the same file, each with ``channels``,
+            ``conditioning``, ``norm``, ``prior_logit`` and ``up_activation``, by default as above. The answer is then
+            the mean of all, see :class:`monai_lcs.networks.MeanNetwork`. Training does not make such weights:
+            :func:`monai_lcs.pipeline.join_weights` does.
 
     Raises:
         ValueError: for an unknown ``align`` and for numbers that make no sense: NaN, negative, not as many as needed.
@@ -84,15 +91,23 @@ class Settings:
     soft_masks: bool = False
     vote_weight: float = 0.0
     propagated: Sequence[str] = ()
+    further_networks: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("spacing", "channels", "norm", "propagated"):  # JSON has lists, where equal settings must be equal
+        for name in (
+            "spacing",
+            "channels",
+            "norm",
+            "propagated",
+            "further_networks",
+        ):  # JSON has lists, where equal settings must be equal
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         look_up_option(self.align, ALIGNMENTS)
         check_halo(self.halo)
         self._check_input()
         self._check_network()
+        self._check_further_networks()
 
     def _check_input(self) -> None:
         if not _numbers(self.spacing, 3) or not all(MIN_MM <= mm <= MAX_MM for mm in self.spacing):
@@ -129,6 +144,25 @@ class Settings:
         if not isinstance(arguments, Mapping) or not NORM_ARGUMENTS.issuperset(arguments):
             allowed = ", ".join(sorted(NORM_ARGUMENTS))
             raise ValueError(f"`norm` must be a name, or a name and {allowed}, got {str(self.norm)[:100]}.")
+
+    def _check_further_networks(self) -> None:
+        further = self.further_networks
+        if not isinstance(further, tuple) or not all(isinstance(x, Mapping) and set(x) <= NETWORK for x in further):
+            raise ValueError(f"`further_networks` must be a list of {sorted(NETWORK)}, got {str(further)[:100]}.")
+        if len(further) >= MOST_NETWORKS:
+            raise ValueError(f"`further_networks` must be fewer than {MOST_NETWORKS}, got {len(further)}.")
+        self.of_each_network()  # which checks them
+
+    def of_each_network(self) -> list[Settings]:
+        """The settings of each network by itself, this one's first.
+
+        Example:
+            >>> settings = Settings(further_networks=[{"conditioning": "shared"}])
+            >>> [each.conditioning for each in settings.of_each_network()]
+            ['multiscale', 'shared']
+        """
+        alone = replace(self, further_networks=()) if self.further_networks else self
+        return [alone, *(replace(alone, **dict(shape)) for shape in self.further_networks)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -193,7 +227,7 @@ class Settings:
     @property
     def sees_each_atlas(self) -> bool:
         """Whether the network looks at each of several atlases, instead of at what their votes make of them."""
-        return self.conditioning == "shared" and not self.soft_masks
+        return not self.soft_masks and all(each.conditioning == "shared" for each in self.of_each_network())
 
     def label_sweep(self, labels: Any = None, **options: Any) -> LabelSweepInferer:
         """The inferer of these settings; ``options`` are its other arguments."""
@@ -213,8 +247,8 @@ def _numbers(values: Any, count: int | None = None) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
 
 
-def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:
-    """The network of these settings, with random weights.
+def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet | MeanNetwork:
+    """The network of these settings, with random weights; of several, their mean.
 
     Args:
         settings: its shape.
@@ -224,10 +258,13 @@ def make_network(settings: Settings, **options: Any) -> LabelConditionedUNet:
         >>> make_network(Settings(channels=(4, 8))).channels
         (4, 8)
     """
-    names = ("channels", "conditioning", "norm", "prior_logit", "up_activation")
-    shape = {name: getattr(settings, name) for name in names}
-    arguments = {"spatial_dims": 3, "dropout": 0.0, **shape, **options}
-    return LabelConditionedUNet(**arguments)
+    networks = [
+        LabelConditionedUNet(
+            **{"spatial_dims": 3, "dropout": 0.0, **{name: getattr(each, name) for name in NETWORK}, **options}
+        )
+        for each in settings.of_each_network()
+    ]
+    return MeanNetwork(networks) if len(networks) > 1 else networks[0]
 
 
 def on_device(network: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from monai.config import PathLike
 
 from monai_lcs.atlas import Atlas, fingerprint
-from monai_lcs.pipeline.weights_file import facts_of_weights, read_state
+from monai_lcs.networks import MeanNetwork
+from monai_lcs.pipeline.settings import NETWORK, Settings, make_network
+from monai_lcs.pipeline.weights_file import facts_of_weights, read_state, write_weights
 
 __all__ = [
     "BUNDLE_NAME",
@@ -21,6 +24,7 @@ __all__ = [
     "check_trained_for",
     "describe_weights",
     "fingerprint_of",
+    "join_weights",
     "load_weights",
     "shipped_weights",
     "weights_card",
@@ -28,6 +32,10 @@ __all__ = [
 
 BUNDLE_NAME = "whole_brain_lcs_segmentation"
 SHIPPED_WEIGHTS = {"permissive": "model.pt", "research": "model_research.pt", "generalist": "model_generalist.pt"}
+
+
+SAME_INPUT = ("margin_mm", "halo", "soft_masks", "fused")
+"""What the networks of one file must have in common."""
 
 
 def bundle_folder() -> Path:
@@ -151,7 +159,7 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     Args:
         path: their file: the network's state, or a dictionary that has it under ``"model"``, see
             :func:`monai_lcs.pipeline.weights_file.write_weights`.
-        network: what they are for.
+        network: what they are for. One network takes the first of several in a file, with a warning.
 
     Raises:
         ValueError: when there is no such file, it cannot be read as weights, or they are another network's; with the
@@ -166,6 +174,7 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
         raise ValueError(f"There are no weights in {path}: train first, or name another file.")
     state = read_state(path)
     bare: Any = getattr(network, "module", network)  # DistributedDataParallel
+    state = state if isinstance(bare, MeanNetwork) else _first_of_several(state, path)
     found, expected = ({name: tuple(x.shape) for name, x in one.items()} for one in (state, bare.state_dict()))
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if any(name.startswith("label_head.") for name in found):
@@ -179,6 +188,64 @@ def load_weights(path: PathLike, network: torch.nn.Module) -> None:
     if broken:
         raise ValueError(f"The weights in {path} are NaN or infinite, {broken[0]} first: their training failed.")
     bare.load_state_dict(state)
+
+
+def _first_of_several(state: dict[str, torch.Tensor], path: PathLike) -> dict[str, torch.Tensor]:
+    """The weights of the first network, where a file has several; others as they are."""
+    if not state or not all(name.startswith("networks.") for name in state):
+        return state
+    count = len({name.split(".")[1] for name in state})
+    warnings.warn(
+        f"{path} has {count} networks whose answers are averaged: the first alone is taken.",
+        stacklevel=3,
+    )
+    first = "networks.0."
+    return {name.removeprefix(first): weight for name, weight in state.items() if name.startswith(first)}
+
+
+def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> None:
+    """Write the weights of several trainings into one file; its answer is the mean of their probabilities.
+
+    They are kept in half precision. How the scan is prepared, which labels are propagated and the card are those of the
+    first, unless ``facts`` say otherwise.
+
+    Args:
+        paths: files of weights with their settings, two or more.
+        path: the file to write, and beside it a copy of the settings, ``.json``.
+        facts: settings, or ``card``, that replace those of the first.
+
+    Raises:
+        ValueError: when a file cannot be read, or a network must see another input than the first: another margin,
+            halo, soft masks, or training with the votes of several atlases.
+
+    Example:
+        >>> from monai_lcs.pipeline import Settings, make_network
+        >>> from monai_lcs.pipeline.weights_file import write_weights
+        >>> folder = getfixture("tmp_path")
+        >>> for kind in ("multiscale", "shared"):
+        ...     settings = Settings(channels=(4, 8), conditioning=kind)
+        ...     write_weights(folder / f"{kind}.pt", make_network(settings).state_dict(), settings.to_dict())
+        >>> join_weights([folder / "multiscale.pt", folder / "shared.pt"], folder / "both.pt", propagated=["CSF"])
+        >>> both = Settings.of_weights(folder / "both.pt")
+        >>> load_weights(folder / "both.pt", make_network(both))
+        >>> [each.conditioning for each in both.of_each_network()], both.propagated
+        (['multiscale', 'shared'], ('CSF',))
+    """
+    settings = [Settings.of_weights(each) for each in paths]
+    first, *others = settings
+    for each, file in zip(others, list(paths)[1:], strict=True):
+        differ = [name for name in SAME_INPUT if getattr(each, name) != getattr(first, name)]
+        if differ or each.further_networks or first.further_networks:
+            reason = f"they differ in {', '.join(differ)}" if differ else "one of them has several networks already"
+            raise ValueError(f"{file} and {paths[0]} cannot be joined: {reason}.")
+    state = {f"networks.{n}.{name}": x for n, each in enumerate(paths) for name, x in read_state(each).items()}
+    shapes = [{name: value for name, value in each.to_dict().items() if name in NETWORK} for each in others]
+    card = {"card": card} if (card := _card(paths[0])) else {}
+    known = {**first.to_dict(), "further_networks": shapes, **card, **facts}
+    make = make_network(Settings.from_dict({name: value for name, value in known.items() if name != "card"}))
+    half = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
+    write_weights(path, half, known)
+    load_weights(path, make)  # they fit
 
 
 def cause(error: BaseException) -> str:
