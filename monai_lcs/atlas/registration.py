@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 import SimpleITK as sitk
 
+from monai_lcs.atlas.histograms import QUANTILES, match_histogram
+
 __all__: list[str] = []
 
 Rigid = sitk.Euler2DTransform | sitk.Euler3DTransform
@@ -211,8 +213,12 @@ SMOOTH_VOXELS = 0.75  # of the displacement field after each iteration
 def deform(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, levels: Sequence[tuple[int, int]]
 ) -> sitk.Transform:
-    """Add a smooth displacement of every voxel to ``start``: symmetric-forces demons, coarse to fine."""
-    images = [_locally_normalized(image, LOCAL_MM) for image in (fixed, resample(moving, fixed, start))]
+    """Add a smooth displacement of every voxel to ``start``: symmetric-forces demons, coarse to fine.
+
+    Demons compare intensities. So the atlas image first gets the histogram of the scan.
+    """
+    warped = resample(moving, fixed, start)
+    images = [_locally_normalized(image, LOCAL_MM) for image in (fixed, _like(fixed, warped))]
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetStandardDeviations(SMOOTH_VOXELS)
     # The mean change is summed up in whichever order the threads finish: it must not decide when to stop.
@@ -231,6 +237,16 @@ def deform(
         return start
     displacement = sitk.DisplacementFieldTransform(sitk.Cast(sitk.Resample(field, fixed), sitk.sitkVectorFloat64))
     return sitk.CompositeTransform([start, displacement])  # the last one is applied first
+
+
+def _like(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
+    """An aligned image with the histogram of ``fixed``, where neither is background."""
+    backgrounds = background(warped), background(fixed)
+    arrays = [sitk.GetArrayViewFromImage(image) for image in (warped, fixed)]
+    neither = np.logical_and(*(array != value for array, value in zip(arrays, backgrounds, strict=True)))
+    matched = sitk.GetImageFromArray(match_histogram(*arrays, neither, backgrounds))
+    matched.CopyInformation(fixed)
+    return matched
 
 
 def _locally_normalized(image: sitk.Image, mm: float) -> sitk.Image:
@@ -263,4 +279,4 @@ def similarity(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
 
 def constants() -> tuple[object, ...]:
     """What an alignment depends on besides its images and arguments: an alignment kept on disk is found by it."""
-    return SAMPLES, tuple(DEMONS.items()), MIN_DEMONS_SIZE, LOCAL_MM, SMOOTH_VOXELS
+    return SAMPLES, tuple(DEMONS.items()), MIN_DEMONS_SIZE, LOCAL_MM, SMOOTH_VOXELS, QUANTILES
