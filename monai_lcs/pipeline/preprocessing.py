@@ -24,7 +24,6 @@ from monai.utils import TransformBackends, look_up_option
 
 from monai_lcs.atlas import Alignment, AlignmentCache, Atlas, AtlasAligner
 from monai_lcs.atlas.fusion import fuse_votes, vote_weights
-from monai_lcs.atlas.histograms import match_histogram
 from monai_lcs.atlas.voters import LabelMapVoter, PartialVolumeVoter
 from monai_lcs.grids import affine_of, meta_on_grid, on_grid_of, resample, same_grid, upright
 from monai_lcs.inferers import name_scan_grid
@@ -277,15 +276,12 @@ class Preprocessing(Transform):
             ``"atlas_label"`` are the votes, of which the last channel is the label map. Where the network sees each of
             K atlases ``"atlas_image"`` has their K images, and ``"atlas_label"`` K label maps and that of the vote.
         """
-        image, atlases = scale_intensity(scan.image), aligned.each or (aligned,)
-        atlas_images = [scale_intensity(atlas.image) for atlas in atlases]
-        if self.settings.match_atlas:
-            atlas_images = [match_intensity(atlas_image, image) for atlas_image in atlas_images]
+        atlases = aligned.each or (aligned,)
         label_maps = [aligned.label_map if aligned.votes is None else aligned.votes]
         label_maps = [*(atlas.label_map for atlas in aligned.each), *label_maps]
         volumes: Any = {
-            "image": image,
-            "atlas_image": _channels(atlas_images),
+            "image": scale_intensity(scan.image),
+            "atlas_image": _channels([scale_intensity(atlas.image) for atlas in atlases]),
             "atlas_label": _channels(label_maps),
         }
         volumes.update(more or {})
@@ -433,23 +429,6 @@ def scale_intensity(image: MetaTensor) -> MetaTensor:
     """
     scaled: Any = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)(image)
     return scaled
-
-
-def match_intensity(image: MetaTensor, reference: MetaTensor) -> MetaTensor:
-    """Give an image the histogram of another one that is aligned to it, where both are above 0.
-
-    Args:
-        image: ``(1, *spatial)``, from :func:`scale_intensity`.
-        reference: likewise, on the same grid.
-
-    Example:
-        >>> scan = MetaTensor(torch.linspace(0, 1, 101)[None])
-        >>> matched = match_intensity(MetaTensor(scan**3), scan)
-        >>> bool((matched - scan).abs().max() < 0.01)
-        True
-    """
-    both = ((image > 0) & (reference > 0)).numpy()
-    return on_grid_of(image, torch.from_numpy(match_histogram(image.numpy(), reference.numpy(), both)), image.meta)
 
 
 def as_volume(image: Any) -> MetaTensor:

@@ -63,9 +63,6 @@ class Settings:
             atlases than they were trained with. They correct the masks then; from 0.5 on they move borders alone.
             Training does not use it, nor does inference with several atlases or with ``upsample``. See
             :class:`monai_lcs.inferers.ScanVotes`.
-        match_atlas: whether the aligned atlas image gets the histogram of the scan, so that it has the contrast of the
-            same tissues; see :func:`monai_lcs.pipeline.preprocessing.match_intensity`. It is for weights that are used
-            with other atlases than they were trained with.
         propagated: names of the labels whose propagated mask is the answer, since the network was worse on the
             validation cases.
         further_networks: shapes of further networks whose weights are in the same file, each with ``channels``,
@@ -93,7 +90,6 @@ class Settings:
     fused: bool = False
     soft_masks: bool = False
     vote_weight: float = 0.0
-    match_atlas: bool = False
     propagated: Sequence[str] = ()
     further_networks: Sequence[Mapping[str, Any]] = ()
 
@@ -134,7 +130,7 @@ class Settings:
         self._check_norm()
         if not _numbers([self.prior_logit]):
             raise ValueError(f"`prior_logit` must be a number, got {self.prior_logit!r}.")
-        for name in ("up_activation", "soft_masks", "match_atlas"):
+        for name in ("up_activation", "soft_masks"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
         if isinstance(self.propagated, str) or not all(isinstance(name, str) for name in self.propagated):
@@ -205,12 +201,8 @@ class Settings:
         if not facts:
             return cls.from_dict(known)
         try:
-            before = {
-                "up_activation": False,
-                "soft_masks": False,
-                "vote_weight": 0.0,
-                "match_atlas": False,
-            }  # as before these were settings
+            # as before these were settings
+            before = {"up_activation": False, "soft_masks": False, "vote_weight": 0.0, "further_networks": []}
             kept = {**before, **facts}
             return cls.from_dict({name: kept.get(name, value) for name, value in known.items()})
         except (ValueError, TypeError, AttributeError) as error:
