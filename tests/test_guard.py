@@ -17,6 +17,7 @@ from monai_lcs.pipeline.guard import (
     AnswerWithMasksd,
     answer_with_masks,
     compare_with_propagated,
+    expected_gains,
     lost_labels,
     propagated_requests,
 )
@@ -40,14 +41,41 @@ def test_masks_are_written_over_what_the_network_found():
 
 def test_compare_with_propagated():
     nan = float("nan")
-    propagated = np.array([[0.9, 0.5, nan], [0.7, 0.5, nan]])
+    propagated = np.array([[0.8, 0.5, nan], [nan, 0.5, nan]])
     network = np.array([[0.8, 0.6, nan], [nan, 0.4, nan]])
     table = compare_with_propagated(ONE, propagated, network)
-    assert table.propagated.tolist()[:2] == [pytest.approx(0.8), 0.5]
+    assert table.propagated.tolist()[:2] == [0.8, 0.5]
     assert table.network_wins.tolist() == [True, True, True]  # equal means, and a label that no case has
     network[0] = [0.7, 0.4, nan]
     table = compare_with_propagated(ONE, propagated, network)
     assert lost_labels(table, ONE, TABLE) == ("ventricle", "hippocampus")
+
+
+def test_a_loss_in_one_case_is_held_against_what_chance_does():
+    """Labels of equal worth and noisy cases: none is lost by the one that chance picks out; a true loss is."""
+    rng = np.random.default_rng(0)
+    names = [f"{side}-{n}" for side in ("Left", "Right") for n in range(60)]
+    one_case = 0.1 + 0.08 * rng.standard_normal((1, 120))
+    assert (one_case < 0).any()
+    assert not (expected_gains(one_case, names) < 0).any()
+    several = 0.1 + 0.08 * rng.standard_normal((4, 120))
+    assert abs(expected_gains(several, names) - 0.1).max() < abs(several.mean(0) - 0.1).max() / 2
+    worse = np.tile(np.linspace(-0.2, 0.4, 60), 2)  # labels differ, cases hardly
+    for cases in (1, 3):
+        gains = worse + 0.01 * rng.standard_normal((cases, 120))
+        np.testing.assert_allclose(expected_gains(gains, names), worse, atol=0.05)
+    # Efron and Morris by hand: two cases, noise 0.5 * 0.02 = 0.01, the rest of the variance is between labels
+    gains = np.array([np.linspace(0, 0.6, 12) + 0.1, np.linspace(0, 0.6, 12) - 0.1])
+    between = np.linspace(0, 0.6, 12).var(ddof=1) - 0.02 / 2
+    expected = 0.3 + between / (between + 0.01) * (np.linspace(0, 0.6, 12) - 0.3)
+    np.testing.assert_allclose(expected_gains(gains, [str(n) for n in range(12)]), expected)
+
+
+def test_few_labels_are_taken_as_they_are():
+    gains = np.array([[-0.1, 0.3, float("nan")]])
+    np.testing.assert_array_equal(expected_gains(gains, ["a", "b", "c"]), gains[0])
+    unpaired = np.linspace(-0.1, 0.5, 30)[None]
+    np.testing.assert_array_equal(expected_gains(unpaired, [str(n) for n in range(30)]), unpaired[0])
 
 
 def test_unions_are_lost_and_found_by_their_members():

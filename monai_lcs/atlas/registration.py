@@ -241,10 +241,10 @@ def deform(
 
 def _like(fixed: sitk.Image, warped: sitk.Image) -> sitk.Image:
     """An aligned image with the histogram of ``fixed``, where neither is background."""
+    image, reference = (sitk.GetArrayViewFromImage(each) for each in (warped, fixed))
     backgrounds = background(warped), background(fixed)
-    arrays = [sitk.GetArrayViewFromImage(image) for image in (warped, fixed)]
-    neither = np.logical_and(*(array != value for array, value in zip(arrays, backgrounds, strict=True)))
-    matched = sitk.GetImageFromArray(match_histogram(*arrays, neither, backgrounds))
+    neither = (image != backgrounds[0]) & (reference != backgrounds[1])
+    matched = sitk.GetImageFromArray(match_histogram(image, reference, neither, backgrounds))
     matched.CopyInformation(fixed)
     return matched
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["infer_hemisphere", "parse_hemisphere"]
+__all__ = ["infer_hemisphere", "name_of_both_sides", "parse_hemisphere"]
 
 _HEMISPHERES = {
     "L": ("l", "left", "lh"),
@@ -48,3 +48,13 @@ def infer_hemisphere(name: str) -> str | None:
     found = [word for pattern in _PATTERNS for word in re.findall(pattern, name.strip())]
     sides = {word[0].upper() for word in found}
     return sides.pop() if len(sides) == 1 else None
+
+
+def name_of_both_sides(name: str) -> str:
+    """The name without what tells its hemisphere, which is the same for both sides of a structure.
+
+    Example:
+        >>> [name_of_both_sides(name) for name in ("ctx-lh-insula", "ctx-rh-insula", "Leftover")]
+        ['ctx--insula', 'ctx--insula', 'Leftover']
+    """
+    return name if infer_hemisphere(name) is None else re.sub("|".join(_PATTERNS), "", name.strip())

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from monai_lcs.labels import LabelTable, RequestedLabel, label_mask
+from monai_lcs.labels.hemispheres import infer_hemisphere, name_of_both_sides
 from monai_lcs.labels.queries import label_names
 from monai_lcs.study.cases import shorten_names
 
@@ -20,9 +21,13 @@ __all__ = [
     "answer_with_masks",
     "compare_with_propagated",
     "describe_propagated",
+    "expected_gains",
     "lost_labels",
     "propagated_requests",
 ]
+
+LEAST_LABELS = 10
+"""Labels, or pairs of sides, that tell how noisy a gain is."""
 
 
 def compare_with_propagated(
@@ -36,8 +41,9 @@ def compare_with_propagated(
         network: likewise, of the network.
 
     Returns:
-        Columns ``id``, ``name``, ``propagated`` and ``network``, means over the cases that have the label, and
-        ``network_wins``: whether the network is at least as good; also for a label that no case has.
+        Columns ``id``, ``name``, ``propagated`` and ``network``, means over the cases that have the label;
+        ``expected_gain``, see :func:`expected_gains`; and ``network_wins``: whether that is no loss; also for a label
+        that no case has.
 
     Example:
         >>> requests = [RequestedLabel(4, "ventricle", (4,)), RequestedLabel(17, "hippocampus", (17,))]
@@ -48,7 +54,58 @@ def compare_with_propagated(
     means = pd.DataFrame({"propagated": pd.DataFrame(propagated).mean(), "network": pd.DataFrame(network).mean()})
     means.insert(0, "id", [request.id for request in requests])
     means.insert(1, "name", [request.name for request in requests])
-    return means.assign(network_wins=~(means.network < means.propagated))
+    gains = expected_gains(network - propagated, list(means.name))
+    return means.assign(expected_gain=gains, network_wins=~(gains < 0))
+
+
+def expected_gains(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """What to expect of a network on each label, from its gains in Dice in a few cases.
+
+    Of many labels the one that loses most in a few cases does so by chance as well. So means over the cases are drawn
+    toward the mean of all labels, the more the noisier they are (empirical Bayes, Efron and Morris 1975). The noise is
+    what cases differ in; with one case, what the two sides of a structure differ in. With fewer than
+    :data:`LEAST_LABELS` labels or pairs of sides it cannot be told, and means stay as they are.
+
+    Args:
+        gains: ``(cases, labels)``, the network's Dice minus that of the propagated masks; NaN for what a case lacks.
+        names: of the labels; they tell the sides.
+
+    Returns:
+        ``(labels,)``; NaN for a label that no case has.
+
+    Example:
+        >>> names = [f"{side} {n}" for side in ("left", "right") for n in range(20)]
+        >>> gains = np.tile([0.05, 0.1, 0.15, 0.2], 10)[None]
+        >>> gains[0, 0] = -0.1  # the other side gains 0.05
+        >>> bool(expected_gains(gains, names)[0] > -0.1), expected_gains(gains[:, :1], names[:1]).tolist()
+        (True, [-0.1])
+    """
+    table = pd.DataFrame(gains, columns=range(len(names)))
+    means, counts = table.mean(), table.count()
+    of_one_case = _noise_of_cases(table) if len(table) > 1 else _noise_of_sides(means, names)
+    if means.count() < LEAST_LABELS or np.isnan(of_one_case):
+        return means.to_numpy()
+    noise = of_one_case / counts.clip(lower=1)
+    between = max(float(means.var() - noise[counts > 0].mean()), 0.0)
+    kept = between / (between + noise).clip(lower=np.finfo(float).tiny)
+    return (means.mean() + kept * (means - means.mean())).to_numpy()
+
+
+def _noise_of_cases(table: pd.DataFrame) -> float:
+    """The variance of a label's gain from case to case, the mean over labels; NaN where too few labels tell it."""
+    of_each = table.var().dropna()
+    return float(of_each.mean()) if len(of_each) >= LEAST_LABELS else float("nan")
+
+
+def _noise_of_sides(means: pd.Series, names: Sequence[str]) -> float:
+    """The same from one case: half the mean squared difference of left and right; NaN where too few pairs tell it."""
+    sides: dict[str, dict[str, float]] = {}
+    for name, gain in zip(names, means, strict=True):
+        side = infer_hemisphere(name)
+        if side is not None and not np.isnan(gain):
+            sides.setdefault(name_of_both_sides(name), {})[side] = gain
+    differences = [pair["L"] - pair["R"] for pair in sides.values() if len(pair) == 2]
+    return float(np.mean(np.square(differences)) / 2) if len(differences) >= LEAST_LABELS else float("nan")
 
 
 def lost_labels(comparison: pd.DataFrame, requests: Sequence[RequestedLabel], table: LabelTable) -> tuple[str, ...]:

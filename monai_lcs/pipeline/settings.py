@@ -218,7 +218,8 @@ class Settings:
             >>> "vote_weight" in Settings().of_training()
             False
         """
-        return {name: value for name, value in self.to_dict().items() if name != "vote_weight"}
+        not_trained = {"vote_weight", "further_networks"}
+        return {name: value for name, value in self.to_dict().items() if name not in not_trained}
 
     def write(self, path: PathLike) -> None:
         """Write the settings as JSON; the file appears complete or not at all."""

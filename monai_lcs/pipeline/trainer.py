@@ -70,6 +70,7 @@ def _recipe(study: PathLike | None, out: PathLike, settings: Settings) -> dict[s
     values.pop("fused")  # whether further atlases vote is said by giving some
     values.pop("propagated")  # which labels are lost is found by the validation
     values.pop("vote_weight")  # what the validation scores is the network alone
+    values.pop("further_networks")  # a training has one
     folders = {"ckpt_dir": str(out), "output_dir": str(out), "dataset_dir": None if study is None else str(study)}
     return {"bundle_root": str(bundle_folder()), **folders, **values}
 

@@ -12,7 +12,7 @@ import torch
 from monai.config import PathLike
 
 from monai_lcs.atlas import Atlas, fingerprint
-from monai_lcs.networks import MeanNetwork
+from monai_lcs.networks import LabelConditionedUNet, MeanNetwork
 from monai_lcs.pipeline.settings import NETWORK, Settings, make_network
 from monai_lcs.pipeline.weights_file import facts_of_weights, read_state, write_weights
 
@@ -238,14 +238,16 @@ def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> Non
         if differ or each.further_networks or first.further_networks:
             reason = f"they differ in {', '.join(differ)}" if differ else "one of them has several networks already"
             raise ValueError(f"{file} and {paths[0]} cannot be joined: {reason}.")
-    state = {f"networks.{n}.{name}": x for n, each in enumerate(paths) for name, x in read_state(each).items()}
+    networks = [make_network(each) for each in settings]
+    for file, network in zip(paths, networks, strict=True):
+        load_weights(file, network)
+    state = MeanNetwork([network for network in networks if isinstance(network, LabelConditionedUNet)]).state_dict()
     shapes = [{name: value for name, value in each.to_dict().items() if name in NETWORK} for each in others]
-    card = {"card": card} if (card := _card(paths[0])) else {}
-    known = {**first.to_dict(), "further_networks": shapes, **card, **facts}
-    make = make_network(Settings.from_dict({name: value for name, value in known.items() if name != "card"}))
+    known = {**first.to_dict(), "further_networks": shapes, **facts}
+    Settings.from_dict({name: value for name, value in known.items() if name != "card"})
     half = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
-    write_weights(path, half, known)
-    load_weights(path, make)  # they fit
+    card = _card(paths[0])
+    write_weights(path, half, {**({"card": card} if card else {}), **known})
 
 
 def cause(error: BaseException) -> str:
