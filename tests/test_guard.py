@@ -64,11 +64,32 @@ def test_a_loss_in_one_case_is_held_against_what_chance_does():
     for cases in (1, 3):
         gains = worse + 0.01 * rng.standard_normal((cases, 120))
         np.testing.assert_allclose(expected_gains(gains, names), worse, atol=0.05)
-    # Efron and Morris by hand: two cases, noise 0.5 * 0.02 = 0.01, the rest of the variance is between labels
-    gains = np.array([np.linspace(0, 0.6, 12) + 0.1, np.linspace(0, 0.6, 12) - 0.1])
-    between = np.linspace(0, 0.6, 12).var(ddof=1) - 0.02 / 2
-    expected = 0.3 + between / (between + 0.01) * (np.linspace(0, 0.6, 12) - 0.3)
-    np.testing.assert_allclose(expected_gains(gains, [str(n) for n in range(12)]), expected)
+
+
+def test_expected_gains_by_hand():
+    """Two cases whose labels differ by -0.1 and 0.1 in turn: their variance is 0.02, that of a mean of two 0.01."""
+    means = np.linspace(0, 0.6, 12)
+    wobble = 0.1 * (-1.0) ** np.arange(12)
+    names = [str(n) for n in range(12)]
+    between = means.var(ddof=1) - 0.02 / 2
+    expected = 0.3 + between / (between + 0.01) * (means - 0.3)
+    np.testing.assert_allclose(expected_gains(np.array([means + wobble, means - wobble]), names), expected)
+    # what all labels of a case share is no noise of a label
+    np.testing.assert_allclose(expected_gains(np.array([means + 0.2, means - 0.2]), names), means)
+
+
+def test_a_label_that_always_loses_is_lost_and_one_that_wins_is_not():
+    rng = np.random.default_rng(1)
+    noisy = 0.1 + 0.1 * rng.standard_normal((6, 120))
+    certain = -0.02 + 0.001 * rng.standard_normal((6, 6))
+    gains = np.hstack([noisy, certain])
+    assert (expected_gains(gains, [str(n) for n in range(126)])[120:] < 0).all()
+    # nothing tells the labels apart, and the mean is below 0: who won in the cases is not lost for that
+    requests = [RequestedLabel(n, str(n), (n,)) for n in range(1, 61)]
+    network = 0.5 - 0.02 + 0.08 * rng.standard_normal((2, 60))
+    table = compare_with_propagated(requests, np.full((2, 60), 0.5), network)
+    assert not (~table.network_wins & (network.mean(0) > 0.5)).any()
+    assert (~table.network_wins).any()
 
 
 def test_few_labels_are_taken_as_they_are():

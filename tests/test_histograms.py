@@ -32,8 +32,14 @@ def test_background_goes_to_background_and_nothing_to_match_changes_nothing():
     matched = match_histogram(image, reference, image > 0, (-5.0, 0.0))
     np.testing.assert_allclose(matched, [0, 10, 20, 30, 0], atol=1e-4)
     np.testing.assert_array_equal(match_histogram(image, reference, image > 9), image)
-    bright = match_histogram(image, reference, image > 0, (9.0, 0.0))  # a bright background stays beyond the object
-    assert bright.min() == 10
+    for between in (2.5, 9.0):  # a background amid the values of the object, or brighter
+        image = np.array([between, 1, 2, 3, between])
+        np.testing.assert_allclose(
+            match_histogram(image, reference, image != between, (between, 0.0)), reference, atol=1e-4
+        )
+    constant = np.array([-5.0, 7, 7, 7, -5])
+    np.testing.assert_array_equal(match_histogram(image, constant, reference > 0), image)
+    np.testing.assert_array_equal(match_histogram(constant, reference, reference > 0), constant)
 
 
 def blobs(field=None):
@@ -66,3 +72,21 @@ def test_demons_find_the_same_with_another_contrast():
     before = np.abs(sitk.GetArrayFromImage(moving) - sitk.GetArrayFromImage(fixed)).mean()
     assert same < 0.5 * before
     assert changed < 1.15 * same
+
+
+@pytest.mark.parametrize("background", [0.0, 300.0, 75.0])
+def test_any_background_of_the_atlas_goes_to_that_of_the_scan(background):
+    """A scan normalized to mean 0 has its background amid the tissues; a negative has it beyond them."""
+    fixed = blobs()
+    array = sitk.GetArrayFromImage(fixed)
+    other = sitk.GetImageFromArray(np.where(array == 0, background, 0.5 * array + 40).astype(np.float32))
+    other.CopyInformation(fixed)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(registration._like(fixed, other)), array, atol=1.0)
+
+
+def test_objects_without_contrast_make_no_field_of_nan():
+    array = sitk.GetArrayFromImage(blobs())
+    binary = sitk.GetImageFromArray(np.where(array == 0, 200.0, 10.0).astype(np.float32))
+    start, levels = sitk.Transform(3, sitk.sitkIdentity), registration.DEMONS["deformable"][1]
+    found = registration.deform(binary, binary, start, levels)
+    assert np.isfinite(found.TransformPoint((39.0, 39.0, 39.0))).all()

@@ -22,11 +22,11 @@ def match_histogram(
         image: any shape.
         reference: the same shape, on the same grid.
         where: the voxels whose histograms are matched, those of the object in both.
-        backgrounds: values of image and reference beyond the object. The first goes to the second where it is darker
-            than all of the object.
+        backgrounds: values of image and reference beyond the object. The first goes to the second, whatever it is.
 
     Returns:
-        The image, float32; as it was without any voxel in ``where``.
+        The image, float32; as it was where there is nothing to match: no voxel in ``where``, or the object is constant
+        in one of the two.
 
     Example:
         >>> scan = np.linspace(0, 1, 101)
@@ -37,8 +37,12 @@ def match_histogram(
     if not where.any():
         return image.astype(np.float32)
     found, wanted = (np.quantile(values[where], np.linspace(0, 1, QUANTILES)) for values in (image, reference))
+    if found[0] == found[-1] or wanted[0] == wanted[-1]:
+        return image.astype(np.float32)
     last = np.append(np.diff(found) > 0, True)  # of equal quantiles the last: values must rise
     found, wanted = found[last], wanted[last]
     if backgrounds[0] < found[0]:
         found, wanted = np.append(backgrounds[0], found), np.append(backgrounds[1], wanted)
-    return np.interp(image, found, wanted).astype(np.float32)
+    matched = np.interp(image, found, wanted)
+    matched[image == backgrounds[0]] = backgrounds[1]
+    return matched.astype(np.float32)

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ class MeanNetwork(nn.Module):
     """Several label conditioned networks as one, for inference: its probability is the mean of theirs.
 
     Networks of different kinds err in different places. It is a
-    :class:`monai_lcs.networks.LabelConditionedNetwork`, and costs what its networks cost one after the other. Train
-    each by itself.
+    :class:`monai_lcs.networks.LabelConditionedNetwork`, and costs what its networks cost one after the other. It cannot
+    be trained: train each by itself.
 
     Args:
         networks: two or more, each with an atlas, for the same image and atlas channels.
@@ -60,7 +61,7 @@ class MeanNetwork(nn.Module):
 
     @property
     def _members(self) -> list[LabelConditionedUNet]:
-        return [network for network in self.networks if isinstance(network, LabelConditionedUNet)]
+        return cast(list[LabelConditionedUNet], [*self.networks])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, K, *spatial)`` of ``(B, image_channels + atlas_channels + K, *spatial)``, everywhere."""
@@ -87,7 +88,7 @@ class MeanNetwork(nn.Module):
             chosen = [i for i in batch if wanted is None or i in wanted]
             some = [masks[i] for i in chosen], [boxes[i] for i in chosen]
             answers = [
-                dict(network.decode_boxes(own, *some, halo=halo, room=room))
+                dict(network.decode_boxes(own, *some, halo=halo, room=_room_for(network, room)))
                 for network, own in zip(self._members, of_each, strict=True)
             ]
             for n, i in enumerate(chosen):
@@ -103,13 +104,18 @@ class MeanNetwork(nn.Module):
         sharing = next((network for network in self._members if network.competes), None)
         if sharing is None:
             return self._members[0].batches(boxes, padded_shape(window, self.stride), room)
-        return sharing.batches(boxes, padded_shape(window, self.stride), max(room, SHARED_ROOM))
+        return sharing.batches(boxes, padded_shape(window, self.stride), _room_for(sharing, room) or math.inf)
 
     def _divide(self, features: Features) -> list[Features]:
         """The features of each network."""
         levels = iter(features.levels)
         counts = [network.depth + 1 if network.decodes_by_label else 1 for network in self._members]
         return [Features(tuple(islice(levels, count)), features.spatial_shape) for count in counts]
+
+
+def _room_for(network: LabelConditionedUNet, room: float | None) -> float | None:
+    """How many voxels of boxes a network decodes at a time, see :data:`SHARED_ROOM`."""
+    return max(room, SHARED_ROOM) if room and network.competes else room
 
 
 def mean_logit(logits: Sequence[Tensor]) -> Tensor:
@@ -126,6 +132,11 @@ def mean_logit(logits: Sequence[Tensor]) -> Tensor:
 
 
 def _check_networks(networks: Sequence[LabelConditionedUNet]) -> None:
+    if not all(isinstance(network, LabelConditionedUNet) for network in networks):
+        kinds_of = [type(network).__name__ for network in networks]
+        raise TypeError(
+            f"The networks of a mean must be LabelConditionedUNet, got {kinds_of}: compile the mean instead."
+        )
     if len(networks) < 2:
         raise ValueError(f"A mean needs two or more networks, got {len(networks)}.")
     kinds = {(network.spatial_dims, network.image_channels, network.atlas_channels) for network in networks}

@@ -166,7 +166,16 @@ class BestModel:
 
     def _score_present(self, evaluator: Any) -> float:
         """The validation Dice of the weights that answer now, be they of another shape or of several networks."""
-        network = make_network(self._settings_of(self.present))
+        then = self._settings_of(self.present, "sees_each_atlas")
+        differ = [
+            name for name in ("spacing", "margin_mm", "halo") if getattr(then, name) != getattr(self.settings, name)
+        ]
+        if differ:
+            warnings.warn(
+                f"{self.present} is scored with another {', '.join(differ)} than it was trained with: a weak rival.",
+                stacklevel=2,
+            )
+        network = make_network(then)
         load_weights(str(self.present), network)
         trained, evaluator.network = evaluator.network, on_device(network, evaluator.state.device).eval()
         score = self._validate(evaluator, evaluator.inferer)

@@ -1,4 +1,4 @@
-"""A network must not make a label worse than its propagated mask: a validation tells where, the mask then answers."""
+"""Where a network is expected to be worse than the propagated mask, which a validation tells, the mask answers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ __all__ = [
 LEAST_LABELS = 10
 """Labels, or pairs of sides, that tell how noisy a gain is."""
 
+CERTAIN_CASES = 3
+"""A label that loses in each of so many cases, and in all there are, does not lose by chance."""
+
 
 def compare_with_propagated(
     requests: Sequence[RequestedLabel], propagated: np.ndarray, network: np.ndarray
@@ -42,8 +45,8 @@ def compare_with_propagated(
 
     Returns:
         Columns ``id``, ``name``, ``propagated`` and ``network``, means over the cases that have the label;
-        ``expected_gain``, see :func:`expected_gains`; and ``network_wins``: whether that is no loss; also for a label
-        that no case has.
+        ``expected_gain``, see :func:`expected_gains`; and ``network_wins``: unless the network lost and is expected to;
+        also for a label that no case has.
 
     Example:
         >>> requests = [RequestedLabel(4, "ventricle", (4,)), RequestedLabel(17, "hippocampus", (17,))]
@@ -55,7 +58,7 @@ def compare_with_propagated(
     means.insert(0, "id", [request.id for request in requests])
     means.insert(1, "name", [request.name for request in requests])
     gains = expected_gains(network - propagated, list(means.name))
-    return means.assign(expected_gain=gains, network_wins=~(gains < 0))
+    return means.assign(expected_gain=gains, network_wins=~((gains < 0) & (means.network < means.propagated)))
 
 
 def expected_gains(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -63,8 +66,9 @@ def expected_gains(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
     Of many labels the one that loses most in a few cases does so by chance as well. So means over the cases are drawn
     toward the mean of all labels, the more the noisier they are (empirical Bayes, Efron and Morris 1975). The noise is
-    what cases differ in; with one case, what the two sides of a structure differ in. With fewer than
-    :data:`LEAST_LABELS` labels or pairs of sides it cannot be told, and means stay as they are.
+    what cases differ in, apart from what all labels of a case share; with one case, what the two sides of a structure
+    differ in. With fewer than :data:`LEAST_LABELS` labels or pairs of sides it cannot be told, and means stay as they
+    are; so does that of a label that loses in every one of :data:`CERTAIN_CASES` cases or more.
 
     Args:
         gains: ``(cases, labels)``, the network's Dice minus that of the propagated masks; NaN for what a case lacks.
@@ -82,18 +86,20 @@ def expected_gains(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """
     table = pd.DataFrame(gains, columns=range(len(names)))
     means, counts = table.mean(), table.count()
-    of_one_case = _noise_of_cases(table) if len(table) > 1 else _noise_of_sides(means, names)
+    of_one_case = _noise_of_cases(table)
+    of_one_case = _noise_of_sides(means, names) if np.isnan(of_one_case) else of_one_case
     if means.count() < LEAST_LABELS or np.isnan(of_one_case):
         return means.to_numpy()
     noise = of_one_case / counts.clip(lower=1)
     between = max(float(means.var() - noise[counts > 0].mean()), 0.0)
     kept = between / (between + noise).clip(lower=np.finfo(float).tiny)
-    return (means.mean() + kept * (means - means.mean())).to_numpy()
+    certain = (counts >= CERTAIN_CASES) & (table.max() < 0)
+    return (means.mean() + kept * (means - means.mean())).where(~certain, means).to_numpy()
 
 
 def _noise_of_cases(table: pd.DataFrame) -> float:
     """The variance of a label's gain from case to case, the mean over labels; NaN where too few labels tell it."""
-    of_each = table.var().dropna()
+    of_each = table.sub(table.mean(axis=1), axis=0).var().dropna()  # a case may be easier for all labels
     return float(of_each.mean()) if len(of_each) >= LEAST_LABELS else float("nan")
 
 

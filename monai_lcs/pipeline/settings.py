@@ -94,15 +94,9 @@ class Settings:
     further_networks: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        for name in (
-            "spacing",
-            "channels",
-            "norm",
-            "propagated",
-            "further_networks",
-        ):  # JSON has lists, where equal settings must be equal
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        # JSON has lists, where equal settings must be equal
+        for name in ("spacing", "channels", "norm", "propagated", "further_networks"):
+            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         look_up_option(self.align, ALIGNMENTS)
         check_halo(self.halo)
         self._check_input()
@@ -122,7 +116,7 @@ class Settings:
     def _check_network(self) -> None:
         if not _numbers(self.channels) or len(self.channels) < 2 or not all(is_integer(n) for n in self.channels):
             raise ValueError(f"`channels` must be two or more widths, got {self.channels!r}.")
-        if 5 * 3**3 * sum(int(n) ** 2 for n in self.channels) > MOST_WEIGHTS or len(self.channels) > MOST_LEVELS:
+        if _most_weights(self.channels) > MOST_WEIGHTS or len(self.channels) > MOST_LEVELS:
             raise ValueError(
                 f"`channels` must make a network of at most {MOST_LEVELS} levels and {MOST_WEIGHTS} weights, got"
                 f" {str(self.channels)[:100]}."
@@ -138,6 +132,8 @@ class Settings:
 
     def _check_norm(self) -> None:
         """A norm has a name, and no argument that sizes it: the widths do."""
+        if self.norm is not None and not isinstance(self.norm, str | Sequence):
+            raise ValueError(f"`norm` must be a name, or a name and arguments, got {str(self.norm)[:100]}.")
         name, arguments = (self.norm, {}) if self.norm is None or isinstance(self.norm, str) else (*self.norm, {})[:2]
         if name is not None:
             look_up_option(str(name).lower(), NORMS)
@@ -151,7 +147,12 @@ class Settings:
             raise ValueError(f"`further_networks` must be a list of {sorted(NETWORK)}, got {str(further)[:100]}.")
         if len(further) >= MOST_NETWORKS:
             raise ValueError(f"`further_networks` must be fewer than {MOST_NETWORKS}, got {len(further)}.")
-        self.of_each_network()  # which checks them
+        weights = sum(_most_weights(each.channels) for each in self.of_each_network())  # which checks each by itself
+        if further and (weights > MOST_WEIGHTS or any(each.conditioning is None for each in self.of_each_network())):
+            raise ValueError(
+                f"`further_networks` must see an atlas, and have at most {MOST_WEIGHTS} weights together,"
+                f" got {str(further)[:100]}."
+            )
 
     def of_each_network(self) -> list[Settings]:
         """The settings of each network by itself, this one's first.
@@ -240,6 +241,20 @@ class Settings:
     def label_boxes(self) -> LabelBoxInferer:
         """The inferer to train with."""
         return LabelBoxInferer(margin_mm=self.margin_mm, halo=self.halo, votes=self.soft_masks)
+
+
+def _as_tuples(value: Any) -> Any:
+    """A value with tuples for lists, also inside mappings."""
+    if isinstance(value, list | tuple):
+        return tuple(_as_tuples(each) if isinstance(each, Mapping) else each for each in value)
+    if isinstance(value, Mapping):
+        return {name: _as_tuples(each) for name, each in value.items()}
+    return value
+
+
+def _most_weights(channels: Sequence[Any]) -> int:
+    """About how many weights a network of these widths has, at most."""
+    return 5 * 3**3 * sum(int(n) ** 2 for n in channels)
 
 
 def _numbers(values: Any, count: int | None = None) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.config import PathLike
@@ -34,7 +34,7 @@ BUNDLE_NAME = "whole_brain_lcs_segmentation"
 SHIPPED_WEIGHTS = {"permissive": "model.pt", "research": "model_research.pt", "generalist": "model_generalist.pt"}
 
 
-SAME_INPUT = ("margin_mm", "halo", "soft_masks", "fused")
+SAME_INPUT = ("spacing", "margin_mm", "halo", "soft_masks", "fused")
 """What the networks of one file must have in common."""
 
 
@@ -206,8 +206,8 @@ def _first_of_several(state: dict[str, torch.Tensor], path: PathLike) -> dict[st
 def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> None:
     """Write the weights of several trainings into one file; its answer is the mean of their probabilities.
 
-    They are kept in half precision. How the scan is prepared, which labels are propagated and the card are those of the
-    first, unless ``facts`` say otherwise.
+    They are kept in half precision. How the scan is prepared and the card are those of the first, unless ``facts`` say
+    otherwise. The masks answer for no label unless ``facts`` name it (``propagated``).
 
     Args:
         paths: files of weights with their settings, two or more.
@@ -215,8 +215,8 @@ def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> Non
         facts: settings, or ``card``, that replace those of the first.
 
     Raises:
-        ValueError: when a file cannot be read, or a network must see another input than the first: another margin,
-            halo, soft masks, or training with the votes of several atlases.
+        ValueError: when a file cannot be read; a network must see another input than the first: another voxel size,
+            margin, halo, soft masks, or the votes of several atlases; or a weight is too large for half precision.
 
     Example:
         >>> from monai_lcs.pipeline import Settings, make_network
@@ -241,11 +241,14 @@ def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> Non
     networks = [make_network(each) for each in settings]
     for file, network in zip(paths, networks, strict=True):
         load_weights(file, network)
-    state = MeanNetwork([network for network in networks if isinstance(network, LabelConditionedUNet)]).state_dict()
+    state = MeanNetwork(cast(list[LabelConditionedUNet], networks)).state_dict()
     shapes = [{name: value for name, value in each.to_dict().items() if name in NETWORK} for each in others]
-    known = {**first.to_dict(), "further_networks": shapes, **facts}
+    known = {**first.to_dict(), "further_networks": shapes, "propagated": [], **facts}
     Settings.from_dict({name: value for name, value in known.items() if name != "card"})
     half = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
+    too_large = [name for name, x in half.items() if not torch.isfinite(x).all()]
+    if too_large:
+        raise ValueError(f"{too_large[0]} has weights that are too large for half precision: {path} is not written.")
     card = _card(paths[0])
     write_weights(path, half, {**({"card": card} if card else {}), **known})
 
