@@ -1,4 +1,4 @@
-"""No label worse than its propagated mask: hand-made arrays, a hopeless training, and the same answer at every door."""
+"""Where the propagated mask answers: hand-made arrays, a hopeless training, and the same answer at every door."""
 
 from dataclasses import replace
 

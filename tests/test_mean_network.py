@@ -213,3 +213,19 @@ def test_what_answers_now_is_scored_with_all_its_networks(two_files, tmp_path):
     assert best._score_present(evaluator) == 0.5
     assert evaluator.scored == ("MeanNetwork",)
     assert evaluator.network is network
+
+
+def test_the_research_weights_are_two_networks():
+    weights = lcs.shipped_weights("research")
+    settings = Settings.of_weights(weights)
+    network = make_network(settings)
+    load_weights(weights, network)
+    assert isinstance(network, MeanNetwork)
+    assert [each.conditioning for each in settings.of_each_network()] == list(KINDS)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.random((1, 3, 16, 16, 16), dtype=np.float32))
+    x[:, 2] = x[:, 2] > 0.5
+    with torch.no_grad():
+        first, second = (each(x).sigmoid() for each in network.eval().networks)
+        torch.testing.assert_close(network(x).sigmoid(), (first + second) / 2, atol=1e-5, rtol=1e-4)
+    assert (first - second).abs().max() > 0.01

@@ -39,7 +39,8 @@ from monai_lcs.pipeline import (
 from monai_lcs.pipeline.evaluation import pair_label_maps, score_label_maps
 from monai_lcs.pipeline.preprocessing import as_volume
 from monai_lcs.pipeline.trainer import _recipe
-from monai_lcs.pipeline.weights import atlas_card, load_weights
+from monai_lcs.pipeline.weights import atlas_card, join_weights, load_weights
+from monai_lcs.pipeline.weights_file import write_weights
 from monai_lcs.study.images import GridWarning, notes_of
 
 MM = 4.0
@@ -489,6 +490,29 @@ def test_train(study, atlas, tmp_path):
         lcs.train(study, atlas, tmp_path, epoch=1)
     with pytest.raises(ValueError, match=r"There is no folder .*nowhere"):
         lcs.train("nowhere", atlas, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_training_begins_with_the_first_of_several_networks(study, atlas, tmp_path):
+    """As after corrections in MONAI Label: the mean of both answers until one network alone is better."""
+    settings = lcs.Settings.from_dict(SETTINGS)
+    other = replace(settings, conditioning="shared")
+    write_weights(tmp_path / "other.pt", make_network(other).state_dict(), other.to_dict())
+    both = tmp_path / "both.pt"
+    join_weights([study / "model/model.pt", tmp_path / "other.pt"], both)
+    fast = {"epochs": 1, "val_interval": 1, "labels_per_image": 3, "device": "cpu", "learning_rate": 50.0}
+    with pytest.warns(UserWarning, match=r"both\.pt has 2 networks whose answers are averaged: the first alone"):
+        lcs.train(
+            study,
+            atlas,
+            tmp_path / "new",
+            settings=lcs.Settings.of_weights(both),
+            keep_better=True,
+            present=str(both),
+            pretrained=str(both),
+            **fast,
+        )
+    assert not (tmp_path / "new/model.pt").exists()
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
