@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from monai_lcs.atlas import registration
-from monai_lcs.atlas.histograms import match_histogram
+from monai_lcs.atlas.histograms import contrast_difference, match_histogram
 
 
 @pytest.mark.parametrize("contrast", [lambda x: x**3, np.sqrt, lambda x: 900 * x - 40, lambda x: np.exp(4 * x)])
@@ -56,11 +56,11 @@ def blobs(field=None):
 
 
 def test_demons_find_the_same_with_another_contrast():
-    """The contrast of an average brain, whose gray matter is half as far from white, must not cost alignment."""
+    """The contrast of an average brain must not cost alignment."""
     wave = 2.0 * np.sin(np.arange(40.0) / 40 * 2 * np.pi)
     field = np.stack(np.meshgrid(wave, wave, wave, indexing="ij"), -1)
     fixed, moving = blobs(field), blobs()
-    other = sitk.Cast(sitk.Pow(moving / 100.0, 0.4) * 700.0, sitk.sitkFloat32)
+    other = sitk.Cast(sitk.Pow(moving / 100.0, 3.0) * 700.0, sitk.sitkFloat32)
     start, levels = sitk.Transform(3, sitk.sitkIdentity), registration.DEMONS["deformable"][1]
 
     def left_over(image):
@@ -71,7 +71,7 @@ def test_demons_find_the_same_with_another_contrast():
     same, changed = left_over(moving), left_over(other)
     before = np.abs(sitk.GetArrayFromImage(moving) - sitk.GetArrayFromImage(fixed)).mean()
     assert same < 0.5 * before
-    assert changed < 1.15 * same
+    assert changed < 1.3 * same  # unmatched 5 times
 
 
 @pytest.mark.parametrize("background", [0.0, 300.0, 75.0])
@@ -79,9 +79,11 @@ def test_any_background_of_the_atlas_goes_to_that_of_the_scan(background):
     """A scan normalized to mean 0 has its background amid the tissues; a negative has it beyond them."""
     fixed = blobs()
     array = sitk.GetArrayFromImage(fixed)
-    other = sitk.GetImageFromArray(np.where(array == 0, background, 0.5 * array + 40).astype(np.float32))
+    other = sitk.GetImageFromArray(np.where(array == 0, background, 40 + np.exp(array / 25)).astype(np.float32))
     other.CopyInformation(fixed)
-    np.testing.assert_allclose(sitk.GetArrayFromImage(registration._like(fixed, other)), array, atol=1.0)
+    matched = sitk.GetArrayFromImage(registration._like(fixed, other))
+    assert (matched[array == 0] == 0).all()
+    assert np.abs(matched - array)[array > 0].mean() < 1  # of 40 to 160
 
 
 def test_objects_without_contrast_make_no_field_of_nan():
@@ -90,3 +92,21 @@ def test_objects_without_contrast_make_no_field_of_nan():
     start, levels = sitk.Transform(3, sitk.sitkIdentity), registration.DEMONS["deformable"][1]
     found = registration.deform(binary, binary, start, levels)
     assert np.isfinite(found.TransformPoint((39.0, 39.0, 39.0))).all()
+
+
+def test_the_contrast_of_the_same_scanner_stays():
+    """People differ in how much of a tissue they have; to match that away would lose what tells them apart."""
+    rng = np.random.default_rng(0)
+    tissues, everywhere = np.array([0.2, 0.6, 0.9]), np.ones(9000, bool)
+
+    def brain(shares):
+        return rng.choice(tissues, 9000, p=shares) + 0.03 * rng.standard_normal(9000)
+
+    one, other = brain([0.1, 0.5, 0.4]), brain([0.15, 0.45, 0.4])
+    assert contrast_difference(one, other, everywhere) < registration.SAME_CONTRAST
+    assert contrast_difference(500 * one - 90, other, everywhere) < registration.SAME_CONTRAST
+    average = np.interp(brain([0.1, 0.5, 0.4]), tissues, [0.2, 0.8, 0.9])  # bright gray matter
+    assert contrast_difference(average, other, everywhere) > registration.SAME_CONTRAST
+    fixed, moving = blobs(), blobs()
+    assert registration._like(fixed, moving) is moving
+    assert contrast_difference(one, np.full(9000, 4.0), everywhere) == 0
