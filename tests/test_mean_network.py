@@ -172,6 +172,10 @@ def test_files_that_cannot_be_joined(two_files, tmp_path):
     with pytest.raises(ValueError, match=r"soft\.pt and .* cannot be joined: they differ in soft_masks"):
         join_weights([two_files[0], tmp_path / "soft.pt"], tmp_path / "both.pt")
     join_weights(two_files, tmp_path / "both.pt")
+    kept = (tmp_path / "both.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"both\.pt is there already: give another name, or remove it"):
+        join_weights(two_files, tmp_path / "both.pt")
+    assert (tmp_path / "both.pt").read_bytes() == kept
     with pytest.raises(ValueError, match="has several networks already"):
         join_weights([two_files[0], tmp_path / "both.pt"], tmp_path / "more.pt")
     with pytest.raises(ValueError, match="There are no settings"):
@@ -229,3 +233,19 @@ def test_the_research_weights_are_two_networks():
         first, second = (each(x).sigmoid() for each in network.eval().networks)
         torch.testing.assert_close(network(x).sigmoid(), (first + second) / 2, atol=1e-5, rtol=1e-4)
     assert (first - second).abs().max() > 0.01
+
+
+def test_what_answers_now_and_cannot_be_compared_is_said(two_files, tmp_path):
+    settings = Settings.of_weights(two_files[0])
+    finer = replace(settings, spacing=(2.0, 2.0, 2.0))
+    evaluator = type("Evaluator", (), {"network": None, "inferer": None, "run": lambda self: None})()
+    evaluator.state = type("State", (), {"metrics": {"dice": 0.5}, "key_metric_name": "dice", "device": "cpu"})()
+    best = BestModel(tmp_path / "new", make_network(finer), finer, keep_better=True, present=two_files[0])
+    with pytest.warns(UserWarning, match="is scored with the spacing of this training, not with its own"):
+        best._score_present(evaluator)
+    fused = replace(settings, fused=True)
+    best = BestModel(tmp_path / "new", make_network(fused), fused, keep_better=True, present=two_files[1])
+    with pytest.raises(
+        ValueError, match="cannot be compared with this training: one of the two networks looks at each"
+    ):
+        best._score_present(evaluator)

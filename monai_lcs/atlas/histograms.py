@@ -1,4 +1,7 @@
-"""Histogram matching: an image gets the contrast between tissues that another one has."""
+"""Histogram matching: an image gets the contrast between tissues that another one has.
+
+SimpleITK's filter takes no mask. With the average brain, labels then aligned less well (docs/benchmarks.md).
+"""
 
 from __future__ import annotations
 

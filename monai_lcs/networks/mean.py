@@ -38,6 +38,7 @@ class MeanNetwork(nn.Module):
         competes: where this holds for all of them.
 
     Raises:
+        TypeError: for something else than :class:`monai_lcs.networks.LabelConditionedUNet`, such as a compiled one.
         ValueError: for fewer than two networks, a plain multi-channel one, or different channels.
 
     Example:

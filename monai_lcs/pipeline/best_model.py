@@ -166,13 +166,20 @@ class BestModel:
 
     def _score_present(self, evaluator: Any) -> float:
         """The validation Dice of the weights that answer now, be they of another shape or of several networks."""
-        then = self._settings_of(self.present, "sees_each_atlas")
+        then = self._settings_of(self.present)
+        if self.settings.fused and then.sees_each_atlas != self.settings.sees_each_atlas:
+            raise ValueError(
+                f"{self.present} cannot be compared with this training: one of the two networks looks at each of"
+                " several atlases, the other at what their votes make of them. Train without further atlases, or without"
+                " `keep_better`."
+            )
         differ = [
             name for name in ("spacing", "margin_mm", "halo") if getattr(then, name) != getattr(self.settings, name)
         ]
         if differ:
             warnings.warn(
-                f"{self.present} is scored with another {', '.join(differ)} than it was trained with: a weak rival.",
+                f"{self.present} is scored with the {', '.join(differ)} of this training, not with its own: it may be"
+                " better than its score.",
                 stacklevel=2,
             )
         network = make_network(then)

@@ -211,12 +211,13 @@ def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> Non
 
     Args:
         paths: files of weights with their settings, two or more.
-        path: the file to write, and beside it a copy of the settings, ``.json``.
+        path: the file to write, which must not be there, and beside it a copy of the settings, ``.json``.
         facts: settings, or ``card``, that replace those of the first.
 
     Raises:
-        ValueError: when a file cannot be read; a network must see another input than the first: another voxel size,
-            margin, halo, soft masks, or the votes of several atlases; or a weight is too large for half precision.
+        ValueError: when ``path`` is there already; when a file cannot be read; when a network must see another input
+            than the first, which is another voxel size, margin, halo, soft masks, or the votes of several atlases; or
+            when a weight is too large for half precision.
 
     Example:
         >>> from monai_lcs.pipeline import Settings, make_network
@@ -231,6 +232,9 @@ def join_weights(paths: Sequence[PathLike], path: PathLike, **facts: Any) -> Non
         >>> [each.conditioning for each in both.of_each_network()], both.propagated
         (['multiscale', 'shared'], ('CSF',))
     """
+    there = [target for target in (Path(path), Path(path).with_suffix(".json")) if target.exists()]
+    if there:
+        raise ValueError(f"{there[0]} is there already: give another name, or remove it.")
     settings = [Settings.of_weights(each) for each in paths]
     first, *others = settings
     for each, file in zip(others, list(paths)[1:], strict=True):
