@@ -170,8 +170,8 @@ class BestModel:
         if self.settings.fused and then.sees_each_atlas != self.settings.sees_each_atlas:
             raise ValueError(
                 f"{self.present} cannot be compared with this training: one of the two networks looks at each of"
-                " several atlases, the other at what their votes make of them. Train without further atlases, or without"
-                " `keep_better`."
+                " several atlases, the other at what their votes make of them. Train without further atlases, or"
+                " without `keep_better`."
             )
         differ = [
             name for name in ("spacing", "margin_mm", "halo") if getattr(then, name) != getattr(self.settings, name)
